@@ -10,11 +10,64 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import HotloopError as HotloopError
+    from .data import PackedDataset, load_mnist, open_dataset
+    from .errors import (
+        BudgetError,
+        CheckpointError,
+        DataError,
+        DivergedError,
+        HotloopError,
+        InputError,
+        MissingExtraError,
+        ModelError,
+        PlanError,
+        PoolError,
+        RunError,
+        StorageError,
+    )
+    from .machine import Ceilings, Machine, ThreadAffinity
+    from .memory import (
+        BatchBuffer,
+        BatchLayout,
+        Budget,
+        BufferState,
+        MemoryPool,
+        TensorArena,
+    )
+    from .plan import CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, Plan
+    from .step import TrainStep, compile_step
+    from .train import CheckpointStore, Trainer, TrainReport
 
 __version__ = "0.1.0"
 
 _ROOM_OF = {
+    # machine and plan
+    "Machine": "machine",
+    "ThreadAffinity": "machine",
+    "Ceilings": "machine",
+    "Plan": "plan",
+    "CpuConfig": "plan",
+    "NumaConfig": "plan",
+    "MemoryConfig": "plan",
+    "CheckpointConfig": "plan",
+    # memory
+    "BatchLayout": "memory",
+    "BatchBuffer": "memory",
+    "BufferState": "memory",
+    "MemoryPool": "memory",
+    "Budget": "memory",
+    "TensorArena": "memory",
+    # data
+    "PackedDataset": "data",
+    "open_dataset": "data",
+    "load_mnist": "data",
+    # training
+    "compile_step": "step",
+    "TrainStep": "step",
+    "Trainer": "train",
+    "TrainReport": "train",
+    "CheckpointStore": "train",
+    # errors
     "HotloopError": "errors",
     "InputError": "errors",
     "PlanError": "errors",
@@ -29,7 +82,43 @@ _ROOM_OF = {
     "DivergedError": "errors",
 }
 
-__all__ = ["__version__", *sorted(_ROOM_OF)]
+__all__ = [
+    "BatchBuffer",
+    "BatchLayout",
+    "Budget",
+    "BudgetError",
+    "BufferState",
+    "Ceilings",
+    "CheckpointConfig",
+    "CheckpointError",
+    "CheckpointStore",
+    "CpuConfig",
+    "DataError",
+    "DivergedError",
+    "HotloopError",
+    "InputError",
+    "Machine",
+    "MemoryConfig",
+    "MemoryPool",
+    "MissingExtraError",
+    "ModelError",
+    "NumaConfig",
+    "PackedDataset",
+    "Plan",
+    "PlanError",
+    "PoolError",
+    "RunError",
+    "StorageError",
+    "TensorArena",
+    "ThreadAffinity",
+    "TrainReport",
+    "TrainStep",
+    "Trainer",
+    "__version__",
+    "compile_step",
+    "load_mnist",
+    "open_dataset",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -264,3 +264,13 @@ def test_a_buffer_cannot_hold_more_rows_than_it_has(num_rows):
         buffer.num_rows = num_rows
     assert buffer.num_rows == 4
     assert "BatchBuffer 0 (in use, 4 rows)" in repr(buffer)
+
+
+def test_filling_one_buffer_is_no_change_of_another_to_autograd():
+    pool = MemoryPool([BatchLayout(2, (3,), torch.float32)], num_buffers=2)
+    in_use, filling = pool.acquire(), pool.acquire()
+    weight = torch.ones(3, requires_grad=True)
+    loss = (in_use.tensors[0] * weight).sum()
+    filling.tensors[0].fill_(5.0)
+    loss.backward()
+    assert weight.grad is not None

@@ -1,11 +1,29 @@
-"""Batch memory: preallocated, aligned, reused; and its size before the run.
+"""Memory: batches and tensors preallocated, aligned, reused; and its size before the run.
 
-layout   BatchLayout: rows of one tensor at an aligned stride
-arena    one anonymous mapping, aligned and touched, on huge pages when asked
-pool     MemoryPool and BatchBuffer: buffers lent out and taken back across threads
+layout        BatchLayout: rows of one tensor at an aligned stride
+arena         one anonymous mapping, aligned and touched, on huge pages when asked
+pool          MemoryPool and BatchBuffer: buffers lent out and taken back across threads
+tensor_arena  TensorArena: torch's CPU tensors from one range (tensor_arena.cpp, native.py)
+arena_model   ArenaModel: how far that range will be used, without using it
+trace         one step on shapes alone: every allocation in order
+rehearsal     tiny layers that make kernel code resident, so that it can be counted
+budget        Budget: bytes by component before the run
 """
 
+from .budget import Budget, largest_micro_batch, pool_buffers
 from .layout import BatchLayout
 from .pool import BatchBuffer, BufferState, MemoryPool, PoolStats
+from .tensor_arena import ArenaStats, TensorArena
 
-__all__ = ["BatchBuffer", "BatchLayout", "BufferState", "MemoryPool", "PoolStats"]
+__all__ = [
+    "ArenaStats",
+    "BatchBuffer",
+    "BatchLayout",
+    "Budget",
+    "BufferState",
+    "MemoryPool",
+    "PoolStats",
+    "TensorArena",
+    "largest_micro_batch",
+    "pool_buffers",
+]

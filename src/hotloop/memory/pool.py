@@ -147,7 +147,9 @@ class MemoryPool:
         blocks = arena.block.view(num_buffers, buffer_bytes)
         self._tensors = [
             tuple(
-                layout.view(block[offset : offset + layout.total_bytes])
+                # `.data`: a version counter of its own. All views of one tensor share one, and
+                # autograd would take the filling of one buffer for a change of the one in use.
+                layout.view(block[offset : offset + layout.total_bytes]).data
                 for layout, offset in zip(self.layouts, offsets, strict=True)
             )
             for block in blocks

@@ -1,1 +1,27 @@
-"""train."""
+"""Training: from data to a trained model, and back from any checkpoint.
+
+trainer      Trainer.fit: check, predict memory, prepare, run, report
+loop         the loop itself: batches, steps, evaluation, checkpoints, when to stop
+progress     counters and history of a run
+snapshot     a run as tensors and a document, and back
+checkpoint   CheckpointStore: durable folders; encode, manifest, tensor_file, system_calls under it
+evaluate     loss and accuracy on a data set
+report       TrainReport
+curve        the learning curve as a picture
+interrupt    Ctrl-C as a flag
+zoo          the models of the benchmarks
+"""
+
+from .checkpoint import Checkpoint, CheckpointStore
+from .progress import EpochRecord, Progress
+from .report import TrainReport
+from .trainer import Trainer
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointStore",
+    "EpochRecord",
+    "Progress",
+    "TrainReport",
+    "Trainer",
+]

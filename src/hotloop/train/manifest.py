@@ -97,7 +97,9 @@ class Manifest:
             raise CheckpointError(f"the manifest must list {DOCUMENT}")
         for name, record in self.files.items():
             if name != DOCUMENT:
-                check_group(name.removesuffix(TENSOR_SUFFIX) if _is_tensor_file(name) else name)
+                if not name.endswith(TENSOR_SUFFIX):
+                    raise CheckpointError("the manifest lists a file of no known kind", got=name)
+                check_group(name.removesuffix(TENSOR_SUFFIX))
             size, digest = record.size_bytes, record.sha256
             if type(size) is not int or size < 0 or type(digest) is not str:
                 raise CheckpointError("a file in the manifest must have a size and a sha256")
@@ -204,10 +206,6 @@ def read_document(files: Files, folder: Path, manifest: Manifest) -> dict[str, A
     if not isinstance(document, dict):
         raise CheckpointError(f"{DOCUMENT} must be a JSON object")
     return document
-
-
-def _is_tensor_file(name: object) -> bool:
-    return isinstance(name, str) and name.endswith(TENSOR_SUFFIX)
 
 
 def _canonical(body: dict[str, Any]) -> bytes:

@@ -1,0 +1,261 @@
+"""The parts of a plan: ``CpuConfig``, ``NumaConfig``, ``MemoryConfig``, ``CheckpointConfig``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import PlanError
+from ..machine import Machine, numa
+from ..machine.affinity import ThreadAffinity
+from ..units import MIB, parse_bytes
+from .knob import (
+    AUTO,
+    knob,
+    parse_float,
+    parse_int,
+    parse_ints,
+    parse_threads,
+    require_choice,
+    require_int,
+)
+
+
+def default_num_threads() -> int:
+    """Usable CPUs - 1, at least 1: one CPU is left to the operating system and the data queue."""
+    return max(1, Machine.probe().usable_cpus - 1)
+
+
+@dataclass(frozen=True)
+class CpuConfig:
+    """Threads of the step, where they run, and how far the data queue may run ahead.
+
+    Attributes:
+        num_threads: threads inside each operation. Default: usable CPUs - 1, at least 1.
+            ``"auto"``: the count with the best measured rate, see ``Plan.resolve``.
+        thread_affinity: ``none``, ``compact``, ``spread`` or a list of CPUs such as ``0,2,4-6``.
+        queue_size: batches prepared ahead of the step, at least 1.
+
+    Raises:
+        PlanError: a value breaks its rule.
+    """
+
+    num_threads: int | Literal["auto"] = knob(
+        factory=default_num_threads,
+        help="threads inside each operation, or auto (default: usable CPUs - 1)",
+        parse=parse_threads,
+        metavar="N",
+    )
+    thread_affinity: ThreadAffinity = knob(
+        factory=lambda: ThreadAffinity.parse("none"),
+        help="where threads run: none, compact, spread, or CPUs such as 0,2,4-6",
+        parse=ThreadAffinity.parse,
+        metavar="WHERE",
+    )
+    queue_size: int = knob(4, help="batches prepared ahead", parse=parse_int, metavar="N")
+
+    def __post_init__(self) -> None:
+        if self.num_threads != AUTO:
+            require_int("num_threads", self.num_threads, at_least=1, flag="--num-threads")
+        if isinstance(self.thread_affinity, str):
+            object.__setattr__(self, "thread_affinity", ThreadAffinity.parse(self.thread_affinity))
+        elif not isinstance(self.thread_affinity, ThreadAffinity):
+            raise PlanError(
+                "thread_affinity must be none, compact, spread or a list of CPUs",
+                got=repr(self.thread_affinity),
+                next_step="use 'none'",
+            )
+        require_int("queue_size", self.queue_size, at_least=1, flag="--queue-size")
+
+
+@dataclass(frozen=True)
+class NumaConfig:
+    """Which NUMA node each worker thread runs on, and where its memory is taken from.
+
+    Attributes:
+        node_assignments: node number for worker 0, 1, ...; empty: the kernel decides.
+        allocation_policy: ``default``, ``local``, ``bind`` (only the assigned nodes) or
+            ``interleave`` (pages in turn over the assigned nodes).
+
+    Raises:
+        PlanError: a value breaks its rule.
+    """
+
+    node_assignments: tuple[int, ...] = knob(
+        (),
+        help="NUMA node of each worker, such as 0,0,1,1",
+        parse=parse_ints,
+        flag="--numa-nodes",
+        metavar="NODES",
+    )
+    allocation_policy: str = knob(
+        "default",
+        help=f"memory policy: {', '.join(numa.ALLOCATION_POLICIES)}",
+        parse=str,
+        flag="--numa-policy",
+        metavar="POLICY",
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "node_assignments", tuple(self.node_assignments))
+        for node in self.node_assignments:
+            require_int("each of node_assignments", node, at_least=0, flag="--numa-nodes")
+        require_choice("allocation_policy", self.allocation_policy, numa.ALLOCATION_POLICIES)
+
+    def configure_affinity(self, machine: Machine | None = None) -> numa.NumaBinding:
+        """Pin this process's threads to the assigned nodes and set the memory policy.
+
+        A context manager: on leaving, affinity and policy are what they were before.
+
+        Args:
+            machine: where to look the nodes up; this machine when ``None``.
+
+        Raises:
+            PlanError: a node does not exist, or the kernel refuses the policy.
+        """
+        return numa.configure(
+            self.node_assignments, self.allocation_policy, machine or Machine.probe()
+        )
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The memory a run may take and how it is laid out.
+
+    Attributes:
+        limit_bytes: refuse a run predicted to need more. ``None``: the limit of the control
+            group or the memory of the machine, whichever is less.
+        micro_batch_size: samples per forward and backward pass; gradients of the micro-batches
+            are accumulated to the full batch. ``None``: the whole batch at once.
+        tensor_arena: take large tensors from an arena of hotloop's own, whose size is known before
+            the run and whose pages are not given back between steps: ``try`` or ``never``.
+        huge_pages: back the batch pool and the arena with huge pages: ``never``, ``try``, or
+            ``require`` (the pool; the arena tries).
+        mmap_above_bytes: packed samples larger than this stay in a file that is mapped, so
+            that resident memory does not grow with the data.
+        line_bytes: alignment of batch rows; ``None``: the cache line of the machine, else 64.
+        enclave_overhead_bytes: counted in the budget; ``None``: 256 MiB inside an enclave
+            (the guide's figure), 0 outside.
+
+    Raises:
+        PlanError: a value breaks its rule.
+    """
+
+    limit_bytes: int | None = knob(
+        None,
+        help="refuse a run predicted to need more, such as 2GiB",
+        parse=parse_bytes,
+        flag="--memory-limit",
+        metavar="SIZE",
+    )
+    micro_batch_size: int | None = knob(
+        None,
+        help="samples per pass; gradients are accumulated to the batch",
+        parse=parse_int,
+        metavar="N",
+    )
+    tensor_arena: str = knob(
+        "try", help="tensors from an arena of known size: try, never", parse=str, metavar="WHEN"
+    )
+    huge_pages: Literal["never", "try", "require"] = knob(
+        "never",
+        help="huge pages for batches and arena: never, try, require",
+        parse=str,
+        metavar="WHEN",
+    )
+    mmap_above_bytes: int = knob(
+        16 * MIB,
+        help="samples larger than this stay in a mapped file",
+        parse=parse_bytes,
+        flag="--mmap-above",
+        metavar="SIZE",
+    )
+    line_bytes: int | None = knob(
+        None, help="alignment of batch rows in bytes", parse=parse_int, metavar="N"
+    )
+    enclave_overhead_bytes: int | None = knob(
+        None,
+        help="enclave overhead counted in the budget",
+        parse=parse_bytes,
+        flag="--enclave-overhead",
+        metavar="SIZE",
+    )
+
+    def __post_init__(self) -> None:
+        if self.limit_bytes is not None:
+            require_int("limit_bytes", self.limit_bytes, at_least=1, flag="--memory-limit")
+        if self.micro_batch_size is not None:
+            require_int(
+                "micro_batch_size", self.micro_batch_size, at_least=1, flag="--micro-batch-size"
+            )
+        require_choice("tensor_arena", self.tensor_arena, ("try", "never"))
+        require_choice("huge_pages", self.huge_pages, ("never", "try", "require"))
+        require_int("mmap_above_bytes", self.mmap_above_bytes, at_least=0, flag="--mmap-above")
+        if self.line_bytes is not None:
+            require_int("line_bytes", self.line_bytes, at_least=16, flag="--line-bytes")
+            if self.line_bytes & (self.line_bytes - 1):
+                raise PlanError(
+                    "line_bytes must be a power of two",
+                    got=self.line_bytes,
+                    next_step="set line_bytes = 64",
+                )
+        if self.enclave_overhead_bytes is not None:
+            require_int(
+                "enclave_overhead_bytes",
+                self.enclave_overhead_bytes,
+                at_least=0,
+                flag="--enclave-overhead",
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run is saved. It is always saved at the end of each epoch.
+
+    Attributes:
+        every_steps: also after this many steps; ``None``: not by count.
+        every_s: also when this many seconds have passed since the last; ``None``: not by time.
+        keep_last: checkpoints kept, at least 1.
+
+    Raises:
+        PlanError: a value breaks its rule.
+    """
+
+    every_steps: int | None = knob(
+        None, help="save every N steps too", parse=parse_int,
+        flag="--checkpoint-every-steps", metavar="N",
+    )  # fmt: skip
+    every_s: float | None = knob(
+        60.0, help="save when this many seconds have passed too", parse=parse_float,
+        flag="--checkpoint-every-s", metavar="S",
+    )  # fmt: skip
+    keep_last: int = knob(
+        3, help="checkpoints kept", parse=parse_int, flag="--keep-last", metavar="K"
+    )
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None:
+            require_int(
+                "every_steps", self.every_steps, at_least=1, flag="--checkpoint-every-steps"
+            )
+        if self.every_s is not None and not (
+            isinstance(self.every_s, int | float)
+            and not isinstance(self.every_s, bool)
+            and math.isfinite(self.every_s)
+            and self.every_s > 0
+        ):
+            raise PlanError(
+                "every_s must be a number of seconds above 0",
+                got=repr(self.every_s),
+                next_step="set every_s = 60 (--checkpoint-every-s)",
+            )
+        require_int("keep_last", self.keep_last, at_least=1, flag="--keep-last")
+
+
+PARTS: dict[str, type] = {
+    "cpu": CpuConfig,
+    "numa": NumaConfig,
+    "memory": MemoryConfig,
+    "checkpoint": CheckpointConfig,
+}

@@ -1,0 +1,81 @@
+"""What must hold of model, loss and optimizer before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+
+
+def check_parts(model: Any, loss_fn: Any, optimizer: Any) -> None:
+    """Check types, devices, and that the optimizer updates this model.
+
+    Raises:
+        ModelError: one of the three cannot be used, and why.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            "model must be a torch.nn.Module",
+            got=type(model).__name__,
+            next_step="pass the module itself, not its class or its weights",
+        )
+    if not callable(loss_fn):
+        raise ModelError(
+            "loss_fn must be callable as loss_fn(output, target)",
+            got=type(loss_fn).__name__,
+            next_step="pass torch.nn.functional.cross_entropy",
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ModelError(
+            "optimizer must be a torch.optim.Optimizer",
+            got=type(optimizer).__name__,
+            next_step="pass torch.optim.Adam(model.parameters())",
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ModelError(
+            "an optimizer that evaluates the loss several times a step (a closure) cannot be used",
+            got=type(optimizer).__name__,
+            next_step="use torch.optim.Adam, AdamW, SGD or another without closure",
+        )
+    own = {id(p) for p in model.parameters()}
+    updated = [p for group in optimizer.param_groups for p in group["params"]]
+    if not any(id(p) in own for p in updated):
+        raise ModelError(
+            "the optimizer must be built on the model's parameters",
+            got=f"{len(updated)} parameters, none of them the model's",
+            next_step="build the optimizer after the model: torch.optim.Adam(model.parameters())",
+        )
+    devices = {p.device.type for p in model.parameters()} - {"cpu"}
+    if devices:
+        raise ModelError(
+            "training runs on the CPU so far",
+            got=f"parameters on {', '.join(sorted(devices))}",
+            next_step="call model.cpu() before building the optimizer",
+        )
+
+
+def check_classes(loss_fn: Callable[..., Any], output_shape: Any, num_classes: int | None) -> None:
+    """Check that a classifier has a score for every label of the data.
+
+    Args:
+        loss_fn: only cross entropy and its likes index scores by label; others are not checked.
+        output_shape: ``[batch, classes, ...]`` of the model's result; ``None``: not known.
+        num_classes: highest label of the data + 1; ``None``: targets are not classes.
+
+    Raises:
+        ModelError: fewer scores than classes.
+    """
+    indexing = {"cross_entropy", "nll_loss", "CrossEntropyLoss", "NLLLoss"}
+    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    if output_shape is None or num_classes is None or name not in indexing:
+        return
+    if len(output_shape) < 2 or output_shape[1] < num_classes:
+        raise ModelError(
+            f"the model must give one score for each of the {num_classes} classes in the data",
+            got=f"output of shape {tuple(output_shape)}",
+            next_step=f"make the last layer {num_classes} wide, or check the labels",
+        )

@@ -1,0 +1,226 @@
+"""The loop of a run: batches, steps, evaluation, checkpoints, and when to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import GlobalSampler, PackedDataset, Prefetcher
+from ..errors import DivergedError
+from ..memory import MemoryPool
+from ..plan import Plan
+from ..step import TrainStep
+from .checkpoint import CheckpointStore
+from .evaluate import Evaluation, evaluate
+from .interrupt import StopRequest
+from .progress import Progress, RunState, Stopwatch
+from .snapshot import RunIdentity, snapshot
+
+# A progress bar that is drawn more often costs more than it tells.
+_PROGRESS_EVERY_S = 0.1
+
+
+@dataclass
+class TrainLoop:
+    """One run from the state it is given to a reason to stop; see ``Trainer.fit``.
+
+    Attributes:
+        state: where the run stands; moves on in place.
+        checkpoint: folder of the last checkpoint, if any.
+        saved_step: step of that checkpoint.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scheduler_interval: str
+    step: TrainStep
+    dataset: PackedDataset
+    validation: PackedDataset | None
+    pool: MemoryPool
+    plan: Plan
+    num_threads: int
+    identity: RunIdentity
+    state: RunState
+    store: CheckpointStore | None
+    watch: Stopwatch
+    stop: StopRequest
+    epochs: int
+    max_steps: int | None = None
+    target_accuracy: float | None = None
+    on_progress: Callable[[Progress], None] | None = None
+    checkpoint: Path | None = None
+    saved_step: int | None = None
+
+    def __post_init__(self) -> None:
+        self.sampler = GlobalSampler(
+            self.dataset.num_samples, self.identity.batch_size, seed=self.identity.seed
+        )
+        self.samples_trained = 0
+        self._saved_at_s = self._shown_at_s = time.monotonic()
+
+    @property
+    def train_s(self) -> float:
+        """Seconds spent on batches and steps."""
+        return self.watch.seconds.get("data_wait", 0.0) + self.watch.seconds.get("step", 0.0)
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """Samples of this loop over ``train_s``; ``None`` before the first."""
+        return self.samples_trained / self.train_s if self.samples_trained else None
+
+    def run(self) -> None:
+        """Train until a reason to stop, which is then in ``state.stopped``.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite.
+            StorageError: a checkpoint could not be written.
+        """
+        state = self.state
+        if state.stopped != "target accuracy reached":
+            state.stopped = None
+        self.watch.lap("prepare")
+        while state.stopped is None:
+            if state.epoch >= self.epochs:
+                state.stopped = "epochs done"
+            elif self.max_steps is not None and state.step >= self.max_steps:
+                state.stopped = "max steps reached"
+            elif self.stop.requested:
+                state.stopped = "interrupted"
+            else:
+                self._epoch()
+        if self.saved_step != state.step:
+            self._save()
+
+    def _epoch(self) -> None:
+        """Train to the end of the epoch under way, or to a reason to stop inside it."""
+        state, release, step, lap = self.state, self.pool.release, self.step, self.watch.lap
+        batches = Prefetcher(
+            self.dataset,
+            self.sampler.batches(state.epoch, state.batch),
+            self.pool,
+            epoch=state.epoch,
+            training=True,
+            queue_size=self.plan.cpu.queue_size,
+        )
+        every_step = self.scheduler is not None and self.scheduler_interval == "step"
+        with batches:
+            for buffer in batches:
+                state.train_s += lap("data_wait")
+                x, y = buffer.rows()
+                loss = step(x, y).item()
+                release(buffer)
+                if not math.isfinite(loss):
+                    raise self._diverged(loss)
+                state.note_step(loss, len(x))
+                self.samples_trained += len(x)
+                if every_step:
+                    self.scheduler.step()
+                state.train_s += lap("step")
+                self._show(loss)
+                if self.stop.requested or state.step == self.max_steps:
+                    break
+                if state.batch < self.sampler.num_batches and self._save_is_due():
+                    self._save()
+        if state.batch == self.sampler.num_batches:
+            self._finish_epoch()
+
+    def _finish_epoch(self) -> None:
+        state = self.state
+        result: Evaluation | None = None
+        if self.validation is not None:
+            result = evaluate(
+                self.model,
+                self.step.loss_fn,
+                self.validation,
+                self.pool,
+                batch_size=self.identity.batch_size,
+                queue_size=self.plan.cpu.queue_size,
+            )
+            self.watch.lap("evaluate")
+        accuracy = result.accuracy if result else None
+        state.finish_epoch(
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            loss=result.loss if result else None,
+            accuracy=accuracy,
+        )
+        self._step_scheduler()
+        if self.target_accuracy is not None and (accuracy or 0.0) >= self.target_accuracy:
+            state.stopped = "target accuracy reached"
+        self._save()
+        self._show(state.history[-1].train_loss, now_s=math.inf)
+
+    def _step_scheduler(self) -> None:
+        if self.scheduler is None or self.scheduler_interval != "epoch":
+            return
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            last = self.state.history[-1]
+            watched = last.validation_loss
+            self.scheduler.step(last.train_loss if watched is None else watched)
+        else:
+            self.scheduler.step()
+
+    def _save_is_due(self) -> bool:
+        config = self.plan.checkpoint
+        if config.every_steps is not None and self.state.step % config.every_steps == 0:
+            return True
+        return config.every_s is not None and time.monotonic() - self._saved_at_s >= config.every_s
+
+    def _save(self) -> None:
+        if self.store is None:
+            return
+        tensors, document = snapshot(
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            self.state,
+            self.identity,
+            self.num_threads,
+        )
+        self.checkpoint = self.store.save(self.state.step, tensors=tensors, document=document)
+        self.saved_step = self.state.step
+        self._saved_at_s = time.monotonic()
+        self.watch.lap("checkpoint")
+
+    def _show(self, loss: float, now_s: float | None = None) -> None:
+        if self.on_progress is None:
+            return
+        now_s = time.monotonic() if now_s is None else now_s
+        if now_s - self._shown_at_s < _PROGRESS_EVERY_S:
+            return
+        self._shown_at_s = time.monotonic()
+        state, rate = self.state, self.samples_per_s
+        total_steps = self.epochs * self.sampler.num_batches
+        if self.max_steps is not None:
+            total_steps = min(total_steps, self.max_steps)
+        left = (total_steps - state.step) * self.identity.batch_size
+        self.on_progress(
+            Progress(
+                step=state.step,
+                total_steps=total_steps,
+                epoch=min(state.epoch, self.epochs - 1),
+                epochs=self.epochs,
+                loss=loss,
+                samples_per_s=rate,
+                remaining_s=left / rate if rate else None,
+                validation_accuracy=state.history[-1].validation_accuracy
+                if state.history
+                else None,
+            )
+        )
+
+    def _diverged(self, loss: float) -> DivergedError:
+        kept = "" if self.checkpoint is None else f"; the last checkpoint is {self.checkpoint}"
+        rate = self.optimizer.param_groups[0]["lr"]
+        return DivergedError(
+            "the loss must stay finite",
+            got=f"{loss} at step {self.state.step + 1}, learning rate {rate:g}{kept}",
+            next_step="lower the learning rate, or clip gradients",
+        )

@@ -1,0 +1,372 @@
+"""``Trainer``: from data to a trained model, inside a known memory, resumable at any step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import PackedDataset, open_dataset
+from ..errors import CheckpointError, DataError, InputError, PlanError
+from ..machine import Ceilings, Machine
+from ..machine.affinity import pinned
+from ..machine.threads import num_threads
+from ..memory import Budget, MemoryPool, TensorArena, largest_micro_batch, pool_buffers
+from ..monitor import peak_resident_bytes, reset_peak_resident
+from ..plan import AUTO, Plan
+from ..step import compile_step
+from ..step.check import check_classes, check_parts
+from ..step.step import LossFn
+from .checkpoint import Checkpoint, CheckpointStore
+from .interrupt import StopRequest
+from .loop import TrainLoop
+from .progress import Progress, RunState, Stopwatch
+from .report import TrainReport, machine_summary, versions
+from .snapshot import RunIdentity, restore
+
+
+class Trainer:
+    """Trains a model on packed data.
+
+    Args:
+        model: any ``torch.nn.Module`` on the CPU.
+        loss_fn: ``loss_fn(model(x), y)`` gives a scalar, a mean over the samples.
+        optimizer: any ``torch.optim`` optimizer on the model's parameters but those that need
+            a closure.
+        plan: how the machine is used; the defaults when ``None``.
+        scheduler: a ``torch.optim.lr_scheduler``; stepped as ``scheduler_interval`` says, and
+            ``ReduceLROnPlateau`` with the validation loss (else the training loss).
+        scheduler_interval: ``"epoch"`` or ``"step"``.
+        ceilings: measured rates (``Machine.ceilings``) for the report and for ``auto`` threads.
+        machine: probed when ``None``.
+
+    Raises:
+        ModelError: model, loss or optimizer cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: torch.optim.Optimizer,
+        plan: Plan | None = None,
+        *,
+        scheduler: Any = None,
+        scheduler_interval: str = "epoch",
+        ceilings: Ceilings | None = None,
+        machine: Machine | None = None,
+    ) -> None:
+        check_parts(model, loss_fn, optimizer)
+        if scheduler_interval not in ("epoch", "step"):
+            raise InputError(
+                "scheduler_interval must be 'epoch' or 'step'", got=repr(scheduler_interval)
+            )
+        self.model = model
+        self.loss_fn = loss_fn
+        self.optimizer = optimizer
+        self.plan = plan or Plan()
+        self.scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+        self.ceilings = ceilings
+        self.machine = machine or Machine.probe()
+
+    def fit(
+        self,
+        data: Any,
+        batch_size: int = 64,
+        epochs: int = 1,
+        *,
+        validation: Any = None,
+        seed: int = 0,
+        target_accuracy: float | None = None,
+        max_steps: int | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        fit_memory: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> TrainReport:
+        """Train in place and report.
+
+        The order of samples is a function of ``seed`` and the epoch. torch's random state is
+        seeded from ``seed`` for the run and is afterwards what it was. Ctrl-C or SIGTERM ends
+        the run after the step under way, with a checkpoint.
+
+        Args:
+            data: ``(X, Y)`` arrays, a torch Dataset, a path, ``"mnist"``, or a ``PackedDataset``.
+            batch_size: samples of a step; the last step of an epoch may have fewer.
+            epochs: of the whole run, those before a resume included.
+            validation: the same kinds; evaluated after each epoch.
+            seed: of shuffling, augmentation and the model's own randomness (dropout).
+            target_accuracy: stop after the epoch in which validation reaches it, 0 to 1.
+            max_steps: stop after so many optimizer steps of the whole run.
+            checkpoint_dir: where checkpoints go; none are written when ``None``.
+            resume: go on from the newest whole checkpoint there; start anew if there is none.
+            fit_memory: where the batch cannot fit, take the largest micro-batch that does.
+            on_progress: called about ten times a second.
+
+        Raises:
+            InputError: an argument outside its rule. DataError, ModelError: see their names.
+            BudgetError: predicted not to fit the memory limit; nothing was allocated.
+            CheckpointError: ``resume`` from a checkpoint of another model or run, or a new run
+                in a folder that has checkpoints.
+            DivergedError: the loss became NaN or infinite. StorageError: a checkpoint could not
+                be written; the ones before it are whole.
+        """
+        watch = Stopwatch()
+        _check_arguments(batch_size, epochs, target_accuracy, max_steps, validation)
+        store, found = self._open_store(checkpoint_dir, resume)
+        plan = self._resolve(found)
+        above = plan.memory.mmap_above_bytes
+        dataset = open_dataset(data, seed=seed, mmap_above_bytes=above)
+        tested = None
+        if validation is not None:
+            tested = open_dataset(validation, split="test", seed=seed, mmap_above_bytes=above)
+            _check_alike(dataset, tested)
+        example = _example(dataset)
+        plan, budget = self._budget(example, dataset, tested, batch_size, plan, fit_memory)
+        classes = [d.num_classes for d in (dataset, tested) if d and d.num_classes]
+        check_classes(self.loss_fn, budget.output_shape, max(classes, default=None))
+        identity = RunIdentity(
+            seed=seed,
+            batch_size=batch_size,
+            num_samples=dataset.num_samples,
+            data=dataset.description,
+            optimizer=type(self.optimizer).__name__,
+            scheduler=None if self.scheduler is None else type(self.scheduler).__name__,
+        )
+        notes = [*budget.assumptions, *(found.skipped if found else ())]
+        reset_peak_resident()
+        with self._surroundings(plan, seed, notes) as (stop, arena):
+            pool = MemoryPool(
+                dataset.layouts(batch_size, line_bytes=plan.memory.line_bytes or 64),
+                pool_buffers(plan),
+                huge_pages=plan.memory.huge_pages,
+            )
+            loop = TrainLoop(
+                model=self.model,
+                optimizer=self.optimizer,
+                scheduler=self.scheduler,
+                scheduler_interval=self.scheduler_interval,
+                step=compile_step(self.model, self.loss_fn, self.optimizer, example, plan),
+                dataset=dataset,
+                validation=tested,
+                pool=pool,
+                plan=plan,
+                num_threads=_threads(plan),
+                identity=identity,
+                state=RunState(),
+                store=store,
+                watch=watch,
+                stop=stop,
+                epochs=epochs,
+                max_steps=max_steps,
+                target_accuracy=target_accuracy,
+                on_progress=on_progress,
+            )
+            if found is not None:
+                self._restore(loop, found, notes)
+            with pool:
+                loop.run()
+            peak = peak_resident_bytes()
+            arena_use = None if arena is None else dataclasses.asdict(arena.stats())
+        return self._report(loop, budget, peak, arena_use, notes)
+
+    def _restore(self, loop: TrainLoop, found: Checkpoint, notes: list[str]) -> None:
+        loop.state = restore(found, self.model, self.optimizer, self.scheduler, loop.identity)
+        loop.checkpoint, loop.saved_step = found.path, found.step
+        notes.append(f"resumed at step {found.step} from {found.path}")
+        before = found.document["num_threads"]
+        if before != loop.num_threads:
+            notes.append(
+                f"resumed with {loop.num_threads} threads after {before}: sums are taken in "
+                "another order, so the last bits differ from an uninterrupted run"
+            )
+
+    def _open_store(
+        self, folder: str | os.PathLike[str] | None, resume: bool
+    ) -> tuple[CheckpointStore | None, Checkpoint | None]:
+        if folder is None:
+            if resume:
+                raise InputError("resume needs checkpoint_dir", next_step="pass checkpoint_dir=...")
+            return None, None
+        store = CheckpointStore(Path(folder), keep_last=self.plan.checkpoint.keep_last)
+        found = store.latest()
+        if found is not None and not resume:
+            raise CheckpointError(
+                f"{folder} already holds a run, at step {found.step}",
+                next_step="resume it, or choose another folder",
+            )
+        return store, found
+
+    def _resolve(self, found: Checkpoint | None) -> Plan:
+        """The plan for this machine; a resumed run keeps its thread count unless told otherwise."""
+        plan = self.plan
+        if found is not None and plan.cpu.num_threads == AUTO:
+            # Another number of threads adds in another order: the last bits would differ.
+            plan = plan.replace({"cpu.num_threads": int(found.document["num_threads"])})
+        return plan.resolve(self.machine, self.ceilings)
+
+    def _budget(
+        self,
+        example: tuple[torch.Tensor, torch.Tensor],
+        dataset: PackedDataset,
+        validation: PackedDataset | None,
+        batch_size: int,
+        plan: Plan,
+        fit_memory: bool,
+    ) -> tuple[Plan, Budget]:
+        options: dict[str, Any] = {
+            "loss_fn": self.loss_fn,
+            "optimizer": self.optimizer,
+            "data_resident_bytes": dataset.resident_bytes
+            + (validation.resident_bytes if validation else 0),
+            "machine": self.machine,
+        }
+        budget = Budget.predict(self.model, example, batch_size, "train", plan, **options)
+        limit = plan.memory_limit_bytes(self.machine)
+        if limit is None or budget.total_bytes <= limit:
+            return plan, budget
+        best = largest_micro_batch(self.model, example, batch_size, limit, plan, **options)
+        if best is None or not fit_memory:
+            budget.require_fit(limit, None if best is None else best[0])
+        assert best is not None
+        return plan.replace({"memory.micro_batch_size": best[0]}), best[1]
+
+    @contextlib.contextmanager
+    def _surroundings(
+        self, plan: Plan, seed: int, notes: list[str]
+    ) -> Iterator[tuple[StopRequest, TensorArena | None]]:
+        """Threads, placement, allocator, random state and signals of a run; all restored."""
+        threads = _threads(plan)
+        modes = [(module, module.training) for module in self.model.modules()]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(num_threads(threads))
+            cpus = plan.cpu.thread_affinity.cpus(self.machine, threads)
+            if cpus:
+                stack.enter_context(pinned(cpus))
+            if plan.numa.node_assignments or plan.numa.allocation_policy != "default":
+                stack.enter_context(plan.numa.configure_affinity(self.machine))
+            arena = None
+            if plan.memory.tensor_arena == "try":
+                arena = stack.enter_context(TensorArena(huge_pages=plan.memory.huge_pages))
+                if arena.reason is not None:
+                    notes.append(f"tensors come from the system allocator: {arena.reason}")
+                    arena = None
+                else:
+                    arena.reset_peak()
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            torch.manual_seed(seed)
+            self.model.train()
+            try:
+                yield stack.enter_context(StopRequest()), arena
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+
+    def _report(
+        self,
+        loop: TrainLoop,
+        budget: Budget,
+        peak: int | None,
+        arena: dict[str, int] | None,
+        notes: list[str],
+    ) -> TrainReport:
+        state = loop.state
+        per_s = loop.samples_per_s
+        flop = None
+        if budget.flop_per_step is not None:
+            flop = budget.flop_per_step / loop.identity.batch_size
+        ceiling = None
+        if self.ceilings is not None:
+            ceiling = self.ceilings.best_matmul_flop_per_s("float32", loop.num_threads)
+        known = budget.runtime_base_bytes is not None and budget.working_memory_bytes is not None
+        last = state.history[-1] if state.history else None
+        return TrainReport(
+            model=type(self.model).__name__,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            data=loop.identity.data,
+            batch_size=loop.identity.batch_size,
+            steps=state.step,
+            epochs=state.epoch,
+            stopped=state.stopped or "",
+            train_loss=last.train_loss if last else None,
+            validation_loss=last.validation_loss if last else None,
+            validation_accuracy=last.validation_accuracy if last else None,
+            history=tuple(state.history),
+            curve=tuple(state.curve),
+            samples_per_s=per_s,
+            train_s=loop.train_s,
+            wall_s=loop.watch.total_s,
+            time_s=dict(loop.watch.seconds),
+            flop_per_sample=flop,
+            share_of_ceiling=flop * per_s / ceiling if flop and per_s and ceiling else None,
+            ceiling_flop_per_s=ceiling,
+            budget=budget.to_dict(),
+            peak_resident_bytes=peak,
+            prediction_error=budget.total_bytes / peak - 1 if known and peak else None,
+            arena=arena,
+            path=loop.step.path,
+            path_reason=loop.step.reason,
+            plan=loop.plan.to_dict(),
+            machine=machine_summary(self.machine),
+            versions=versions(),
+            checkpoint=None if loop.checkpoint is None else str(loop.checkpoint),
+            notes=tuple(notes),
+        )
+
+
+def _threads(plan: Plan) -> int:
+    """The thread count of a resolved plan."""
+    threads = plan.cpu.num_threads
+    if threads == AUTO:
+        raise PlanError("num_threads must be resolved before a run", got=AUTO)
+    return threads
+
+
+def _example(dataset: PackedDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """One sample and its target as tensors without memory."""
+    return (
+        torch.empty((1, *dataset.sample_shape), dtype=dataset.sample_dtype, device="meta"),
+        torch.empty((1, *dataset.target_shape), dtype=dataset.target_dtype, device="meta"),
+    )
+
+
+def _check_arguments(
+    batch_size: int,
+    epochs: int,
+    target_accuracy: float | None,
+    max_steps: int | None,
+    validation: Any,
+) -> None:
+    for name, value in (("batch_size", batch_size), ("epochs", epochs), ("max_steps", max_steps)):
+        if name == "max_steps" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a whole number of at least 1", got=repr(value))
+    if target_accuracy is None:
+        return
+    if not 0 < target_accuracy <= 1:
+        raise InputError(
+            "target_accuracy must be above 0 and at most 1",
+            got=target_accuracy,
+            next_step="write 98 % as 0.98",
+        )
+    if validation is None:
+        raise InputError(
+            "target_accuracy needs validation data", next_step="pass validation=(X, Y)"
+        )
+
+
+def _check_alike(dataset: PackedDataset, validation: PackedDataset) -> None:
+    for name in ("sample_shape", "sample_dtype", "target_shape", "target_dtype"):
+        here, there = getattr(dataset, name), getattr(validation, name)
+        if here != there:
+            raise DataError(
+                f"validation data must be like the training data: {name} {here}", got=there
+            )
