@@ -1,1 +1,38 @@
-"""machine."""
+"""What this machine is, what it can do, and how to pin work to it. Importing loads no torch.
+
+- ``Machine.probe()``: what it is (``machine.py``; the readers in ``probe/``).
+- ``Machine.ceilings()``: what it can do, measured (``ceilings.py``; the timing in ``measure.py``).
+- ``ThreadAffinity``, ``pinned``, ``pinned_thread`` (``affinity.py``), ``num_threads``
+  (``threads.py``): threads. ``numa``: nodes and memory policy. All restore what they found.
+- ``cache_dir()``: where measured and fetched things are kept.
+"""
+
+from . import numa
+from .affinity import ThreadAffinity, pinned, pinned_thread
+from .cache_dir import cache_dir
+from .ceilings import BandwidthCeiling, Ceilings, MatmulCeiling, Measurement
+from .machine import Machine
+from .probe.accelerators import Accelerator
+from .probe.caches import Cache
+from .probe.memory import MachineMemory
+from .probe.topology import Core, NumaNode
+from .threads import num_threads
+
+__all__ = [
+    "Accelerator",
+    "BandwidthCeiling",
+    "Cache",
+    "Ceilings",
+    "Core",
+    "Machine",
+    "MachineMemory",
+    "MatmulCeiling",
+    "Measurement",
+    "NumaNode",
+    "ThreadAffinity",
+    "cache_dir",
+    "num_threads",
+    "numa",
+    "pinned",
+    "pinned_thread",
+]
