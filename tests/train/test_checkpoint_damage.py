@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as safetensors_bytes
 
 from hotloop.errors import CheckpointError
 from hotloop.train.checkpoint import CheckpointStore
+from hotloop.train.encode import join_state, split_state
 
 sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint_samples import sample, save_sample, variant_of
@@ -51,7 +53,7 @@ def assert_the_one_before_is_used(folder, expected=""):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), data=st.data())
 def test_any_changed_byte_is_seen(folder, name, place, data):
@@ -286,6 +288,20 @@ TIED_TO_NOTHING = header(
 def test_a_tensor_file_that_is_none_is_refused_though_its_checksum_holds(folder, data):
     forge(folder, files={"model.safetensors": data})
     assert_the_one_before_is_used(folder)
+
+
+def test_loading_never_unpickles(folder, monkeypatch):
+    def unpickle(*args, **kwargs):
+        raise AssertionError("pickle on the load path")
+
+    for module in (pickle, torch.serialization.pickle):
+        for name in ("load", "loads", "Unpickler"):
+            monkeypatch.setattr(module, name, unpickle)
+    monkeypatch.setattr(torch, "load", unpickle)
+    found = CheckpointStore(folder).latest()
+    assert variant_of(found) == (2, "a")
+    tensors, document = split_state({"lr": (0.1, float("inf")), "moments": {0: torch.ones(2)}})
+    assert join_state(tensors, document)["lr"] == (0.1, float("inf"))
 
 
 def test_a_safetensors_file_of_the_library_is_read(folder):

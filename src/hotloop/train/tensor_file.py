@@ -21,6 +21,7 @@ from ..errors import CheckpointError
 from .system_calls import Files, closing, write_all
 
 CHUNK_BYTES = 4 * 1024**2
+MAPPED_BYTES = 64 * 1024**2
 
 DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -72,10 +73,12 @@ def write_tensors(files: Files, path: Path, tensors: Mapping[str, torch.Tensor])
     kept, aliases = _deduplicate(tensors)
     # Wide elements first, so that every tensor starts at a multiple of its element size.
     order = sorted(kept, key=lambda name: (-kept[name].itemsize, name))
+    # One for the whole file: many of a few MiB, freed in turn, are kept by the allocator.
+    staging = torch.empty(extra_bytes(kept), dtype=torch.uint8)
     digest = hashlib.sha256()
     size = 0
     with closing(files, files.create(path)) as fd:
-        chunks = itertools.chain.from_iterable(_chunks(kept[name]) for name in order)
+        chunks = itertools.chain.from_iterable(_chunks(kept[name], staging) for name in order)
         for chunk in itertools.chain([memoryview(_header(kept, order, aliases))], chunks):
             write_all(files, fd, chunk)
             digest.update(chunk)
@@ -88,10 +91,9 @@ def extra_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
     """Most memory that writing these tensors takes beside them, without the header.
 
     Nothing for contiguous CPU tensors, which are written from where they lie. Others are copied
-    slice by slice along their first dimension: ``CHUNK_BYTES``, or one slice where it is larger;
-    twice that where the values must be moved and reordered.
+    slice by slice along their first dimension: ``CHUNK_BYTES``, or one slice where it is larger.
     """
-    return max((2 * _slice_bytes(t) for t in tensors.values() if not _is_direct(t)), default=0)
+    return max((_slice_bytes(t) for t in tensors.values() if not _is_direct(t)), default=0)
 
 
 def _is_unicode(name: str) -> bool:
@@ -156,8 +158,8 @@ def _header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _chunks(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """The elements in row-major order as pieces of raw bytes."""
+def _chunks(tensor: torch.Tensor, staging: torch.Tensor) -> Iterator[memoryview]:
+    """The elements in row-major order as pieces of raw bytes, each gone when the next comes."""
     if tensor.numel() == 0:
         return
     if _is_direct(tensor):
@@ -168,19 +170,23 @@ def _chunks(tensor: torch.Tensor) -> Iterator[memoryview]:
     rows = tensor.reshape(1) if tensor.ndim == 0 else tensor
     rows_per_slice = max(1, CHUNK_BYTES // (rows[0].numel() * rows.itemsize))
     for first in range(0, len(rows), rows_per_slice):
-        part = rows[first : first + rows_per_slice].cpu().resolve_conj().resolve_neg()
-        yield _raw(part)
+        part = rows[first : first + rows_per_slice]
+        ordered = staging[: part.numel() * part.itemsize].view(part.dtype).view(part.shape)
+        ordered.copy_(part)
+        yield _raw(ordered)
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a CPU tensor where they lie, copied only if it is not contiguous."""
+    """The bytes of a contiguous CPU tensor where they lie."""
     # as_strided, because one element counts as contiguous whatever its stride, and flattens so.
-    flat = tensor.contiguous().as_strided((tensor.numel(),), (1,))
+    flat = tensor.as_strided((tensor.numel(),), (1,))
     return memoryview(flat.view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a file in memory of their own, tied names tied again.
+
+    At its peak takes ``MAPPED_BYTES`` and one tensor more than the tensors themselves.
 
     Raises:
         CheckpointError: not a safetensors file, or an alias of a tensor that is not there.
@@ -188,12 +194,21 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     from safetensors import SafetensorError, safe_open
 
+    tensors: dict[str, torch.Tensor] = {}
+    names: list[str] | None = None
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            # The library hands out windows into the mapped file: a later change of the file would
-            # show through, and a disk error would be a fatal signal. Hence a copy, one by one.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
+        while names is None or names:
+            # Opened anew every so often: pages of the mapping count as ours until it is closed.
+            with safe_open(str(path), framework="pt", device="cpu") as file:
+                if names is None:
+                    names, metadata = list(file.keys()), file.metadata() or {}
+                mapped_bytes = 0
+                while names and mapped_bytes < MAPPED_BYTES:
+                    # The library hands out windows into the mapping, and a later change of the
+                    # file would show through; hence a copy.
+                    tensor = file.get_tensor(name := names.pop(0)).clone()
+                    mapped_bytes += tensor.nbytes
+                    tensors[name] = tensor
     except SafetensorError as error:
         raise CheckpointError("a tensor file must be safetensors", got=error) from None
     aliases = {name: kept for name, kept in metadata.items() if (name, kept) != ("format", "pt")}
