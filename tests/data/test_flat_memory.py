@@ -10,6 +10,8 @@ import torch
 from hotloop.data import GlobalSampler, load_mnist
 from hotloop.memory import MemoryPool
 
+torch.set_num_threads(1)  # Two of these run at once.
+
 def status(key):
     for line in open("/proc/self/status"):
         if line.startswith(key + ":"):
@@ -30,16 +32,19 @@ print(json.dumps({"packed": packed, "gathered": status("VmRSS"), "peak": status(
 """
 
 
-def memory_of(num_samples):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(num_samples)], capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout)
+def memory_of(*counts):
+    running = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT, str(count)], stdout=subprocess.PIPE)
+        for count in counts
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(counts)
+    return [json.loads(output) for output in outputs]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_resident_memory_is_flat_from_10000_to_100000_samples():
-    few, many = memory_of(10_000), memory_of(100_000)
+    few, many = memory_of(10_000, 100_000)
     assert many["storage"] > 78_000_000 > 20_000_000 > few["storage"]
     assert many["resident"] == 800_000
     for key in ("packed", "gathered", "peak"):

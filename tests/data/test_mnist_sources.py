@@ -153,6 +153,19 @@ def test_the_full_set_is_fetched_into_the_cache_and_found_there(published, digit
     np.testing.assert_array_equal(y.numpy(), digits[1])
 
 
+def test_a_download_that_was_cut_short_is_gone_on_with(published, nobody, tmp_path):
+    first = next(iter(published))
+    with server({first: published[first]}) as (address, _):
+        data = load_mnist("train", mirrors=[address])
+    assert "shipped in the package" in data.description
+    assert [p.name for p in (tmp_path / "xdg-cache/hotloop/mnist").iterdir()] == [first]
+    assert "refused" in load_mnist("train", mirrors=[nobody]).description
+    with server(published) as (address, asked):
+        data = load_mnist("train", mirrors=[address])
+    assert "fetched to" in data.description
+    assert asked == list(published)[1:]
+
+
 def test_offline_the_shipped_digits_are_used_and_the_report_says_so(published, nobody):
     data = load_mnist("train", mirrors=[nobody])
     assert data.num_samples == 10_000

@@ -4,7 +4,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotloop.data import Normalize, open_dataset
@@ -71,6 +71,7 @@ def test_what_goes_in_comes_out(dtype, shape, sample_dtype, factor, mmap_above_b
         assert y.tolist() == indices
 
 
+@settings(deadline=None)
 @given(
     indices=st.lists(st.integers(0, 19), min_size=1, max_size=40),
     width=st.integers(1, 20),

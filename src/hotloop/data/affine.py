@@ -1,8 +1,8 @@
 """Small random affine maps of images, drawn from counters and resampled bilinearly.
 
-Everything that decides a sample's map is computed with additions, multiplications, divisions and
-square roots, which IEEE 754 rounds correctly: vector and scalar code give the same bits, so a
-sample does not depend on its place in a batch. Library sines do not promise that, hence the series.
+Everything that decides a sample's map is computed with additions, multiplications and divisions,
+which IEEE 754 rounds correctly: vector and scalar code give the same bits, so a sample does not
+depend on its place in a batch. Library sines do not promise that, hence the series.
 """
 
 from __future__ import annotations
@@ -51,17 +51,16 @@ def draw_inverse_maps(
         measured from the centre of the image.
     """
 
-    def draw(number: int, low: float, high: float) -> torch.Tensor:
-        return uniform(key, positions, number) * (high - low) + low
-
-    turn = math.radians(ranges.degrees)
-    lean = math.radians(ranges.shear)
-    sine, cosine = _sine_cosine(draw(0, -turn, turn))
-    shear_sine, shear_cosine = _sine_cosine(draw(1, -lean, lean))
-    shear = shear_sine / shear_cosine
-    shrink = 1.0 / draw(2, *ranges.scale)
-    shift_x = draw(3, -ranges.translate, ranges.translate) * width
-    shift_y = draw(4, -ranges.translate, ranges.translate) * height
+    turn, lean = math.radians(ranges.degrees), math.radians(ranges.shear)
+    far_x, far_y = ranges.translate * width, ranges.translate * height
+    low = torch.tensor([-turn, -lean, ranges.scale[0], -far_x, -far_y], dtype=torch.float64)
+    high = torch.tensor([turn, lean, ranges.scale[1], far_x, far_y], dtype=torch.float64)
+    drawn = uniform(key, positions, 5) * (high - low) + low
+    sines, cosines = _sine_cosine(drawn[:, :2])
+    sine, cosine = sines[:, 0], cosines[:, 0]
+    shear = sines[:, 1] / cosines[:, 1]
+    shrink = 1.0 / drawn[:, 2]
+    shift_x, shift_y = drawn[:, 3], drawn[:, 4]
     # The inverse of scale * rotation * shear: shear back after rotating back.
     a = shrink * (cosine + shear * sine)
     b = shrink * (sine - shear * cosine)
@@ -84,11 +83,10 @@ def warp(images: torch.Tensor, inverse_maps: torch.Tensor) -> torch.Tensor:
     height, width = images.shape[-2:]
     columns = torch.arange(width, dtype=torch.float32) - (width - 1) / 2
     rows = (torch.arange(height, dtype=torch.float32) - (height - 1) / 2)[:, None]
-    grid = torch.empty((len(images), height, width, 2))
-    for axis, size in enumerate((width, height)):
-        along_x, along_y, shift = (inverse_maps[:, axis, k, None, None] for k in range(3))
-        # grid_sample counts in half images from the centre.
-        grid[..., axis] = (along_x * columns + along_y * rows + shift) * (2.0 / size)
+    # grid_sample counts in half images from the centre.
+    halves = torch.tensor([2.0 / width, 2.0 / height])
+    along_x, along_y, shift = (inverse_maps[:, None, None, :, k] * halves for k in range(3))
+    grid = along_x * columns[:, None] + (along_y * rows[:, :, None] + shift)
     return torch.nn.functional.grid_sample(
         images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )

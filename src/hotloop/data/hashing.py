@@ -23,18 +23,19 @@ def mix(*words: int) -> int:
     return state
 
 
-def uniform(key: int, positions: torch.Tensor, draw: int = 0) -> torch.Tensor:
-    """One number in [0, 1) for each position.
+def uniform(key: int, positions: torch.Tensor, num_draws: int) -> torch.Tensor:
+    """Numbers in [0, 1) for each position.
 
     Args:
         key: which stream, from ``mix(seed, epoch, ...)``.
         positions: int64 ``[n]``, sample positions.
-        draw: which of the independent numbers of that position.
+        num_draws: how many independent numbers for each.
 
     Returns:
-        float64 ``[n]``; element i depends on ``key``, ``positions[i]`` and ``draw`` alone.
+        float64 ``[n, num_draws]``; element i, j depends on ``key``, ``positions[i]`` and j alone.
     """
-    state = positions * _signed(_GOLDEN) + _signed(mix(key, draw))
+    streams = torch.tensor([_signed(mix(key, draw)) for draw in range(num_draws)])
+    state = positions[:, None] * _signed(_GOLDEN) + streams
     for shift, factor in ((30, _FIRST), (27, _SECOND)):
         state = (state ^ _shift_right(state, shift)) * _signed(factor)
     state = state ^ _shift_right(state, 31)

@@ -146,15 +146,18 @@ def _locate(
         return pair, str(pair[0].parent)
     missing = "shipped in the package, as asked"
     if prefer != "shipped":
-        for place in _usual_places():
+        for place in _given_places():
             pair = find_idx_pair(place, split)
             if pair is not None:
                 return pair, str(pair[0].parent)
-        reason = _download(split, mirrors) if allow_download else "not asked for"
+        cache = cache_dir() / "mnist"
+        images, labels = (cache / file.name for file in FILES[split])
+        # One of the two alone is a download that was cut short, to be gone on with.
+        if images.is_file() and labels.is_file():
+            return (images, labels), str(cache)
+        reason = _download(split, cache, mirrors) if allow_download else "not asked for"
         if reason is None:
-            folder = _cache_folder()
-            images, labels = (folder / file.name for file in FILES[split])
-            return (images, labels), f"fetched to {folder}"
+            return (images, labels), f"fetched to {cache}"
         missing = f"shipped in the package; the full set is not here, download: {reason}"
         if prefer == "full":
             raise DataError(
@@ -166,21 +169,15 @@ def _locate(
     return (images, labels), missing
 
 
-def _usual_places() -> list[Path]:
-    places = []
-    if given := os.environ.get("HOTLOOP_DATA"):
-        places += [Path(given), Path(given) / "mnist"]
-    return [*places, _cache_folder()]
+def _given_places() -> list[Path]:
+    given = os.environ.get("HOTLOOP_DATA")
+    return [Path(given), Path(given) / "mnist"] if given else []
 
 
-def _cache_folder() -> Path:
-    return cache_dir() / "mnist"
-
-
-def _download(split: str, mirrors: Sequence[str]) -> str | None:
+def _download(split: str, folder: Path, mirrors: Sequence[str]) -> str | None:
     key = tuple(mirrors)
     if key not in _unreachable:
-        reason = fetch(FILES[split], _cache_folder(), mirrors)
+        reason = fetch(FILES[split], folder, mirrors)
         if reason is None:
             return None
         _unreachable[key] = reason

@@ -65,8 +65,9 @@ def open_dataset(
     if isinstance(data, PackedDataset):
         if transforms is None and num_samples in (None, data.num_samples):
             return data
-        kept = data.transforms if transforms is None else transforms
-        return data.with_transforms(kept, seed=seed, num_samples=num_samples)
+        if transforms is None:
+            return data.with_transforms(data.transforms, num_samples=num_samples)
+        return data.with_transforms(transforms, seed=seed, num_samples=num_samples)
     if isinstance(data, str) and data == "mnist":
         return load_mnist(
             "train" if split == "train" else "test",

@@ -17,11 +17,12 @@ import torch
 from ..errors import DataError
 from ..units import MIB
 from .packed import PackedDataset
-from .source import Array, ArraySpec, SampleSource, chunk_rows
+from .source import Array, ArraySpec, SampleSource
 from .storage import Column, make_column
 from .transforms import Transform
 
 MMAP_ABOVE_BYTES = 16 * MIB
+_EXTEND_ROWS = 256  # Distorting takes some twenty times the memory of the rows as stored.
 IGNORE_INDEX = -100  # PyTorch's losses skip targets of this value.
 
 # Stored samples [n, ...] and int64 positions [n] of new ones -> their samples [n, ...].
@@ -109,7 +110,7 @@ def pack(
     if start < real:
         raise DataError(f"{source.description} must yield {real} samples", got=start)
     if extend is not None:
-        _append_extended(x, y, real, total, extend, chunk_rows(source.x, source.y))
+        _append_extended(x, y, real, total, extend)
     return PackedDataset(
         x,
         y,
@@ -180,12 +181,10 @@ def _converted(rows: Array, dtype: torch.dtype, start: int, where: str) -> Array
     return rows.astype(target, copy=False)
 
 
-def _append_extended(
-    x: Column, y: Column, real: int, total: int, extend: Extend, rows: int
-) -> None:
+def _append_extended(x: Column, y: Column, real: int, total: int, extend: Extend) -> None:
     """Fill positions ``real`` to ``total`` with samples made of the real ones, each in turn."""
-    for start in range(real, total, rows):
-        positions = torch.arange(start, min(start + rows, total))
+    for start in range(real, total, _EXTEND_ROWS):
+        positions = torch.arange(start, min(start + _EXTEND_ROWS, total))
         originals = positions % real
         x_rows = torch.empty((len(positions), *x.row_shape), dtype=x.dtype)
         y_rows = torch.empty((len(positions), *y.row_shape), dtype=y.dtype)

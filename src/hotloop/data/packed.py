@@ -90,6 +90,13 @@ class PackedDataset:
             BatchLayout(batch_size, self.target_shape, self.target_dtype, line_bytes),
         )
 
+    def example(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One sample and its target as meta tensors ``[1, ...]``: shape and dtype, no memory."""
+        return (
+            torch.empty((1, *self.sample_shape), dtype=self.sample_dtype, device="meta"),
+            torch.empty((1, *self.target_shape), dtype=self.target_dtype, device="meta"),
+        )
+
     def gather(
         self,
         indices: torch.Tensor,

@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 import weakref
+from itertools import repeat
 from pathlib import Path
 from typing import Protocol
 
@@ -153,9 +154,8 @@ class FileColumn:
             if wanted[-1] - first == count - 1 and wanted == list(range(first, first + count)):
                 got = preadv(fd, self._scratch.whole(count), first * row_bytes)
             else:
-                got = 0
-                for row, index in zip(self._scratch.buffers(count), wanted, strict=True):
-                    got += preadv(fd, row, index * row_bytes)
+                starts = (indices * row_bytes).tolist()
+                got = sum(map(preadv, repeat(fd), self._scratch.buffers(count), starts))
         except OSError as error:
             raise StorageError(
                 f"packed samples could not be read back from {self._folder}", got=error.strerror

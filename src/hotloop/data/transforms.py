@@ -175,10 +175,9 @@ class RandomCrop:
         height, width = batch.shape[-2:]
         images = batch.reshape(len(batch), -1, height, width)
         padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-        rows, columns = (
-            (uniform(key, positions, draw) * (2 * pad + 1)).long()[:, None] + torch.arange(size)
-            for draw, size in ((0, height), (1, width))
-        )
+        corners = (uniform(key, positions, 2) * (2 * pad + 1)).long()
+        rows = corners[:, :1] + torch.arange(height)
+        columns = corners[:, 1:] + torch.arange(width)
         which = torch.arange(len(batch))[:, None, None]
         # [n, H, W, C]: the indexed dimensions are not adjacent, so torch puts them first.
         cropped = padded[which, :, rows[:, :, None], columns[:, None, :]]
@@ -208,7 +207,7 @@ class RandomFlip:
 
     def apply(self, batch: torch.Tensor, *, positions: torch.Tensor, epoch: int, seed: int) -> None:
         """See ``Transform``."""
-        chosen = uniform(mix(seed, epoch), positions) < self.probability
+        chosen = uniform(mix(seed, epoch), positions, 1)[:, 0] < self.probability
         batch[chosen] = batch[chosen].flip(-1)
 
 
