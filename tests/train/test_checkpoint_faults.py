@@ -15,7 +15,7 @@ from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.system_calls import Files
 
 sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_samples import save_sample, variant_of
+from checkpoint_samples import QuickFiles, save_sample, variant_of
 
 CALLS = [name for name in vars(Files) if not name.startswith("_")]
 OPENING = ("create", "open_folder", "open_read")
@@ -23,13 +23,6 @@ OPENING = ("create", "open_folder", "open_read")
 
 class Crash(BaseException):
     """The process is gone: from here on it makes no system call."""
-
-
-class QuickFiles(Files):
-    """No waiting for the disk: what a power cut would take is another file's subject."""
-
-    def fsync(self, fd):
-        os.fstat(fd)
 
 
 class FaultyFiles(QuickFiles):

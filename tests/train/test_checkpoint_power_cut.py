@@ -7,7 +7,6 @@ systems promise more, each something else. What may be left is written out and l
 """
 
 import dataclasses
-import os
 import random
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.system_calls import Files
 
 sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_samples import save_sample, variant_of
+from checkpoint_samples import QuickFiles, save_sample, variant_of
 
 
 @dataclasses.dataclass
@@ -167,17 +166,23 @@ EXTREMES = [DropAll(), KeepNamesLoseData(), KeepLastName()]
 FATES = [*EXTREMES, *(AnySubset(seed) for seed in range(4))]
 
 
-def write_out(node, fate, path):
-    """A tree that the disk may hold after a cut now."""
+def remains(node, fate):
+    """What the disk may hold after a cut now: the bytes of a file, (name, what it holds) pairs."""
     if node.entries is None:
-        path.write_bytes(fate.contents(node.synced, bytes(node.data)))
-        return
-    path.mkdir()
+        return fate.contents(node.synced, bytes(node.data))
     entries = dict(node.synced_entries)
     for change in fate.chosen(node.pending):
         apply(entries, change)
-    for name, child in entries.items():
-        write_out(child, fate, path / name)
+    return tuple((name, remains(child, fate)) for name, child in sorted(entries.items()))
+
+
+def write_out(tree, path):
+    if isinstance(tree, bytes):
+        path.write_bytes(tree)
+        return
+    path.mkdir()
+    for name, child in tree:
+        write_out(child, path / name)
 
 
 def first_save(root):
@@ -185,12 +190,12 @@ def first_save(root):
 
 
 def next_step(root):
-    save_sample(CheckpointStore(root / "run"), 6)
+    save_sample(CheckpointStore(root / "run", files=QuickFiles()), 6)
     return "run", 1, (6, "a"), (7, "a")
 
 
 def same_step(root):
-    save_sample(CheckpointStore(root / "run"), 7)
+    save_sample(CheckpointStore(root / "run", files=QuickFiles()), 7)
     return "run", 2, (7, "a"), (7, "b")
 
 
@@ -203,16 +208,20 @@ def losses(scenario, folder, *, ignore_fsync=None, fates=FATES):
     root.mkdir()
     run, keep_last, old, new = scenario(root)
     lost = []
+    seen = {}
     returned = False
 
     def cut():
         for fate in fates:
-            after = folder / f"after {len(os.listdir(folder))}"
-            write_out(files.tree, fate, after)
-            try:
-                found = variant_of(CheckpointStore(after / run).latest())
-            except Exception as error:
-                found = f"{type(error).__name__}: {error}"
+            tree = remains(files.tree, fate)
+            if tree not in seen:
+                after = folder / f"after {len(seen)}"
+                write_out(tree, after)
+                try:
+                    seen[tree] = variant_of(CheckpointStore(after / run).latest())
+                except Exception as error:
+                    seen[tree] = f"{type(error).__name__}: {error}"
+            found = seen[tree]
             if found != new and (returned or found != old):
                 lost.append((len(files.synced_paths), type(fate).__name__, found))
 

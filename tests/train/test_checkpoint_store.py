@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from hotloop.errors import CheckpointError, PlanError, StorageError
 from hotloop.train import tensor_file
 from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.encode import join_state, split_state
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checkpoint_samples import QuickFiles
 
 
 def raw(tensor):
@@ -169,7 +173,7 @@ def drawn_tensors(draw):
 )
 def test_any_tensors_are_read_by_the_safetensors_library(tmp_path, group):
     group.pop("__metadata__", None)
-    store = CheckpointStore(tmp_path, keep_last=1)
+    store = CheckpointStore(tmp_path, keep_last=1, files=QuickFiles())
     path = store.save(1, tensors={"g": group}, document={}) / "g.safetensors"
     assert_same(store.latest().tensors["g"], group)
     assert_same(load_file(path), group)
