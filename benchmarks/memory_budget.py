@@ -30,10 +30,10 @@ def measure(model_name: str, batch_size: int, arena: str) -> dict[str, object]:
     return {
         "model": model_name,
         "batch_size": batch_size,
-        "predicted_bytes": report.budget["total_bytes"],
+        "predicted_bytes": report.budget.total_bytes,
         "measured_bytes": report.peak_resident_bytes,
         "error": report.prediction_error,
-        "budget": report.budget,
+        "budget": report.budget.to_dict(),
         "arena": report.arena,
         "machine": report.machine,
         "versions": report.versions,

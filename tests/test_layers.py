@@ -9,7 +9,8 @@ import hotloop
 
 SOURCE = Path(hotloop.__file__).parent
 ORDER = [
-    "errors", "units", "files", "machine", "plan", "monitor", "memory", "data", "step", "parallel", "tune",
+    "version", "errors", "units", "files", "machine", "plan", "monitor", "memory", "data", "step",
+    "parallel", "tune",
     "train", "infer", "enclave", "serve", "bench", "cli",
 ]  # fmt: skip
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .version import VERSION as __version__
+
 if TYPE_CHECKING:
     from .data import PackedDataset, load_mnist, open_dataset
     from .errors import (
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from .plan import CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, Plan
     from .step import TrainStep, compile_step
     from .train import CheckpointStore, Trainer, TrainReport
-
-__version__ = "0.1.0"
 
 _ROOM_OF = {
     # machine and plan

@@ -164,14 +164,14 @@ def installed_torch_version() -> str | None:
 
 def load_or_measure(machine: Machine, *, max_age_s: float | None, use_cache: bool) -> Ceilings:
     """See ``Machine.ceilings``."""
-    path = _cache_path(machine)
-    if use_cache and path is not None:
-        cached = _load(path, machine, max_age_s)
+    if use_cache:
+        cached = load(machine, max_age_s=max_age_s)
         if cached is not None:
             return cached
     from .measure import measure
 
     ceilings = measure(machine)
+    path = _cache_path(machine)
     if path is not None:
         # Figures that cannot be kept are still good figures.
         with contextlib.suppress(StorageError):
@@ -186,8 +186,11 @@ def _cache_path(machine: Machine) -> Path | None:
         return None
 
 
-def _load(path: Path, machine: Machine, max_age_s: float | None) -> Ceilings | None:
+def load(machine: Machine, *, max_age_s: float | None) -> Ceilings | None:
     """The cached figures if they hold for this machine and torch; a damaged file is no file."""
+    path = _cache_path(machine)
+    if path is None:
+        return None
     try:
         ceilings = Ceilings.from_dict(json.loads(path.read_text(encoding="utf-8")))
         age_s = time.time() - ceilings.measured_at_s

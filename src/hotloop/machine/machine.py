@@ -171,6 +171,12 @@ class Machine:
 
         return load_or_measure(self, max_age_s=max_age_s, use_cache=use_cache)
 
+    def cached_ceilings(self, *, max_age_s: float | None = 30 * 86_400.0) -> Ceilings | None:
+        """What ``ceilings`` measured before; ``None`` where it would have to measure."""
+        from .ceilings import load
+
+        return load(self, max_age_s=max_age_s)
+
 
 def _usable_cpu_ids(
     tree: Tree, online: tuple[int, ...], cpuset: tuple[int, ...] | None

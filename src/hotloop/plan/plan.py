@@ -151,7 +151,7 @@ class Plan:
 
 def _fastest_threads(ceilings: Ceilings | None) -> int | None:
     measured = ceilings.matmul if ceilings is not None else ()
-    rates = {m.num_threads: m.flop_per_s.median for m in measured if m.dtype == "float32"}
+    rates = {m.num_threads: m.flop_per_s.max for m in measured if m.dtype == "float32"}
     best = max(rates.values(), default=0.0)
     # Within 5 %, the fewer threads: what is not faster only disturbs the data queue.
     return min((n for n, rate in rates.items() if rate >= 0.95 * best), default=None)

@@ -207,6 +207,7 @@ class TrainLoop:
                 total_steps=total_steps,
                 epoch=min(state.epoch, self.epochs - 1),
                 epochs=self.epochs,
+                epochs_done=state.epoch,
                 loss=loss,
                 samples_per_s=rate,
                 remaining_s=left / rate if rate else None,

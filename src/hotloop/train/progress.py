@@ -113,6 +113,7 @@ class Progress:
     Attributes:
         step, total_steps: optimizer steps done and in the whole run.
         epoch, epochs: the epoch under way, from 0, and their number.
+        epochs_done: finished epochs.
         loss: of the last batch.
         samples_per_s: over this call of ``fit``; ``None`` at its start.
         remaining_s: at that rate; ``None`` at its start.
@@ -123,6 +124,7 @@ class Progress:
     total_steps: int
     epoch: int
     epochs: int
+    epochs_done: int
     loss: float
     samples_per_s: float | None
     remaining_s: float | None

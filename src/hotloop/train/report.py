@@ -15,6 +15,7 @@ import torch
 
 from ..files import write_text_atomically
 from ..machine import Machine
+from ..memory import Budget
 from .progress import EpochRecord
 
 # Raised when a key of the JSON changes its meaning.
@@ -40,7 +41,7 @@ class TrainReport:
         share_of_ceiling: ``flop_per_sample * samples_per_s`` over the measured float32 matrix
             product rate at this thread count; ``None``: not measured.
         ceiling_flop_per_s: that rate.
-        budget: the prediction, in bytes by component, with ``total_bytes``.
+        budget: the prediction, in bytes by component.
         peak_resident_bytes: measured over this call.
         prediction_error: predicted over measured, less 1; ``None``: one of them is unknown.
         arena: use of the tensor arena in bytes; ``None``: the system allocator was used.
@@ -69,7 +70,7 @@ class TrainReport:
     flop_per_sample: float | None
     share_of_ceiling: float | None
     ceiling_flop_per_s: float | None
-    budget: dict[str, Any]
+    budget: Budget
     peak_resident_bytes: int | None
     prediction_error: float | None
     arena: dict[str, int] | None
@@ -83,7 +84,8 @@ class TrainReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        document = dataclasses.asdict(self)
+        return {"format": FORMAT, **document, "budget": self.budget.to_dict()}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write as JSON, whole or not at all.

@@ -128,7 +128,7 @@ class Trainer:
         if validation is not None:
             tested = open_dataset(validation, split="test", seed=seed, mmap_above_bytes=above)
             _check_alike(dataset, tested)
-        example = _example(dataset)
+        example = dataset.example()
         plan, budget = self._budget(example, dataset, tested, batch_size, plan, fit_memory)
         classes = [d.num_classes for d in (dataset, tested) if d and d.num_classes]
         check_classes(self.loss_fn, budget.output_shape, max(classes, default=None))
@@ -307,7 +307,7 @@ class Trainer:
             flop_per_sample=flop,
             share_of_ceiling=flop * per_s / ceiling if flop and per_s and ceiling else None,
             ceiling_flop_per_s=ceiling,
-            budget=budget.to_dict(),
+            budget=budget,
             peak_resident_bytes=peak,
             prediction_error=budget.total_bytes / peak - 1 if known and peak else None,
             arena=arena,
@@ -327,14 +327,6 @@ def _threads(plan: Plan) -> int:
     if threads == AUTO:
         raise PlanError("num_threads must be resolved before a run", got=AUTO)
     return threads
-
-
-def _example(dataset: PackedDataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """One sample and its target as tensors without memory."""
-    return (
-        torch.empty((1, *dataset.sample_shape), dtype=dataset.sample_dtype, device="meta"),
-        torch.empty((1, *dataset.target_shape), dtype=dataset.target_dtype, device="meta"),
-    )
 
 
 def _check_arguments(

@@ -1,0 +1,74 @@
+"""The ``hotloop`` command: finds the command, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 failed while running, 2 bad usage or input; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import HotloopError
+from ..version import VERSION
+from . import machine, plan, train
+
+COMMANDS = (machine, plan, train)
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="hotloop",
+        description="Train PyTorch models as fast as this machine allows, in a known memory.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hotloop {VERSION}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    for subparser in subparsers.choices.values():
+        subparser.allow_abbrev = False
+        subparser.add_argument(
+            "--debug", action="store_true", help="show the traceback when something goes wrong"
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader went away (head, less): there is nobody to tell. Python would complain when
+        # it flushes at exit, so the output is pointed elsewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("hotloop: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if args.debug:
+            raise
+        return _fail(error, as_json=getattr(args, "json", False))
+
+
+def _fail(error: Exception, *, as_json: bool) -> int:
+    """Tell what went wrong in one line, and as JSON too where that was asked for."""
+    if isinstance(error, HotloopError):
+        text, code = str(error), error.exit_code
+    else:
+        first = (str(error).strip().splitlines() or [""])[0]
+        text = f"{type(error).__name__}: {first}. Next: run again with --debug."
+        code = 1
+    print(f"hotloop: error: {text}", file=sys.stderr)
+    if as_json:
+        document = {"error": text, "kind": type(error).__name__, "exit_code": code}
+        print(json.dumps(document))
+    return code

@@ -1,0 +1,187 @@
+"""``hotloop train``: train a model, and leave checkpoint, report and learning curve in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, MissingExtraError
+from ..plan import Plan, add_plan_flags, plan_from_flags
+from .recipe import Recipe, add_recipe_flags, recipe_from_flags
+
+if TYPE_CHECKING:
+    from ..train import TrainReport
+
+NAME = "train"
+_RECIPE, _PLAN, _REPORT, _CURVE = "recipe.json", "plan.toml", "report.json", "curve.png"
+_INTERRUPTED = 130
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to ``hotloop``."""
+    parser = subparsers.add_parser(
+        NAME,
+        help="train a model",
+        description="Train a model. Writes checkpoints, report.json and curve.png to a folder.",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the report as JSON, without the curve"
+    )
+    run_group = parser.add_argument_group("run", "where it is kept, and when it ends")
+    place = run_group.add_mutually_exclusive_group()
+    place.add_argument("--out", metavar="DIR", type=Path, help="folder of this run")
+    place.add_argument("--resume", metavar="DIR", type=Path, help="go on with the run in DIR")
+    run_group.add_argument(
+        "--runs-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs"),
+        help="without --out: a new folder below DIR (default: runs)",
+    )
+    run_group.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps in all")
+    run_group.add_argument(
+        "--fit",
+        action="store_true",
+        help="where the batch does not fit the memory, take the largest micro-batch that does",
+    )
+    run_group.add_argument(
+        "--no-ceilings",
+        dest="ceilings",
+        action="store_false",
+        help="do not measure what the machine can do (once, about 12 s)",
+    )
+    run_group.add_argument("--quiet", action="store_true", help="no progress")
+    add_recipe_flags(parser)
+    add_plan_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns the exit code."""
+    plan = plan_from_flags(args)
+    if args.resume is not None:
+        recipe = Recipe.load(args.resume / _RECIPE)
+        return _train(args, args.resume, recipe, plan)
+    if args.dataset is None and args.data is None:
+        raise InputError("hotloop train needs data", next_step="hotloop train mnist")
+    recipe = recipe_from_flags(args)
+    folder: Path = args.out or _new_folder(args.runs_dir, recipe)
+    with _made(folder):
+        return _train(args, folder, recipe, plan)
+
+
+def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -> int:
+    from ..machine import Machine
+    from ..train import Trainer
+    from ..train.curve import save_curve
+    from .progress_bar import progress_bar
+    from .report_text import report_text
+
+    machine = Machine.probe()
+
+    def say(text: str) -> None:
+        if not args.quiet:
+            print(text, file=sys.stderr)
+
+    train, test = recipe.open_data(mmap_above_bytes=plan.memory.mmap_above_bytes)
+    model = recipe.build_model()
+    optimizer = recipe.build_optimizer(model)
+    scheduler = recipe.build_scheduler(optimizer, train.num_samples)
+    ceilings = None
+    if args.ceilings:
+        if machine.cached_ceilings() is None:
+            say("hotloop: measuring what this machine can do (once, about 12 s)")
+        ceilings = machine.ceilings()
+    trainer = Trainer(
+        model,
+        recipe.build_loss(train),
+        optimizer,
+        plan,
+        scheduler=scheduler,
+        scheduler_interval="step",
+        ceilings=ceilings,
+        machine=machine,
+    )
+    say(f"hotloop: {train.description}, batch {recipe.batch_size}, in {folder}")
+    recipe.save(folder / _RECIPE)
+    plan.save(folder / _PLAN)
+    with progress_bar(quiet=args.quiet) as show:
+        report = trainer.fit(
+            train,
+            recipe.batch_size,
+            recipe.epochs,
+            validation=test,
+            seed=recipe.seed,
+            target_accuracy=recipe.target_accuracy,
+            max_steps=args.max_steps,
+            checkpoint_dir=folder / "checkpoints",
+            resume=args.resume is not None,
+            fit_memory=args.fit,
+            on_progress=show,
+        )
+    report.save(folder / _REPORT)
+    picture: Path | None = None
+    if report.curve:
+        try:
+            picture = save_curve(report, folder / _CURVE)
+        except MissingExtraError as error:
+            say(f"hotloop: no picture: {error}")
+    if args.json:
+        print(json.dumps(_json(report, folder, picture), indent=2))
+    else:
+        print(report_text(report, folder, picture))
+    return _INTERRUPTED if report.stopped == "interrupted" else 0
+
+
+def _json(report: TrainReport, folder: Path, picture: Path | None) -> dict[str, Any]:
+    document = report.to_dict()
+    del document["curve"]
+    document["folder"] = str(folder)
+    document["picture"] = None if picture is None else str(picture)
+    return document
+
+
+def _new_folder(runs_dir: Path, recipe: Recipe) -> Path:
+    """A name not taken, from data, model and time."""
+    source = recipe.dataset if recipe.dataset == "mnist" else Path(recipe.data or "").stem
+    model = recipe.model.replace(":", "-").replace(".", "-")
+    name = f"{source}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = (name if i == 0 else f"{name}-{i}" for i in range(1000))
+    return next(runs_dir / c for c in candidates if not (runs_dir / c).exists())
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make the folder of a run before the work; a run that is refused leaves nothing behind."""
+    new: list[Path] = []
+    for path in (folder, *folder.parents):
+        if path.exists():
+            break
+        new.append(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"the folder of the run, {folder}, must be writable",
+            got=error.strerror,
+            next_step="choose another with --out",
+        ) from error
+    try:
+        yield
+    except InputError:
+        if new:
+            for name in (_RECIPE, _PLAN):
+                (folder / name).unlink(missing_ok=True)
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # only if empty
+        raise

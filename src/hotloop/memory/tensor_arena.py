@@ -1,0 +1,283 @@
+"""CPU tensors of a run in one range of memory whose use is known beforehand.
+
+The general allocator either returns large blocks to the system and faults their pages in again
+every step, or keeps them and fragments in ways nobody can predict. This one serves large tensors
+best-fit from a reserved range and keeps their pages: after the first step none is faulted, and
+``ArenaModel`` says beforehand how far the range will be used. ``docs/notes/tensor-arena.md`` has
+the measurements.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import torch
+
+from ..errors import HotloopError, PlanError, RunError
+from ..units import GIB, MIB, format_bytes
+from . import native
+from .arena import HugePages, transparent_huge_pages
+from .arena_model import GRANULARITY_BYTES, THRESHOLD_BYTES, check_sizes
+
+_SOURCE = Path(__file__).with_name("tensor_arena.cpp")
+_LEAST_BYTES = 64 * MIB
+_ADVICE = {"never": -1, "try": 1, "require": 1}
+
+
+@dataclass(frozen=True)
+class ArenaStats:
+    """What the arena of this process holds; peaks since the process began or ``reset_peak``.
+
+    Attributes:
+        live_bytes, peak_live_bytes: rounded sizes of the blocks in use.
+        num_live: blocks in use.
+        top_bytes, peak_top_bytes: end of the highest block in use.
+        touched_bytes: highest top since the last trim; at most this much is resident, and after a
+            run in which every block was written to, this much was.
+        free_bytes: holes below the top.
+        capacity_bytes: how far blocks may be placed; requests beyond went to the allocator found.
+        reserved_bytes: size of the reserved range of addresses (not memory).
+        num_allocations, num_fallbacks: requests placed since the process began; those above the
+            threshold that were not, for want of room.
+    """
+
+    live_bytes: int
+    peak_live_bytes: int
+    num_live: int
+    top_bytes: int
+    peak_top_bytes: int
+    touched_bytes: int
+    free_bytes: int
+    capacity_bytes: int
+    reserved_bytes: int
+    num_allocations: int
+    num_fallbacks: int
+
+
+class ArenaEvent(NamedTuple):
+    """A block placed at ``offset_bytes`` for a request of ``num_bytes``; ``None``: it was freed."""
+
+    offset_bytes: int
+    num_bytes: int | None
+
+
+# Order and width of the C struct `Counters`.
+class _Counters(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ArenaStats.__dataclass_fields__]
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [("offset", ctypes.c_uint64), ("requested", ctypes.c_int64)]
+
+
+class TensorArena:
+    """Context manager: large CPU tensors made inside come from the arena.
+
+    There is one arena a process. Tensors that outlive the context stay valid for ever; their blocks
+    go back to the arena when they are freed. Contexts nest and may overlap in several threads: the
+    first one in sets the arena up, the others join it with its settings, the last one out
+    uninstalls. Then the pages of free blocks are given back to the system. While blocks are still
+    alive the arena stays registered with torch but hands every request on to the allocator it
+    found, because torch frees oneDNN tensors through whichever allocator is registered; with the
+    last block, the allocator found is registered again.
+
+    Where the arena cannot be used (no compiler, another system than Linux, no address space), the
+    context changes nothing, and ``reason`` says why in one line.
+
+    Args:
+        huge_pages: ``"never"``, ``"try"`` or ``"require"`` transparent huge pages.
+        threshold_bytes: smaller requests go to the allocator found.
+        granularity_bytes: sizes are rounded up to a multiple.
+        capacity_bytes: most the arena may hold; larger demands go to the allocator found.
+            ``None``: four times the physical memory, of which only what is touched is used.
+
+    Attributes:
+        reason: why the arena is not used; ``None`` if it is, or before entering.
+
+    Raises:
+        PlanError: ``huge_pages`` is not one of the three, or required and switched off.
+        InputError: a size is not possible.
+    """
+
+    def __init__(
+        self,
+        *,
+        huge_pages: HugePages = "never",
+        threshold_bytes: int = THRESHOLD_BYTES,
+        granularity_bytes: int = GRANULARITY_BYTES,
+        capacity_bytes: int | None = None,
+    ) -> None:
+        if huge_pages not in get_args(HugePages):
+            raise PlanError("huge_pages must be never, try or require", got=repr(huge_pages))
+        if huge_pages == "require" and transparent_huge_pages() not in ("always", "madvise"):
+            raise PlanError(
+                "huge_pages='require' needs transparent huge pages set to madvise or always",
+                got=transparent_huge_pages() or "no such setting on this system",
+                next_step="use huge_pages='try'",
+            )
+        check_sizes(threshold_bytes, granularity_bytes, capacity_bytes)
+        self.huge_pages = huge_pages
+        self.threshold_bytes = threshold_bytes
+        self.granularity_bytes = granularity_bytes
+        self.capacity_bytes = capacity_bytes
+        self.reason: str | None = None
+        self._installs: list[bool] = []
+
+    @staticmethod
+    def available() -> bool:
+        """Whether the native part is built; builds it (in seconds) the first time."""
+        return _native()[0] is not None
+
+    @staticmethod
+    def unavailable_reason() -> str | None:
+        """Why ``available()`` is false, in one line; ``None`` if it is true."""
+        return _native()[1]
+
+    @property
+    def installed(self) -> bool:
+        """Whether this context is entered and large tensors come from the arena."""
+        return any(self._installs)
+
+    def __enter__(self) -> TensorArena:
+        library, self.reason = _native()
+        if library is not None:
+            self.reason = self._install(library)
+        self._installs.append(self.reason is None)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        library = _native()[0]
+        if self._installs.pop() and library is not None:
+            library.hotloop_arena_uninstall()
+            library.hotloop_arena_trim()
+
+    def stats(self) -> ArenaStats:
+        """The counters now; all zero where the arena is not available."""
+        counters = _Counters()
+        library = _native()[0]
+        if library is not None:
+            library.hotloop_arena_count(ctypes.byref(counters))
+        return ArenaStats(*(getattr(counters, name) for name in ArenaStats.__dataclass_fields__))
+
+    def reset_peak(self) -> None:
+        """Let the peaks start again from what is in use now."""
+        library = _native()[0]
+        if library is not None:
+            library.hotloop_arena_reset_peak()
+
+    def trim(self) -> None:
+        """Give the pages of all free blocks back; the next use of them faults them in again."""
+        library = _native()[0]
+        if library is not None:
+            library.hotloop_arena_trim()
+
+    def offset(self, tensor: torch.Tensor) -> int | None:
+        """Bytes from the arena's base to the tensor's storage; ``None`` if it is not in it."""
+        library = _native()[0]
+        if library is None or tensor.device.type != "cpu":
+            return None
+        offset: int = library.hotloop_arena_offset_of(tensor.untyped_storage().data_ptr())
+        return None if offset < 0 else offset
+
+    @contextmanager
+    def recording(self, max_events: int = 100_000) -> Iterator[list[ArenaEvent]]:
+        """A list that holds, after the context, what all threads placed and freed in the arena.
+
+        Replayed on ``ArenaModel`` this shows where a prediction and a run part.
+
+        Raises:
+            RunError: there were more than ``max_events``.
+        """
+        events: list[ArenaEvent] = []
+        library = _native()[0]
+        if library is None:
+            yield events
+            return
+        buffer = (_Event * max_events)()
+        library.hotloop_arena_record(buffer, max_events)
+        try:
+            yield events
+        finally:
+            count = library.hotloop_arena_record(None, 0)
+        if count > max_events:
+            raise RunError("a recording must fit its max_events", got=f"{count} events")
+        events += [
+            ArenaEvent(e.offset, None if e.requested < 0 else e.requested) for e in buffer[:count]
+        ]
+
+    def _install(self, library: ctypes.CDLL) -> str | None:
+        wanted = self.capacity_bytes or _default_reserve_bytes()
+        if library.hotloop_arena_reserve(wanted, min(wanted, _LEAST_BYTES)) == 0:
+            return f"the system did not reserve {format_bytes(wanted)} of addresses, nor less"
+        advice = _ADVICE[self.huge_pages]
+        refused = library.hotloop_arena_install(
+            wanted, self.threshold_bytes, self.granularity_bytes, advice
+        )
+        return "another allocator of higher priority is installed in torch" if refused else None
+
+
+tensor_arena = TensorArena
+
+_LOCK = threading.Lock()
+_state: tuple[ctypes.CDLL | None, str | None] | None = None
+
+
+def _native() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or the reason there is none. Tried once: two copies would be two arenas."""
+    global _state
+    with _LOCK:
+        if _state is None:
+            _state = _load()
+        return _state
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    if not sys.platform.startswith("linux"):
+        return None, f"the tensor arena is written for Linux, not {sys.platform}"
+    try:
+        library = native.load(_SOURCE)
+    except HotloopError as error:
+        return None, str(error)
+    size, pointer = ctypes.c_uint64, ctypes.c_void_p
+    _declare(library, "hotloop_arena_reserve", [size, size], size)
+    _declare(library, "hotloop_arena_install", [size, size, size, ctypes.c_int], ctypes.c_int)
+    _declare(library, "hotloop_arena_uninstall", [], None)
+    _declare(library, "hotloop_arena_trim", [], None)
+    _declare(library, "hotloop_arena_count", [pointer], None)
+    _declare(library, "hotloop_arena_reset_peak", [], None)
+    _declare(library, "hotloop_arena_offset_of", [pointer], ctypes.c_int64)
+    _declare(library, "hotloop_arena_record", [pointer, size], size)
+    _declare(library, "hotloop_cpu_allocator", [], pointer)
+    return library, None
+
+
+def _declare(library: ctypes.CDLL, name: str, arguments: list[type], result: type | None) -> None:
+    function = getattr(library, name)
+    function.argtypes = arguments
+    function.restype = result
+
+
+def _default_reserve_bytes() -> int:
+    """Four times the physical memory; at most half of the address space still allowed."""
+    import resource
+
+    try:
+        wanted = 4 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        wanted = 64 * GIB
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        try:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError):
+            used = 0
+        wanted = min(wanted, max(_LEAST_BYTES, (limit - used) // 2))
+    return wanted
