@@ -159,8 +159,11 @@ def _fake_optimizer(
         for group in optimizer.param_groups
     ]
     copy = type(optimizer).__new__(type(optimizer))
+    # A scheduler puts a `step` of its own on the instance, bound to the real optimizer, and hooks
+    # are the user's: neither may run here.
+    left = ("state", "param_groups", "step")
     copy.__dict__.update(
-        {k: v for k, v in optimizer.__dict__.items() if k not in ("state", "param_groups")}
+        {k: v for k, v in optimizer.__dict__.items() if k not in left and "_hooks" not in k}
     )
     copy.__setstate__(
         {"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": groups}
