@@ -40,7 +40,7 @@ def make_trainer(model=None, *, every_steps=None, scheduled=True, lr=1e-2):
     if scheduled:
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7, gamma=0.7)
     plan = hotloop.Plan().replace(
-        {"cpu.num_threads": 1, "checkpoint.every_steps": every_steps, "checkpoint.every_s": None}
+        {"cpu.num_threads": 1, "checkpoint.every_steps": every_steps, "checkpoint.every_s": 0}
     )
     return hotloop.Trainer(
         model, LOSS, optimizer, plan, scheduler=scheduler, scheduler_interval="step"

@@ -215,7 +215,8 @@ class CheckpointConfig:
 
     Attributes:
         every_steps: also after this many steps; ``None``: not by count.
-        every_s: also when this many seconds have passed since the last; ``None``: not by time.
+        every_s: also when this many seconds have passed since the last; 0: not by time. (A file
+            has no null to switch a default off with.)
         keep_last: checkpoints kept, at least 1.
 
     Raises:
@@ -226,8 +227,8 @@ class CheckpointConfig:
         None, help="save every N steps too", parse=parse_int,
         flag="--checkpoint-every-steps", metavar="N",
     )  # fmt: skip
-    every_s: float | None = knob(
-        60.0, help="save when this many seconds have passed too", parse=parse_float,
+    every_s: float = knob(
+        60.0, help="save when this many seconds have passed too; 0: do not", parse=parse_float,
         flag="--checkpoint-every-s", metavar="S",
     )  # fmt: skip
     keep_last: int = knob(
@@ -239,14 +240,10 @@ class CheckpointConfig:
             require_int(
                 "every_steps", self.every_steps, at_least=1, flag="--checkpoint-every-steps"
             )
-        if self.every_s is not None and not (
-            isinstance(self.every_s, int | float)
-            and not isinstance(self.every_s, bool)
-            and math.isfinite(self.every_s)
-            and self.every_s > 0
-        ):
+        numeric = isinstance(self.every_s, int | float) and not isinstance(self.every_s, bool)
+        if not numeric or not math.isfinite(self.every_s) or self.every_s < 0:
             raise PlanError(
-                "every_s must be a number of seconds above 0",
+                "every_s must be a number of seconds, or 0 for never",
                 got=repr(self.every_s),
                 next_step="set every_s = 60 (--checkpoint-every-s)",
             )

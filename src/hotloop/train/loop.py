@@ -171,7 +171,7 @@ class TrainLoop:
         config = self.plan.checkpoint
         if config.every_steps is not None and self.state.step % config.every_steps == 0:
             return True
-        return config.every_s is not None and time.monotonic() - self._saved_at_s >= config.every_s
+        return 0 < config.every_s <= time.monotonic() - self._saved_at_s
 
     def _save(self) -> None:
         if self.store is None:

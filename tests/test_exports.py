@@ -1,0 +1,45 @@
+"""The public names, pinned; and what importing them must not do."""
+
+import subprocess
+import sys
+
+import pytest
+
+import hotloop
+
+PUBLIC = [
+    "BatchBuffer", "BatchLayout", "Budget", "BudgetError", "BufferState", "Ceilings",
+    "CheckpointConfig", "CheckpointError", "CheckpointStore", "CpuConfig", "DataError",
+    "DivergedError", "HotloopError", "InputError", "Machine", "MemoryConfig", "MemoryPool",
+    "MissingExtraError", "ModelError", "NumaConfig", "PackedDataset", "Plan", "PlanError",
+    "PoolError", "RunError", "StorageError", "TensorArena", "ThreadAffinity", "TrainReport",
+    "TrainStep", "Trainer", "__version__", "compile_step", "load_mnist", "open_dataset",
+]  # fmt: skip
+
+
+def test_the_exported_names_are_these():
+    assert sorted(hotloop.__all__) == PUBLIC
+    assert set(PUBLIC) <= set(dir(hotloop))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_name_is_there(name):
+    assert getattr(hotloop, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Trainr'"):
+        _ = hotloop.Trainr
+
+
+def test_import_changes_nothing_and_loads_no_torch():
+    code = (
+        "import os, sys, logging, threading, signal\n"
+        "before = dict(os.environ), logging.root.handlers[:], threading.active_count(), "
+        "signal.getsignal(signal.SIGINT)\n"
+        "import hotloop\n"
+        "after = dict(os.environ), logging.root.handlers[:], threading.active_count(), "
+        "signal.getsignal(signal.SIGINT)\n"
+        "assert before == after and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
