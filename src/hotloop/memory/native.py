@@ -12,6 +12,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,12 +21,28 @@ import torch
 from ..errors import RunError
 from ..machine.cache_dir import cache_dir
 
+
+@dataclass(frozen=True)
+class _Build:
+    source: Path
+    compiler: str
+    flags: tuple[str, ...]
+    mode: int
+
+
 _COMPILERS = ("c++", "g++", "clang++")
 _STANDARDS = ("-std=c++20", "-std=c++17")
 _TIME_LIMIT_S = 300.0
 
 
-def load(source: Path, *, cache: Path | None = None) -> ctypes.CDLL:
+def load(
+    source: Path,
+    *,
+    cache: Path | None = None,
+    parts: Sequence[Path] = (),
+    flags: Sequence[str] = (),
+    mode: int = ctypes.DEFAULT_MODE,
+) -> ctypes.CDLL:
     """Library built from ``source``, from the cache or freshly compiled.
 
     A cached file carries the hash of its contents in its name: one that is damaged is never mapped
@@ -33,8 +51,12 @@ def load(source: Path, *, cache: Path | None = None) -> ctypes.CDLL:
     cache cannot be written or used, the library is built in a folder that is removed after loading.
 
     Args:
-        source: a C++ file that includes c10 headers only.
+        source: a C++ file that includes c10 headers, or torch's C interface, only.
         cache: folder instead of ``cache_dir()/"native"``.
+        parts: files that ``source`` includes; a change in one builds anew.
+        flags: for the compiler, added to the usual ones. With ``-march=native`` the caller names
+            the machine in a ``-D`` flag, so that another machine builds its own.
+        mode: of ``dlopen``; ``ctypes.RTLD_GLOBAL`` lets libraries loaded later use its symbols.
 
     Raises:
         RunError: no compiler, no headers, or the compiler or the loader refused.
@@ -43,38 +65,40 @@ def load(source: Path, *, cache: Path | None = None) -> ctypes.CDLL:
     include = Path(torch.__file__).parent / "include"
     if not (include / "c10" / "core" / "Allocator.h").is_file():
         raise RunError("a native part needs torch's C++ headers", got=f"none in {include}")
-    key = _key(source, compiler)
+    build = _Build(source, compiler, (*_flags(), *flags), mode)
+    key = _key(build, parts)
     try:
         folder = (cache if cache is not None else cache_dir() / "native") / key
         folder.mkdir(parents=True, exist_ok=True)
-        return _load_cached(source, compiler, folder)
+        return _load_cached(build, folder)
     except OSError:  # Not writable, full, or mounted noexec.
-        return _load_once(source, compiler)
+        return _load_once(build)
 
 
-def _load_cached(source: Path, compiler: str, folder: Path) -> ctypes.CDLL:
+def _load_cached(build: _Build, folder: Path) -> ctypes.CDLL:
+    source = build.source
     for path in sorted(folder.glob(f"{source.stem}-*.so")):
         if path.stem == f"{source.stem}-{_content_hash(path)}":
-            return ctypes.CDLL(str(path))
+            return ctypes.CDLL(str(path), build.mode)
         path.unlink(missing_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
     os.close(handle)
     built = Path(temporary)
     try:
-        _compile(source, compiler, built)
+        _compile(build, built)
         path = folder / f"{source.stem}-{_content_hash(built)}.so"
         built.replace(path)
     finally:
         built.unlink(missing_ok=True)
-    return ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(path), build.mode)
 
 
-def _load_once(source: Path, compiler: str) -> ctypes.CDLL:
+def _load_once(build: _Build) -> ctypes.CDLL:
     try:
         with tempfile.TemporaryDirectory(prefix="hotloop-native-") as folder:
-            built = Path(folder) / f"{source.stem}.so"
-            _compile(source, compiler, built)
-            return ctypes.CDLL(str(built))
+            built = Path(folder) / f"{build.source.stem}.so"
+            _compile(build, built)
+            return ctypes.CDLL(str(built), build.mode)
     except OSError as error:
         raise RunError("a native part could not be built and loaded", got=error) from None
 
@@ -109,11 +133,12 @@ def _flags() -> list[str]:
     ]
 
 
-def _compile(source: Path, compiler: str, target: Path) -> None:
+def _compile(build: _Build, target: Path) -> None:
+    source, compiler = build.source, build.compiler
     message = ""
     for standard in _STANDARDS:
         # The libraries follow the source: a linker may drop those it meets before a use.
-        command = [compiler, standard, str(source), *_flags(), "-o", str(target)]
+        command = [compiler, standard, str(source), *build.flags, "-o", str(target)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, errors="replace", timeout=_TIME_LIMIT_S
@@ -128,16 +153,20 @@ def _compile(source: Path, compiler: str, target: Path) -> None:
     raise RunError(f"{source.name} must compile with {compiler}", got=message)
 
 
-def _key(source: Path, compiler: str) -> str:
+def _key(build: _Build, parts: Sequence[Path]) -> str:
     try:
         version = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, errors="replace", timeout=30
+            [build.compiler, "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=30,
         ).stdout
-        text = source.read_text(encoding="utf-8")
+        texts = [p.read_text(encoding="utf-8") for p in (build.source, *parts)]
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError("a native part needs a C++ compiler that runs", got=error) from None
-    parts = [text, torch.__version__, compiler, version, *_STANDARDS, *_flags()]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    facts = [*texts, torch.__version__, build.compiler, version, *_STANDARDS, *build.flags]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:20]
 
 
 def _content_hash(path: Path) -> str:

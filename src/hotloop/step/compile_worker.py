@@ -1,0 +1,74 @@
+"""Process that compiles one captured step to a shared library: ``python -m ... REQUEST TARGET``.
+
+A process of its own, so that the compiler's memory and imports never burden the training process
+and its random state is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def compile_request(request: dict[str, Any], target: Path, keep: str | None = None) -> None:
+    """Compile and move the finished library into place.
+
+    Args:
+        request: graph, inputs as ``(shape, strides, dtype)``, num_threads.
+        target: where the library goes.
+        keep: folder in which the generated sources stay, for reading.
+    """
+    import torch._inductor
+    from torch._inductor import config
+
+    from . import operators
+    from .graph_file import from_values
+
+    torch.set_num_threads(request["num_threads"])
+    graph = from_values(request["graph"])
+    inputs = []
+    for shape, strides, dtype in request["inputs"]:
+        tensor = torch.empty_strided(shape, strides, dtype=dtype)
+        inputs.append(tensor.zero_())
+    with contextlib.ExitStack() as stack:
+        folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="hotloop-step-"))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")
+        built = Path(folder) / "step.so"
+        with config.patch(
+            {
+                "fallback_random": True,  # The draws of plain PyTorch, bit for bit.
+                "cpp.threads": request["num_threads"],
+                "aot_inductor.output_path": str(built),
+                "aot_inductor.custom_ops_to_c_shims": operators.shims(),
+                **request["options"],
+            }
+        ):
+            made = torch._inductor.aot_compile(graph, tuple(inputs))
+        # Renamed within one file system: seen whole or not at all.
+        staged = target.with_name(f".{target.name}.{os.getpid()}")
+        staged.write_bytes(Path(str(made)).read_bytes())
+        staged.replace(target)
+
+
+def main() -> int:
+    """Read the request, compile, and say why not in one line."""
+    request = torch.load(sys.argv[1], weights_only=False)
+    try:
+        compile_request(request, Path(sys.argv[2]), *sys.argv[3:4])
+    except Exception as error:
+        if len(sys.argv) > 3:
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        print(f"{type(error).__name__}: {lines[0][:200]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+// See gemm.h. The scheme is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix
+// Multiplication" (ACM TOMS 34, 2008), cut down to one resident operand: training batches make one
+// side of every product small, so it is packed whole, once, by all threads together; the other
+// side streams past, each thread packing only the part it owns.
+#include "gemm.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// The tile in registers: kRows x (kVectors * kLanes) sums. On AVX-512: 24 sums, 3 columns, 1 row.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRows = 8, kVectors = 3;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kRows = 4, kVectors = 3;
+#else
+constexpr int kLanes = 4, kRows = 4, kVectors = 3;
+#endif
+constexpr int kCols = kVectors * kLanes;
+// Depth of a streamed panel: kDepth * kCols floats stay in the first-level cache's neighbourhood.
+constexpr int64_t kDepth = 256;
+// Below so many multiply-adds waking a second thread costs more than it brings.
+constexpr double kOneThread = 1e5;
+
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+
+struct Scratch {
+  float* data = nullptr;
+  int64_t count = 0;
+  float* need(int64_t wanted) {
+    if (wanted > count) {
+      std::free(data);
+      count = (wanted + 1023) / 1024 * 1024;
+      data = static_cast<float*>(std::aligned_alloc(64, count * sizeof(float)));
+      if (!data) std::abort();
+    }
+    return data;
+  }
+  ~Scratch() { std::free(data); }
+};
+thread_local Scratch resident_scratch, panel_scratch, tile_scratch;
+
+#if defined(__AVX__)
+// dst[k * ld + r] = src[r * rs + k] for an 8 x 8 block.
+inline void transpose8(const float* src, int64_t rs, float* dst, int64_t ld) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(src + i * rs);
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  for (int h = 0; h < 2; ++h) {
+    const __m256 *a = t + 4 * h, *b = t + 4 * h + 2;
+    r[4 * h + 0] = _mm256_shuffle_ps(a[0], b[0], 0x44);
+    r[4 * h + 1] = _mm256_shuffle_ps(a[0], b[0], 0xEE);
+    r[4 * h + 2] = _mm256_shuffle_ps(a[1], b[1], 0x44);
+    r[4 * h + 3] = _mm256_shuffle_ps(a[1], b[1], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(dst + i * ld, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(dst + (i + 4) * ld, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+#endif
+
+// dst[k * width + r] = src[r * rs + k * ks], r < rows (zeros up to width), k < depth.
+void pack(const float* src, int64_t rs, int64_t ks, int64_t rows, int64_t depth, float* dst,
+          int64_t width) {
+  if (rs == 1) {
+    for (int64_t k = 0; k < depth; ++k) {
+      float* to = dst + k * width;
+      std::memcpy(to, src + k * ks, rows * sizeof(float));
+      for (int64_t r = rows; r < width; ++r) to[r] = 0;
+    }
+    return;
+  }
+  int64_t r0 = 0;
+#if defined(__AVX__)
+  if (ks == 1) {
+    for (; r0 + 8 <= rows; r0 += 8) {
+      int64_t k = 0;
+      for (; k + 8 <= depth; k += 8)
+        transpose8(src + r0 * rs + k, rs, dst + k * width + r0, width);
+      for (; k < depth; ++k)
+        for (int64_t r = r0; r < r0 + 8; ++r) dst[k * width + r] = src[r * rs + k];
+    }
+  }
+#endif
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t r = r0; r < rows; ++r) dst[k * width + r] = src[r * rs + k * ks];
+    for (int64_t r = rows; r < width; ++r) dst[k * width + r] = 0;
+  }
+}
+
+// tile[kRows][V * kLanes] (+)= a[depth][kRows]^T b[depth][V * kLanes]
+template <int V>
+void micro(int64_t depth, const float* a, const float* b, float* tile, int64_t ld, bool add) {
+  Vector sum[kRows][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v)
+      sum[r][v] = add ? *reinterpret_cast<Vector*>(tile + r * ld + v * kLanes) : Vector{};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector column[V];
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) column[v] = *reinterpret_cast<const Vector*>(b + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) sum[r][v] += a[r] * column[v];
+    a += kRows;
+    b += V * kLanes;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) *reinterpret_cast<Vector*>(tile + r * ld + v * kLanes) = sum[r][v];
+}
+
+void multiply(int vectors, int64_t depth, const float* a, const float* b, float* tile, int64_t ld,
+              bool add) {
+  if (vectors == 3) micro<3>(depth, a, b, tile, ld, add);
+  else if (vectors == 2) micro<2>(depth, a, b, tile, ld, add);
+  else micro<1>(depth, a, b, tile, ld, add);
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Part `index` of `parts` of [0, count), cut at multiples of `grain`.
+Range share(int64_t count, int64_t grain, int index, int parts) {
+  const int64_t grains = (count + grain - 1) / grain;
+  return {std::min(count, grains * index / parts * grain),
+          std::min(count, grains * (index + 1) / parts * grain)};
+}
+
+int vectors_for(int64_t cols) { return static_cast<int>((cols + kLanes - 1) / kLanes); }
+
+// Every tile of A B goes through `finish(tile, ld, i, rows, j, cols)` once, complete.
+template <class Finish>
+void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs,
+             const float* B, int64_t b_rs, int64_t b_cs, int num_threads, const Finish& finish) {
+  const int64_t row_tiles = (M + kRows - 1) / kRows, col_tiles = (N + kCols - 1) / kCols;
+  if (double(M) * N * K < kOneThread) num_threads = 1;
+  if (M <= N) {
+    // A is resident; each thread owns columns and packs B's panels as it comes to them.
+    float* packed = resident_scratch.need(row_tiles * kRows * K);
+#pragma omp parallel num_threads(num_threads)
+    {
+      const int me = omp_get_thread_num(), all = omp_get_num_threads();
+      const Range part = share(row_tiles, 1, me, all);
+      for (int64_t t = part.begin; t < part.end; ++t)
+        pack(A + t * kRows * a_rs, a_rs, a_cs, std::min<int64_t>(kRows, M - t * kRows), K,
+             packed + t * kRows * K, kRows);
+#pragma omp barrier
+      const Range mine = share(N, kLanes, me, all);
+      float* panel = panel_scratch.need(kDepth * kCols);
+      float* tiles = tile_scratch.need(row_tiles * kRows * kCols);
+      for (int64_t j = mine.begin; j < mine.end; j += kCols) {
+        const int64_t cols = std::min<int64_t>(kCols, mine.end - j);
+        const int vectors = vectors_for(cols);
+        const int64_t ld = vectors * kLanes;
+        for (int64_t k = 0; k < K; k += kDepth) {
+          const int64_t depth = std::min(kDepth, K - k);
+          pack(B + k * b_rs + j * b_cs, b_cs, b_rs, cols, depth, panel, ld);
+          const bool last = k + depth == K;
+          for (int64_t t = 0; t < row_tiles; ++t) {
+            float* tile = tiles + t * kRows * ld;
+            multiply(vectors, depth, packed + (t * K + k) * kRows, panel, tile, ld, k > 0);
+            if (last)
+              finish(tile, ld, t * kRows, std::min<int64_t>(kRows, M - t * kRows), j, cols);
+          }
+        }
+      }
+    }
+  } else {
+    // B is resident; each thread owns rows, and walks along them.
+    float* packed = resident_scratch.need(col_tiles * kCols * K);
+#pragma omp parallel num_threads(num_threads)
+    {
+      const int me = omp_get_thread_num(), all = omp_get_num_threads();
+      const Range part = share(col_tiles, 1, me, all);
+      for (int64_t t = part.begin; t < part.end; ++t) {
+        const int64_t cols = std::min<int64_t>(kCols, N - t * kCols);
+        pack(B + t * kCols * b_cs, b_cs, b_rs, cols, K, packed + t * kCols * K,
+             vectors_for(cols) * kLanes);
+      }
+#pragma omp barrier
+      const Range mine = share(M, kRows, me, all);
+      float* panel = panel_scratch.need(kRows * K);
+      float* tile = tile_scratch.need(kRows * kCols);
+      for (int64_t i = mine.begin; i < mine.end; i += kRows) {
+        const int64_t rows = std::min<int64_t>(kRows, mine.end - i);
+        pack(A + i * a_rs, a_rs, a_cs, rows, K, panel, kRows);
+        for (int64_t t = 0; t < col_tiles; ++t) {
+          const int64_t j = t * kCols, cols = std::min<int64_t>(kCols, N - j);
+          const int vectors = vectors_for(cols);
+          finish.prefetch(i, rows, j);
+          multiply(vectors, K, panel, packed + j * K, tile, vectors * kLanes, false);
+          finish(tile, vectors * kLanes, i, rows, j, cols);
+        }
+      }
+    }
+  }
+}
+
+// One row of an update: n adjacent elements.
+template <int kind>
+inline void update_row(int64_t n, float* __restrict w, const float* __restrict g,
+                       float* __restrict s1, float* __restrict s2, const hotloop_update& u,
+                       float scale) {
+  const float lr = float(u.lr), eps = float(u.eps), decay = float(u.weight_decay);
+  const float beta2 = float(u.beta2), one_beta1 = float(1 - u.beta1);
+  const float one_beta2 = float(1 - u.beta2), keep = float(1 - u.lr * u.weight_decay);
+  const float step_size = float(u.lr / u.bias_correction1);
+  const float inverse = float(1 / u.bias_correction2_sqrt);
+  const float momentum = float(u.momentum), damped = u.first_step ? 1.0f : float(1 - u.dampening);
+  const float carried = u.first_step ? 0.0f : momentum;
+  const float alpha = float(u.alpha), one_alpha = float(1 - u.alpha);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    float d = g[i] * scale, x = w[i];
+    if (kind == 4) x *= keep;
+    else d += decay * x;
+    if (kind == 0) {
+      x -= lr * d;
+    } else if (kind == 1 || kind == 2) {
+      const float m = carried * s1[i] + damped * d;
+      s1[i] = m;
+      x -= lr * (kind == 2 ? d + momentum * m : m);
+    } else if (kind == 3 || kind == 4) {
+      const float m = s1[i] + one_beta1 * (d - s1[i]);
+      const float v = beta2 * s2[i] + one_beta2 * (d * d);
+      s1[i] = m;
+      s2[i] = v;
+      x -= step_size * (m / (std::sqrt(v) * inverse + eps));
+    } else if (kind == 5) {
+      const float v = alpha * s1[i] + one_alpha * (d * d);
+      s1[i] = v;
+      x -= lr * (d / (std::sqrt(v) + eps));
+    } else {
+      const float v = s1[i] + d * d;
+      s1[i] = v;
+      x -= lr * (d / (std::sqrt(v) + eps));
+    }
+    w[i] = x;
+  }
+}
+
+struct Store {
+  float* C;
+  int64_t c_rs;
+  const float* bias;
+  int32_t act;
+  const float* mask;
+  int64_t mask_rs;
+
+  void prefetch(int64_t, int64_t, int64_t) const {}
+
+  void operator()(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
+                  int64_t cols) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* __restrict from = tile + r * ld;
+      float* __restrict to = C + (i + r) * c_rs + j;
+      if (bias) {
+        const float* offset = bias + j;
+        if (act == 1)
+          for (int64_t c = 0; c < cols; ++c) {
+            const float value = from[c] + offset[c];
+            to[c] = value < 0 ? 0 : value;  // NaN stays NaN, as in torch.
+          }
+        else
+          for (int64_t c = 0; c < cols; ++c) to[c] = from[c] + offset[c];
+      } else if (mask) {
+        const float* gate = mask + (i + r) * mask_rs + j;
+        for (int64_t c = 0; c < cols; ++c) to[c] = gate[c] <= 0 ? 0 : from[c];
+      } else if (act == 1) {
+        for (int64_t c = 0; c < cols; ++c) to[c] = from[c] < 0 ? 0 : from[c];
+      } else {
+        std::memcpy(to, from, cols * sizeof(float));
+      }
+    }
+  }
+};
+
+template <int kind>
+struct Apply {
+  float *W, *s1, *s2, *G;
+  int64_t w_rs, s_rs;
+  hotloop_update u;
+  float scale;
+
+  // The rows of the tile under way arrive while its products are made.
+  void prefetch(int64_t i, int64_t rows, int64_t j) const {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < kCols; c += 16) {
+        __builtin_prefetch(W + (i + r) * w_rs + j + c, 1);
+        if (kind > 0) __builtin_prefetch(s1 + (i + r) * s_rs + j + c, 1);
+        if (kind == 3 || kind == 4) __builtin_prefetch(s2 + (i + r) * s_rs + j + c, 1);
+      }
+  }
+
+  void operator()(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
+                  int64_t cols) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = (i + r) * s_rs + j;
+      update_row<kind>(cols, W + (i + r) * w_rs + j, tile + r * ld, s1 + (kind > 0 ? at : 0),
+                       s2 + (kind == 3 || kind == 4 ? at : 0), u, scale);
+      if (G)
+        for (int64_t c = 0; c < cols; ++c) G[at + c] = tile[r * ld + c] * scale;
+    }
+  }
+};
+
+template <int kind, class Call>
+void by_kind(int32_t wanted, const Call& call) {
+  if constexpr (kind < 7) {
+    if (wanted == kind) call(std::integral_constant<int, kind>{});
+    else by_kind<kind + 1>(wanted, call);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+__attribute__((visibility("default"))) void hotloop_gemm_f32(
+    int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs, const float* B,
+    int64_t b_rs, int64_t b_cs, float* C, int64_t c_rs, const float* bias, int32_t act,
+    const float* mask, int64_t mask_rs, int32_t num_threads) {
+  product(M, N, K, A, a_rs, a_cs, B, b_rs, b_cs, num_threads,
+          Store{C, c_rs, bias, act, mask, mask_rs});
+}
+
+__attribute__((visibility("default"))) void hotloop_gemm_update_f32(
+    int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs, const float* B,
+    int64_t b_rs, int64_t b_cs, float* W, int64_t w_rs, float* s1, float* s2, int64_t s_rs,
+    float* G, const hotloop_update* u, float scale, int32_t num_threads) {
+  by_kind<0>(u->kind, [&](auto kind) {
+    product(M, N, K, A, a_rs, a_cs, B, b_rs, b_cs, num_threads,
+            Apply<kind>{W, s1, s2, G, w_rs, s_rs, *u, scale});
+  });
+}
+
+__attribute__((visibility("default"))) void hotloop_update_f32(int64_t n, float* w, const float* g,
+                                                               float* s1, float* s2,
+                                                               const hotloop_update* u, float scale,
+                                                               int32_t num_threads) {
+  by_kind<0>(u->kind, [&](auto kind) {
+    if (n < 32768) num_threads = 1;
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+    {
+      const Range mine = share(n, 16, omp_get_thread_num(), omp_get_num_threads());
+      const int64_t at = mine.begin;
+      update_row<kind>(mine.end - at, w + at, g + at, s1 + (kind > 0 ? at : 0),
+                       s2 + (kind == 3 || kind == 4 ? at : 0), *u, scale);
+    }
+  });
+}
+}

@@ -1,0 +1,35 @@
+// Float32 matrix products with what follows them done while the result is in registers or L1:
+// bias and relu, relu's backward mask, or the whole optimizer update of a weight whose gradient the
+// product is. Results do not depend on the number of threads: every sum is taken in one order.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// Scalars of one update; formulas are those of torch.optim's single-tensor functions.
+struct hotloop_update {
+  int32_t kind;  // 0 sgd, 1 momentum, 2 nesterov, 3 adam, 4 adamw, 5 rmsprop, 6 adagrad
+  int32_t first_step;
+  double lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2_sqrt;
+  double momentum, dampening, alpha;
+};
+
+// C[M,N] = A[M,K] B[K,N] (+ bias[N]); act 1: relu; mask: C where mask > 0, else 0. Strides are in
+// elements; C's columns are adjacent.
+void hotloop_gemm_f32(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs,
+                      const float* B, int64_t b_rs, int64_t b_cs, float* C, int64_t c_rs,
+                      const float* bias, int32_t act, const float* mask, int64_t mask_rs,
+                      int32_t num_threads);
+
+// Updates W[M,N] and its states by the gradient scale * A B, which is never written to memory
+// (but to G, rows s_rs apart like the states', where G is not null).
+void hotloop_gemm_update_f32(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs,
+                             int64_t a_cs, const float* B, int64_t b_rs, int64_t b_cs, float* W,
+                             int64_t w_rs, float* s1, float* s2, int64_t s_rs, float* G,
+                             const hotloop_update* u, float scale, int32_t num_threads);
+
+// The same update by a gradient that lies in memory, n adjacent elements.
+void hotloop_update_f32(int64_t n, float* w, const float* g, float* s1, float* s2,
+                        const hotloop_update* u, float scale, int32_t num_threads);
+}

@@ -1,0 +1,263 @@
+// What a compiled step calls (hotloop's operators, as C entries that take tensor handles), and the
+// loop that runs compiled steps without the interpreter. Only torch's stable C interface is used.
+
+#include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "gemm.cpp"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define TRY(call)                 \
+  do {                            \
+    if ((call) != 0) return 1;    \
+  } while (0)
+
+namespace {
+
+// Columns of the control table; updates.py names them.
+enum Column { kKind, kLr, kBeta1, kBeta2, kEps, kWeightDecay, kCorrection1, kCorrection2Sqrt,
+              kMomentum, kDampening, kAlpha, kFirstStep };
+constexpr int kColumns = 16;
+
+int32_t threads = 1;
+
+struct View {
+  float* data = nullptr;
+  int64_t* sizes = nullptr;
+  int64_t* strides = nullptr;
+
+  int open(AtenTensorHandle tensor) {
+    void* raw = nullptr;
+    TRY(aoti_torch_get_data_ptr(tensor, &raw));
+    data = static_cast<float*>(raw);
+    TRY(aoti_torch_get_sizes(tensor, &sizes));
+    return aoti_torch_get_strides(tensor, &strides) != 0;
+  }
+};
+
+hotloop_update rule(const double* row) {
+  hotloop_update u{};
+  u.kind = static_cast<int32_t>(row[kKind]);
+  u.lr = row[kLr];
+  u.beta1 = row[kBeta1];
+  u.beta2 = row[kBeta2];
+  u.eps = row[kEps];
+  u.weight_decay = row[kWeightDecay];
+  u.bias_correction1 = row[kCorrection1];
+  u.bias_correction2_sqrt = row[kCorrection2Sqrt];
+  u.momentum = row[kMomentum];
+  u.dampening = row[kDampening];
+  u.alpha = row[kAlpha];
+  u.first_step = row[kFirstStep] != 0;
+  return u;
+}
+
+int row_of(AtenTensorHandle control, int64_t group, hotloop_update* u) {
+  void* raw = nullptr;
+  TRY(aoti_torch_get_data_ptr(control, &raw));
+  *u = rule(static_cast<const double*>(raw) + group * kColumns);
+  return 0;
+}
+
+int update(AtenTensorHandle w, AtenTensorHandle g, AtenTensorHandle s1, AtenTensorHandle s2,
+           AtenTensorHandle control, AtenTensorHandle* scale, int64_t group) {
+  void *weight = nullptr, *gradient = nullptr, *first = nullptr, *second = nullptr;
+  hotloop_update u;
+  TRY(row_of(control, group, &u));
+  TRY(aoti_torch_get_data_ptr(w, &weight));
+  TRY(aoti_torch_get_data_ptr(g, &gradient));
+  if (s1) TRY(aoti_torch_get_data_ptr(s1, &first));
+  if (s2) TRY(aoti_torch_get_data_ptr(s2, &second));
+  int64_t count = 0;
+  TRY(aoti_torch_get_numel(w, &count));
+  float factor = 1.0f;
+  if (scale && *scale) {
+    void* raw = nullptr;
+    TRY(aoti_torch_get_data_ptr(*scale, &raw));
+    factor = *static_cast<float*>(raw);
+  }
+  hotloop_update_f32(count, static_cast<float*>(weight), static_cast<float*>(gradient),
+                     static_cast<float*>(first), static_cast<float*>(second), &u, factor, threads);
+  return 0;
+}
+
+int gemm_update(AtenTensorHandle w, AtenTensorHandle a, AtenTensorHandle b, AtenTensorHandle s1,
+                AtenTensorHandle s2, AtenTensorHandle control, int64_t group) {
+  View vw, va, vb, v1, v2;
+  hotloop_update u;
+  TRY(row_of(control, group, &u));
+  TRY(vw.open(w));
+  TRY(va.open(a));
+  TRY(vb.open(b));
+  if (s1) TRY(v1.open(s1));
+  if (s2) TRY(v2.open(s2));
+  int64_t m = va.sizes[0], k = va.sizes[1], n = vb.sizes[1];
+  if (vw.strides[1] == 1) {
+    hotloop_gemm_update_f32(m, n, k, va.data, va.strides[0], va.strides[1], vb.data, vb.strides[0],
+                            vb.strides[1], vw.data, vw.strides[0], v1.data, v2.data,
+                            vw.strides[0], nullptr, &u, 1.0f, threads);
+  } else {  // A weight kept transposed: its transpose is b^T a^T.
+    hotloop_gemm_update_f32(n, m, k, vb.data, vb.strides[1], vb.strides[0], va.data, va.strides[1],
+                            va.strides[0], vw.data, vw.strides[1], v1.data, v2.data,
+                            vw.strides[1], nullptr, &u, 1.0f, threads);
+  }
+  return 0;
+}
+
+}  // namespace
+
+// An operator without a result gets a last argument that is null.
+#define H AtenTensorHandle
+EXPORT int aoti_torch_cpu_update0_(H w, H g, H c, H* scale, int64_t group, H*) {
+  return update(w, g, nullptr, nullptr, c, scale, group);
+}
+EXPORT int aoti_torch_cpu_update1_(H w, H g, H s1, H c, H* scale, int64_t group, H*) {
+  return update(w, g, s1, nullptr, c, scale, group);
+}
+EXPORT int aoti_torch_cpu_update2_(H w, H g, H s1, H s2, H c, H* scale, int64_t group, H*) {
+  return update(w, g, s1, s2, c, scale, group);
+}
+EXPORT int aoti_torch_cpu_gemm_update0_(H w, H a, H b, H c, int64_t group, H*) {
+  return gemm_update(w, a, b, nullptr, nullptr, c, group);
+}
+EXPORT int aoti_torch_cpu_gemm_update1_(H w, H a, H b, H s1, H c, int64_t group, H*) {
+  return gemm_update(w, a, b, s1, nullptr, c, group);
+}
+EXPORT int aoti_torch_cpu_gemm_update2_(H w, H a, H b, H s1, H s2, H c, int64_t group, H*) {
+  return gemm_update(w, a, b, s1, s2, c, group);
+}
+
+EXPORT int aoti_torch_cpu_gemm(H a, H b, H* bias, H* mask, int64_t act, H* result) {
+  View va, vb, vc, vm;
+  TRY(va.open(a));
+  TRY(vb.open(b));
+  int64_t m = va.sizes[0], k = va.sizes[1], n = vb.sizes[1];
+  const int64_t sizes[] = {m, n}, strides[] = {n, 1};
+  TRY(aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(),
+                               aoti_torch_device_type_cpu(), 0, result));
+  TRY(vc.open(*result));
+  void* offset = nullptr;
+  if (bias && *bias) TRY(aoti_torch_get_data_ptr(*bias, &offset));
+  if (mask && *mask) TRY(vm.open(*mask));
+  hotloop_gemm_f32(m, n, k, va.data, va.strides[0], va.strides[1], vb.data, vb.strides[0],
+                   vb.strides[1], vc.data, n, static_cast<float*>(offset),
+                   static_cast<int32_t>(act), vm.data, vm.data ? vm.strides[0] : 0, threads);
+  return 0;
+}
+
+// ---- The loop -------------------------------------------------------------------------------
+
+namespace {
+
+using Container = void*;
+using Create = int (*)(Container*, size_t, const char*, const char*);
+using Run = int (*)(Container, AtenTensorHandle*, size_t, AtenTensorHandle*, size_t, void*, void*);
+
+struct Program {
+  Run run = nullptr;
+  Container container = nullptr;
+  int64_t outputs = 1;
+  std::vector<AtenTensorHandle> bound;  // All inputs but x and y.
+};
+
+// A tensor as Python hands it over: address, dtype code, dimensions, sizes, strides.
+const int64_t* tensor_from(const int64_t* at, AtenTensorHandle* tensor, int* error) {
+  const int64_t dims = at[2];
+  *error = aoti_torch_create_tensor_from_blob(
+      reinterpret_cast<void*>(at[0]), dims, at + 3, at + 3 + dims, 0, static_cast<int32_t>(at[1]),
+      aoti_torch_device_type_cpu(), 0, tensor);
+  return at + 3 + 2 * dims;
+}
+
+void forget(Program* program) {
+  for (AtenTensorHandle handle : program->bound) aoti_torch_delete_tensor_object(handle);
+  program->bound.clear();
+}
+
+}  // namespace
+
+// Opens a compiled step. The container lives as long as the process: its library holds OpenMP code
+// that must not be unmapped while threads may be in it.
+EXPORT void* hotloop_program_open(const char* path, char* message, int64_t message_bytes) {
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    std::snprintf(message, message_bytes, "%s", dlerror());
+    return nullptr;
+  }
+  auto create =
+      reinterpret_cast<Create>(dlsym(library, "AOTInductorModelContainerCreateWithDevice"));
+  auto run = reinterpret_cast<Run>(dlsym(library, "AOTInductorModelContainerRun"));
+  Container container = nullptr;
+  if (!create || !run || create(&container, 1, "cpu", nullptr) != 0) {
+    std::snprintf(message, message_bytes, "not a compiled step");
+    return nullptr;
+  }
+  auto* program = new Program;
+  program->run = run;
+  program->container = container;
+  return program;
+}
+
+EXPORT void hotloop_program_close(void* opened) {
+  auto* program = static_cast<Program*>(opened);
+  forget(program);
+  delete program;
+}
+
+// Fixes all inputs but the last two. Their memory stays the caller's.
+EXPORT int hotloop_program_bind(void* opened, const int64_t* tensors, int64_t count) {
+  auto* program = static_cast<Program*>(opened);
+  forget(program);
+  for (int64_t i = 0; i < count; ++i) {
+    AtenTensorHandle handle = nullptr;
+    int error = 0;
+    tensors = tensor_from(tensors, &handle, &error);
+    if (error) return 1;
+    program->bound.push_back(handle);
+  }
+  return 0;
+}
+
+EXPORT void hotloop_set_threads(int32_t count) { threads = count; }
+
+// Runs `steps` steps. Batch i is rows [i * rows, (i + 1) * rows) of x and y (two tensors in
+// `batch`, described as for one batch; x_step and y_step are bytes from one batch to the next).
+// Before step i, row i of `tables` is copied to `control`. Losses go to `losses`; counters[j], the
+// optimizer's float step counts, grow by one a step.
+EXPORT int hotloop_program_run(void* opened, const int64_t* batch, int64_t x_step, int64_t y_step,
+                               int64_t steps, const double* tables, double* control,
+                               int64_t table_doubles, float* losses, float** counters,
+                               int64_t num_counters) {
+  auto* program = static_cast<Program*>(opened);
+  const size_t fixed = program->bound.size();
+  std::vector<AtenTensorHandle> inputs(fixed + 2);
+  std::vector<int64_t> described(batch, batch + 3 + 2 * batch[2]);
+  const int64_t* second = batch + described.size();
+  std::vector<int64_t> described_y(second, second + 3 + 2 * second[2]);
+  for (int64_t i = 0; i < steps; ++i) {
+    if (tables) std::memcpy(control, tables + i * table_doubles, table_doubles * sizeof(double));
+    for (size_t j = 0; j < fixed; ++j)
+      TRY(aoti_torch_new_tensor_handle(program->bound[j], &inputs[j]));
+    int error = 0;
+    tensor_from(described.data(), &inputs[fixed], &error);
+    if (error) return 1;
+    tensor_from(described_y.data(), &inputs[fixed + 1], &error);
+    if (error) return 1;
+    AtenTensorHandle output = nullptr;
+    TRY(program->run(program->container, inputs.data(), inputs.size(), &output, 1, nullptr,
+                     nullptr));
+    void* loss = nullptr;
+    TRY(aoti_torch_get_data_ptr(output, &loss));
+    losses[i] = *static_cast<float*>(loss);
+    aoti_torch_delete_tensor_object(output);
+    for (int64_t j = 0; j < num_counters; ++j) *counters[j] += 1.0f;
+    described[0] += x_step;
+    described_y[0] += y_step;
+  }
+  return 0;
+}

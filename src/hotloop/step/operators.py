@@ -1,0 +1,144 @@
+"""hotloop's own operators in a captured graph, and the passes that put them there.
+
+They have no Python implementation: the compiled step calls them in C++ (``kernels/shim.cpp``).
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+_LIBRARY = torch.library.Library("hotloop", "FRAGMENT")
+_STATES = ("", "Tensor(b!) s1, ", "Tensor(b!) s1, Tensor(c!) s2, ")
+_TAGS = (torch.Tag.needs_exact_strides,)
+
+for _count, _states in enumerate(_STATES):
+    # w is updated by gradient g (times scale) with the rule in row `group` of control.
+    _LIBRARY.define(
+        f"update{_count}_(Tensor(a!) w, Tensor g, {_states}Tensor control, Tensor? scale, "
+        "int group) -> ()",
+        tags=_TAGS,
+    )
+    # The same with g = a @ b, which never reaches memory.
+    _LIBRARY.define(
+        f"gemm_update{_count}_(Tensor(a!) w, Tensor a, Tensor b, {_states}Tensor control, "
+        "int group) -> ()",
+        tags=_TAGS,
+    )
+    for _name in (f"update{_count}_", f"gemm_update{_count}_"):
+        torch.library.register_fake(f"hotloop::{_name}", lambda *_: None, lib=_LIBRARY)
+
+# a @ b (+ bias, then relu when act is 1; where mask > 0, else 0).
+_LIBRARY.define(
+    "gemm(Tensor a, Tensor b, Tensor? bias, Tensor? mask, int act) -> Tensor", tags=_TAGS
+)
+# The same by oneDNN or MKL stays an aten operator: see routes.
+torch.library.register_fake(
+    "hotloop::gemm",
+    lambda a, b, bias, mask, act: a.new_empty((a.shape[0], b.shape[1])),
+    lib=_LIBRARY,
+)
+
+_aten = torch.ops.aten
+
+
+def shims() -> dict[Any, list[str]]:
+    """Operator -> declaration of its C entry, as Inductor's ``custom_ops_to_c_shims`` wants it."""
+    handle = "AtenTensorHandle"
+    found: dict[Any, list[str]] = {}
+    for count in range(3):
+        states = [f"{handle} s{n + 1}" for n in range(count)]
+        for name, inputs, tail in (
+            ("update", [f"{handle} w", f"{handle} g"], [f"{handle} control", f"{handle}* scale"]),
+            (
+                "gemm_update",
+                [f"{handle} w", f"{handle} a", f"{handle} b"],
+                [f"{handle} control"],
+            ),
+        ):
+            arguments = ", ".join([*inputs, *states, *tail, "int64_t group", f"{handle}* none"])
+            overload = getattr(torch.ops.hotloop, f"{name}{count}_").default
+            found[overload] = [f"AOTITorchError aoti_torch_cpu_{name}{count}_({arguments})"]
+    found[torch.ops.hotloop.gemm.default] = [
+        f"AOTITorchError aoti_torch_cpu_gemm({handle} a, {handle} b, {handle}* bias, "
+        f"{handle}* mask, int64_t act, {handle}* result)"
+    ]
+    return found
+
+
+def update(
+    weight: torch.Tensor,
+    gradient: torch.Tensor,
+    states: list[torch.Tensor],
+    control: torch.Tensor,
+    scale: torch.Tensor | None,
+    group: int,
+) -> None:
+    """Call ``update0_``, ``update1_`` or ``update2_`` while tracing."""
+    call = getattr(torch.ops.hotloop, f"update{len(states)}_")
+    call(weight, gradient, *states, control, scale, group)
+
+
+def fuse(graph: fx.GraphModule) -> None:
+    """Let the update of a weight whose gradient is one matrix product make that product itself."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target not in _FUSED:
+            continue
+        found = _product(node.args[1])
+        *states, control, scale, group = node.args[2:]
+        if found is None or scale is not None:
+            continue
+        a, b, transposed, chain = found
+        with graph.graph.inserting_before(node):
+            if transposed:  # g = (a @ b)^T = b^T @ a^T
+                a, b = _transpose(graph, b), _transpose(graph, a)
+            new = graph.graph.call_function(
+                _FUSED[node.target], (node.args[0], a, b, *states, control, group)
+            )
+            new.meta.update(node.meta)
+        graph.graph.erase_node(node)
+        for dead in chain:
+            graph.graph.erase_node(dead)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+_FUSED = {
+    getattr(torch.ops.hotloop, f"update{n}_").default: getattr(
+        torch.ops.hotloop, f"gemm_update{n}_"
+    ).default
+    for n in range(3)
+}
+
+
+def _transpose(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    new = graph.graph.call_function(_aten.permute.default, (node, [1, 0]))
+    new.meta["val"] = node.meta["val"].permute(1, 0)
+    return new
+
+
+def _product(node: Any) -> tuple[fx.Node, fx.Node, bool, list[fx.Node]] | None:
+    """``mm`` behind a gradient used once, through transpositions: its factors and the way there."""
+    transposed = False
+    chain: list[fx.Node] = []
+    while isinstance(node, fx.Node) and len(node.users) == 1:
+        chain.append(node)
+        if node.target is _aten.mm.default:
+            a, b = node.args
+            if a.meta["val"].dtype != torch.float32:
+                return None
+            return a, b, transposed, chain
+        if node.target in (_aten.permute.default, _aten.t.default):
+            if node.target is _aten.permute.default and list(node.args[1]) != [1, 0]:
+                return None
+            transposed = not transposed
+        elif node.target is _aten.view.default or node.target is _aten.reshape.default:
+            if list(node.args[0].meta["val"].shape) != list(node.meta["val"].shape):
+                return None
+        elif node.target is not _aten.clone.default:
+            return None
+        node = operator.getitem(node.args, 0)
+    return None

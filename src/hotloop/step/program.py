@@ -1,0 +1,193 @@
+"""A compiled step as a callable: load, bind to tensors, run one step or many in one call."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import RunError
+from ..machine import Machine
+from ..machine.cache_dir import cache_dir
+from ..memory import native
+from .capture import Captured
+from .graph_file import to_values
+
+_FOLDER = Path(__file__).parent / "kernels"
+_TIME_LIMIT_S = 900.0
+# Raised when the meaning of a compiled step's inputs changes.
+_FORMAT = 1
+_DTYPE_CODES = {
+    torch.uint8: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int64: 4,
+    torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bool: 11, torch.bfloat16: 15,
+}  # fmt: skip
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL:
+    """hotloop's own kernels and the loop over compiled steps, built for this machine.
+
+    Raises:
+        RunError: no C++ compiler, or it refused.
+    """
+    library = native.load(
+        _FOLDER / "shim.cpp",
+        parts=(_FOLDER / "gemm.h", _FOLDER / "gemm.cpp"),
+        flags=(
+            "-march=native",
+            "-fopenmp",
+            "-fno-math-errno",
+            "-mprefer-vector-width=512",
+            f"-L{Path(torch.__file__).parent / 'lib'}",
+            "-ltorch_cpu",
+            # Another processor that shares this cache builds its own.
+            f"-DHOTLOOP_MACHINE={_machine_key()}",
+        ),
+        mode=ctypes.RTLD_GLOBAL,
+    )
+    library.hotloop_program_open.restype = ctypes.c_void_p
+    library.hotloop_program_close.argtypes = [ctypes.c_void_p]
+    return library
+
+
+@functools.cache
+def _machine_key() -> str:
+    return Machine.probe().fingerprint()
+
+
+def compiled_path(captured: Captured, num_threads: int) -> Path:
+    """Where the compiled step of this graph lies, or would lie, for this machine."""
+    facts = [captured.key, torch.__version__, str(num_threads), str(_FORMAT), platform.machine()]
+    name = "-".join([_machine_key(), *facts])
+    return cache_dir() / "steps" / f"{name}.so"
+
+
+def compile_captured(captured: Captured, num_threads: int) -> Path:
+    """Compile in another process, or find it compiled; one after the other where two want it.
+
+    Raises:
+        RunError: the compiler refused; the first line of why.
+    """
+    target = compiled_path(captured, num_threads)
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="hotloop-request-") as folder:
+        request = Path(folder) / "request.pt"
+        torch.save(
+            {
+                "graph": to_values(captured.graph),
+                "inputs": [(tuple(t.shape), t.stride(), t.dtype) for t in captured.example],
+                "num_threads": num_threads,
+                "options": {},
+            },
+            request,
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "hotloop.step.compile_worker", str(request), str(target)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIME_LIMIT_S,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            check=False,
+        )
+    if done.returncode != 0 or not target.is_file():
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise RunError("the step must compile", got=lines[-1][:300])
+    return target
+
+
+class Program:
+    """A compiled step bound to tensors.
+
+    Args:
+        path: the compiled library.
+        num_threads: threads of hotloop's own kernels.
+    """
+
+    def __init__(self, path: Path, num_threads: int) -> None:
+        self._library = kernels()
+        self._num_threads = num_threads
+        message = ctypes.create_string_buffer(400)
+        opened = self._library.hotloop_program_open(str(path).encode(), message, 400)
+        if not opened:
+            raise RunError("a compiled step must load", got=message.value.decode(errors="replace"))
+        self._handle = ctypes.c_void_p(opened)
+        self._bound: list[torch.Tensor] = []
+        self._counters: Any = None
+        self._num_counters = 0
+
+    def bind(
+        self,
+        tensors: Sequence[torch.Tensor],
+        control: torch.Tensor,
+        counters: Sequence[torch.Tensor],
+    ) -> None:
+        """Fix all inputs but the batch; ``control`` is the last of ``tensors``."""
+        self._bound = [*tensors]  # Kept alive: the program holds addresses.
+        self._control = control
+        self._steps = list(counters)
+        self._counters = (ctypes.c_void_p * max(1, len(counters)))(
+            *(c.data_ptr() for c in counters)
+        )
+        described = _described(tensors)
+        if self._library.hotloop_program_bind(self._handle, described, len(tensors)):
+            raise RunError("the inputs of a compiled step must be dense tensors")
+
+    def run(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        tables: torch.Tensor,
+        steps: int = 1,
+    ) -> torch.Tensor:
+        """Run ``steps`` steps; batch i is rows ``[i*rows, (i+1)*rows)`` of x and y.
+
+        Args:
+            x, y: ``[steps * rows, ...]``.
+            tables: float64 ``[steps, ...]`` as ``control``.
+
+        Returns:
+            The losses, float32 ``[steps]``.
+        """
+        rows = len(x) // steps
+        losses = torch.empty(steps)
+        self._library.hotloop_set_threads(self._num_threads)
+        failed = self._library.hotloop_program_run(
+            self._handle,
+            _described((x[:rows], y[:rows])),
+            ctypes.c_int64(rows * x.stride(0) * x.element_size()),
+            ctypes.c_int64(rows * y.stride(0) * y.element_size()),
+            ctypes.c_int64(steps),
+            ctypes.c_void_p(tables.data_ptr()),
+            ctypes.c_void_p(self._control.data_ptr()),
+            ctypes.c_int64(self._control.numel()),
+            ctypes.c_void_p(losses.data_ptr()),
+            self._counters,
+            ctypes.c_int64(len(self._steps)),
+        )
+        if failed:
+            raise RunError("the compiled step failed", next_step="set plan step.compile to 'off'")
+        return losses
+
+    def __del__(self) -> None:
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            self._library.hotloop_program_close(handle)
+
+
+def _described(tensors: Sequence[torch.Tensor]) -> Any:
+    numbers: list[int] = []
+    for t in tensors:
+        numbers += [t.data_ptr(), _DTYPE_CODES[t.dtype], t.dim(), *t.shape, *t.stride()]
+    return (ctypes.c_int64 * len(numbers))(*numbers)

@@ -1,0 +1,188 @@
+"""Optimizer rules in the graph: which ``torch.optim`` rules, their state, and their scalars.
+
+The graph holds the arithmetic on tensors; scalars that change from step to step (learning rate,
+bias corrections) are computed here in double precision, as ``torch.optim`` does, and handed over
+in a small table, one row for each parameter group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import optim
+
+from . import operators
+
+# Columns of a row of the table; kernels/shim.cpp reads them by number.
+COLUMNS = (
+    "kind", "lr", "beta1", "beta2", "eps", "weight_decay", "bias_correction1",
+    "bias_correction2_sqrt", "momentum", "dampening", "alpha", "first_step",
+)  # fmt: skip
+KINDS = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 4, "rmsprop": 5, "adagrad": 6}
+_ADAM = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Update:
+    """The rule of one optimizer over the weights of a graph.
+
+    Attributes:
+        optimizer: ``torch.optim`` SGD, Adam, AdamW, RMSprop or Adagrad.
+        weights: trainable parameters, in the order of the graph.
+        clip_norm, clip_value: limits of the gradient before the update.
+        used: numbers of the weights that get a gradient; known after ``trace``.
+    """
+
+    optimizer: optim.Optimizer
+    weights: list[torch.Tensor]
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    used: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._group_of: dict[int, int] = {}
+        for number, group in enumerate(self.optimizer.param_groups):
+            for parameter in group["params"]:
+                self._group_of[id(parameter)] = number
+        self._names = [self._state_names(w) for w in self.weights]
+
+    def _state_names(self, weight: torch.Tensor) -> tuple[str, ...]:
+        number = self._group_of.get(id(weight))
+        if number is None:
+            return ()
+        group = self.optimizer.param_groups[number]
+        if isinstance(self.optimizer, optim.SGD):
+            return ("momentum_buffer",) if group["momentum"] else ()
+        if isinstance(self.optimizer, (optim.Adam, optim.AdamW)):
+            return _ADAM
+        return ("square_avg",) if isinstance(self.optimizer, optim.RMSprop) else ("sum",)
+
+    def state_shapes(self, weight: torch.Tensor) -> list[torch.Tensor]:
+        """One tensor like the weight for each state it has; only shape and strides count."""
+        return [torch.empty_like(weight, device="meta")] * len(self._state_names(weight))
+
+    def control(self) -> torch.Tensor:
+        """An empty table, float64 ``[groups, 16]``."""
+        return torch.zeros(len(self.optimizer.param_groups), 16, dtype=torch.float64)
+
+    def trace(
+        self,
+        weights: list[torch.Tensor],
+        gradients: list[torch.Tensor | None],
+        states: list[torch.Tensor],
+        control: torch.Tensor,
+    ) -> None:
+        """Put clipping and updates into the graph being traced."""
+        self.used = [
+            n
+            for n, (w, g) in enumerate(zip(self.weights, gradients, strict=True))
+            if g is not None and id(w) in self._group_of
+        ]
+        scale = None
+        if self.clip_value is not None:
+            gradients = [
+                g if g is None else g.clamp(-self.clip_value, self.clip_value) for g in gradients
+            ]
+        if self.clip_norm is not None:
+            norms = [torch.linalg.vector_norm(g) for g in gradients if g is not None]
+            total = torch.linalg.vector_norm(torch.stack(norms))
+            scale = (self.clip_norm / (total + 1e-6)).clamp(max=1.0)
+        left = list(states)
+        for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+            mine = [left.pop(0) for _ in self._names[number]]
+            if number not in self.used:
+                continue
+            assert gradient is not None
+            if gradient.stride() != weight.stride():
+                gradient = torch.empty_like(weight).copy_(gradient)
+            group = self._group_of[id(self.weights[number])]
+            operators.update(weight, gradient, mine, control, scale, group)
+
+    def bind(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """State tensors in the order of the graph and the step counters; made where missing.
+
+        Raises:
+            ValueError: steps of the parameters of one group differ.
+        """
+        states: list[torch.Tensor] = []
+        steps: list[torch.Tensor] = []
+        for number, weight in enumerate(self.weights):
+            names = self._names[number]
+            if number not in self.used:
+                states += [torch.zeros_like(weight) for _ in names]
+                continue
+            state = self.optimizer.state[weight]
+            if not isinstance(self.optimizer, optim.SGD) and "step" not in state:
+                state["step"] = torch.tensor(0.0)
+            for name in names:
+                if state.get(name) is None:
+                    state[name] = torch.zeros_like(weight)
+                elif state[name].stride() != weight.stride():
+                    state[name] = torch.empty_like(weight).copy_(state[name])
+                states.append(state[name])
+            if "step" in state:
+                steps.append(state["step"])
+        return states, steps
+
+    def rows(
+        self, first: Sequence[float], count: int, rates: Sequence[Sequence[float]] | None = None
+    ) -> torch.Tensor:
+        """Tables of ``count`` steps, float64 ``[count, groups, 16]``.
+
+        Args:
+            first: for each group, steps done so far.
+            rates: learning rate of each step and group; ``None``: those of the optimizer.
+        """
+        table = torch.zeros(count, len(self.optimizer.param_groups), 16, dtype=torch.float64)
+        for number, group in enumerate(self.optimizer.param_groups):
+            for n in range(count):
+                lr = float(group["lr"]) if rates is None else rates[n][number]
+                row = _row(self.optimizer, group, lr, first[number] + n + 1)
+                table[n, number, : len(COLUMNS)] = torch.tensor(
+                    [row.get(name, 0.0) for name in COLUMNS], dtype=torch.float64
+                )
+        return table
+
+
+def _row(optimizer: Any, group: dict[str, Any], lr: float, step: float) -> dict[str, float]:
+    """Scalars of the step-th update; see the ``_single_tensor`` functions of ``torch.optim``."""
+    row = {"lr": lr, "weight_decay": float(group["weight_decay"]), "first_step": float(step == 1)}
+    if isinstance(optimizer, optim.SGD):
+        momentum = float(group["momentum"])
+        kind = "nesterov" if group["nesterov"] else "momentum" if momentum else "sgd"
+        row |= {"momentum": momentum, "dampening": float(group["dampening"])}
+    elif isinstance(optimizer, (optim.Adam, optim.AdamW)):
+        beta1, beta2 = (float(b) for b in group["betas"])
+        decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, optim.AdamW))
+        kind = "adamw" if decoupled else "adam"
+        row |= {"beta1": beta1, "beta2": beta2, "bias_correction1": 1 - beta1**step}
+        row["bias_correction2_sqrt"] = math.sqrt(1 - beta2**step)
+    elif isinstance(optimizer, optim.RMSprop):
+        kind = "rmsprop"
+        row["alpha"] = float(group["alpha"])
+    else:
+        kind = "adagrad"
+        row["lr"] = lr / (1 + (step - 1) * float(group["lr_decay"]))
+    row["kind"] = float(KINDS[kind])
+    row["eps"] = float(group.get("eps", 0.0))
+    return row
+
+
+def reason_outside(optimizer: optim.Optimizer) -> str | None:
+    """Why this optimizer's rule is not in the graph; ``None``: it is."""
+    kind = type(optimizer)
+    if kind not in (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad):
+        return f"{kind.__name__} keeps its own step"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return f"{kind.__name__} has hooks"
+    for group in optimizer.param_groups:
+        for option in ("amsgrad", "maximize", "centered", "capturable", "differentiable"):
+            if group.get(option):
+                return f"{kind.__name__} with {option}=True keeps its own step"
+        if kind is optim.RMSprop and group["momentum"]:
+            return "RMSprop with momentum keeps its own step"
+    return None
