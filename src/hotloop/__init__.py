@@ -36,8 +36,8 @@ if TYPE_CHECKING:
         MemoryPool,
         TensorArena,
     )
-    from .plan import CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, Plan
-    from .step import TrainStep, compile_step
+    from .plan import CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, Plan, StepConfig
+    from .step import GradientAccumulator, TrainStep, compile_step
     from .train import CheckpointStore, Trainer, TrainReport
 
 _ROOM_OF = {
@@ -50,6 +50,7 @@ _ROOM_OF = {
     "NumaConfig": "plan",
     "MemoryConfig": "plan",
     "CheckpointConfig": "plan",
+    "StepConfig": "plan",
     # memory
     "BatchLayout": "memory",
     "BatchBuffer": "memory",
@@ -64,6 +65,7 @@ _ROOM_OF = {
     # training
     "compile_step": "step",
     "TrainStep": "step",
+    "GradientAccumulator": "step",
     "Trainer": "train",
     "TrainReport": "train",
     "CheckpointStore": "train",
@@ -95,6 +97,7 @@ __all__ = [
     "CpuConfig",
     "DataError",
     "DivergedError",
+    "GradientAccumulator",
     "HotloopError",
     "InputError",
     "Machine",
@@ -108,6 +111,7 @@ __all__ = [
     "PlanError",
     "PoolError",
     "RunError",
+    "StepConfig",
     "StorageError",
     "TensorArena",
     "ThreadAffinity",

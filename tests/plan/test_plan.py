@@ -36,6 +36,8 @@ FLAGS = {
     "--checkpoint-every-steps": "checkpoint.every_steps",
     "--checkpoint-every-s": "checkpoint.every_s",
     "--keep-last": "checkpoint.keep_last",
+    "--compile": "step.compile",
+    "--precision": "step.precision",
 }
 
 counts = st.integers(1, 10**6)

@@ -10,6 +10,7 @@ import hotloop
 from hotloop.step.check import check_classes
 
 LOSS = nn.functional.cross_entropy
+PLAIN = hotloop.Plan().replace({"step.compile": "off"})
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
     "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
@@ -37,7 +38,7 @@ def test_it_is_the_plain_loop_bit_for_bit(name):
     optimizer = OPTIMIZERS[name](model.parameters())
     plain_optimizer = OPTIMIZERS[name](plain.parameters())
     example = next(make_batches())
-    step = hotloop.compile_step(model, LOSS, optimizer, example=example)
+    step = hotloop.compile_step(model, LOSS, optimizer, example=example, plan=PLAIN)
     for x, y in make_batches():
         plain_optimizer.zero_grad()
         loss = LOSS(plain(x), y)
@@ -64,7 +65,11 @@ def test_micro_batches_make_the_update_of_the_whole_batch(batch, micro, reductio
     for which, its_plan in ((model, plan), (plain, hotloop.Plan())):
         optimizer = torch.optim.SGD(which.parameters(), lr=1e-2 / batch)
         example = next(make_batches(1, batch))
-        steps.append(hotloop.compile_step(which, loss_fn, optimizer, example, its_plan))
+        steps.append(
+            hotloop.compile_step(
+                which, loss_fn, optimizer, example, its_plan.replace({"step.compile": "off"})
+            )
+        )
     for x, y in make_batches(10, batch):
         losses = [step(x, y) for step in steps]
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
@@ -79,7 +84,7 @@ def test_frozen_parameters_stay():
     before = model[0].weight.clone()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     x, y = next(make_batches(1))
-    hotloop.compile_step(model, LOSS, optimizer, example=(x, y))(x, y)
+    hotloop.compile_step(model, LOSS, optimizer, (x, y), PLAIN)(x, y)
     assert torch.equal(model[0].weight, before)
     assert model[0].weight.grad is None
 
@@ -88,7 +93,7 @@ def compiled(model=None, loss_fn=LOSS, optimizer=None, example=None):
     model = model or make_model()
     optimizer = optimizer or torch.optim.SGD(model.parameters())
     example = next(make_batches(1)) if example is None else example
-    return hotloop.compile_step(model, loss_fn, optimizer, example)
+    return hotloop.compile_step(model, loss_fn, optimizer, example, PLAIN)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ command-line flags, the file format and the error messages are generated from th
 
 from .flags import add_plan_flags, flags, plan_from_flags
 from .knob import AUTO
-from .parts import CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig
+from .parts import CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, StepConfig
 from .plan import Plan
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "MemoryConfig",
     "NumaConfig",
     "Plan",
+    "StepConfig",
     "add_plan_flags",
     "flags",
     "plan_from_flags",

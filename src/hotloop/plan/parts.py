@@ -250,9 +250,37 @@ class CheckpointConfig:
         require_int("keep_last", self.keep_last, at_least=1, flag="--keep-last")
 
 
+@dataclass(frozen=True)
+class StepConfig:
+    """How the train step is computed.
+
+    Attributes:
+        compile: ``"auto"``: the compiled step where it is in the cache or the run is long enough
+            to pay the compiler back; ``"always"``; ``"off"``: as PyTorch runs it.
+        precision: ``"float32"``: exact. ``"bfloat16"``: forward and backward in bfloat16 where
+            autocast says so, weights and optimizer in float32. ``"auto"``: bfloat16 if a probe of
+            the loss curve stays inside the bound, else float32.
+
+    Raises:
+        PlanError: a value breaks its rule.
+    """
+
+    compile: Literal["auto", "always", "off"] = knob(
+        "auto", help="compile the train step: auto, always, off", parse=str, metavar="WHEN"
+    )
+    precision: Literal["float32", "bfloat16", "auto"] = knob(
+        "float32", help="of the train step: float32, bfloat16, auto", parse=str, metavar="TYPE"
+    )
+
+    def __post_init__(self) -> None:
+        require_choice("compile", self.compile, ("auto", "always", "off"))
+        require_choice("precision", self.precision, ("float32", "bfloat16", "auto"))
+
+
 PARTS: dict[str, type] = {
     "cpu": CpuConfig,
     "numa": NumaConfig,
     "memory": MemoryConfig,
     "checkpoint": CheckpointConfig,
+    "step": StepConfig,
 }

@@ -20,7 +20,7 @@ from ..machine import Ceilings, Machine
 from ..machine.affinity import ThreadAffinity
 from ..units import GIB
 from .knob import AUTO, knobs
-from .parts import PARTS, CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig
+from .parts import PARTS, CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, StepConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Plan:
     numa: NumaConfig = field(default_factory=NumaConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    step: StepConfig = field(default_factory=StepConfig)
 
     def __post_init__(self) -> None:
         for name, part in PARTS.items():

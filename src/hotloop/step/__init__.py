@@ -1,9 +1,19 @@
 """The train step: one call from a batch to updated weights.
 
-check     what must hold of model, loss and optimizer before the first step
-step      compile_step and the plain step
+check         what must hold of model, loss and optimizer before the first step
+step          compile_step, and the choice between the compiled and the plain path
+capture       the whole step as one graph
+updates       optimizer rules in that graph
+operators     hotloop's own operators, and the passes that put them there
+graph_file    a graph as plain values
+compile_worker  the process that compiles
+program       compiled code: load, bind, run one step or many
+compiled      a compiled step bound to a model and an optimizer
+accumulator   GradientAccumulator
+kernels/      matrix products with the update fused in; the loop over steps (C++)
 """
 
+from .accumulator import GradientAccumulator
 from .step import TrainStep, compile_step
 
-__all__ = ["TrainStep", "compile_step"]
+__all__ = ["GradientAccumulator", "TrainStep", "compile_step"]

@@ -11,6 +11,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -69,7 +70,7 @@ class _Flat(nn.Module):
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if id(parameter) not in flat:
                 flat[id(parameter)] = f"p{len(flat)}"
-                self.register_parameter(flat[id(parameter)], parameter)  # type: ignore[arg-type]
+                self.register_parameter(flat[id(parameter)], parameter)
             self._names[name] = flat[id(parameter)]
         for name, buffer in model.named_buffers(remove_duplicate=False):
             if id(buffer) not in flat:
@@ -133,20 +134,22 @@ def capture(
             )
     except Exception as error:
         raise NotCapturable(_why(error)) from None
-    weights = [p for p in parameters.values() if p.requires_grad]
-    frozen = [p for p in parameters.values() if not p.requires_grad]
+    weights: list[torch.Tensor] = [p for p in parameters.values() if p.requires_grad]
+    frozen: list[torch.Tensor] = [p for p in parameters.values() if not p.requires_grad]
+    back: Any = signature.backward_signature
+    written_by: Any = signature.buffers_to_mutate
     order = [*signature.parameters, *signature.buffers]
     gradients = {
         target: number
         for number, name in enumerate(_outputs(joint))
-        if (target := signature.backward_signature.gradients_to_parameters.get(name))
+        if (target := back.gradients_to_parameters.get(name))
     }
     written = {
         target: number
         for number, name in enumerate(_outputs(joint))
-        if (target := signature.buffers_to_mutate.get(name))
+        if (target := written_by.get(name))
     }
-    loss_at = _outputs(joint).index(signature.backward_signature.loss_output)
+    loss_at = _outputs(joint).index(back.loss_output)
     names = {
         "weights": [n for n, p in parameters.items() if p.requires_grad],
         "frozen": [n for n, p in parameters.items() if not p.requires_grad],
@@ -196,7 +199,7 @@ def capture(
     return Captured(graph, weights, frozen, list(buffers.values()), update is None, example)
 
 
-def _outputs(graph: fx.GraphModule) -> list[str]:
+def _outputs(graph: Any) -> list[str]:
     (node,) = [n for n in graph.graph.nodes if n.op == "output"]
     return [getattr(value, "name", "") for value in node.args[0]]
 

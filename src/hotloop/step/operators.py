@@ -5,7 +5,6 @@ They have no Python implementation: the compiled step calls them in C++ (``kerne
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -84,7 +83,8 @@ def update(
 
 def fuse(graph: fx.GraphModule) -> None:
     """Let the update of a weight whose gradient is one matrix product make that product itself."""
-    for node in list(graph.graph.nodes):
+    nodes: list[Any] = list(graph.graph.nodes)
+    for node in nodes:
         if node.op != "call_function" or node.target not in _FUSED:
             continue
         found = _product(node.args[1])
@@ -125,20 +125,21 @@ def _product(node: Any) -> tuple[fx.Node, fx.Node, bool, list[fx.Node]] | None:
     transposed = False
     chain: list[fx.Node] = []
     while isinstance(node, fx.Node) and len(node.users) == 1:
+        arguments: Any = node.args
         chain.append(node)
         if node.target is _aten.mm.default:
-            a, b = node.args
+            a, b = arguments
             if a.meta["val"].dtype != torch.float32:
                 return None
             return a, b, transposed, chain
         if node.target in (_aten.permute.default, _aten.t.default):
-            if node.target is _aten.permute.default and list(node.args[1]) != [1, 0]:
+            if node.target is _aten.permute.default and list(arguments[1]) != [1, 0]:
                 return None
             transposed = not transposed
         elif node.target is _aten.view.default or node.target is _aten.reshape.default:
-            if list(node.args[0].meta["val"].shape) != list(node.meta["val"].shape):
+            if list(arguments[0].meta["val"].shape) != list(node.meta["val"].shape):
                 return None
         elif node.target is not _aten.clone.default:
             return None
-        node = operator.getitem(node.args, 0)
+        node = arguments[0]
     return None

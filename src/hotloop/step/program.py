@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import pickle
 import platform
 import subprocess
 import sys
@@ -82,16 +83,16 @@ def compile_captured(captured: Captured, num_threads: int) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hotloop-request-") as folder:
-        request = Path(folder) / "request.pt"
-        torch.save(
+        request = Path(folder) / "request.pickle"
+        values = pickle.dumps(
             {
                 "graph": to_values(captured.graph),
                 "inputs": [(tuple(t.shape), t.stride(), t.dtype) for t in captured.example],
                 "num_threads": num_threads,
                 "options": {},
-            },
-            request,
+            }
         )
+        request.write_bytes(values)
         done = subprocess.run(
             [sys.executable, "-m", "hotloop.step.compile_worker", str(request), str(target)],
             capture_output=True,
@@ -125,7 +126,7 @@ class Program:
         self._handle = ctypes.c_void_p(opened)
         self._bound: list[torch.Tensor] = []
         self._counters: Any = None
-        self._num_counters = 0
+        self._batch_key: Any = None
 
     def bind(
         self,
@@ -162,10 +163,16 @@ class Program:
         """
         rows = len(x) // steps
         losses = torch.empty(steps)
+        key = (rows, x.shape[1:], x.stride(), x.dtype, y.shape[1:], y.stride(), y.dtype)
+        if key != self._batch_key:
+            self._batch_key = key
+            self._batch = _described((x[:rows], y[:rows]))
+            self._y_at = 3 + 2 * x.dim()
+        self._batch[0], self._batch[self._y_at] = x.data_ptr(), y.data_ptr()
         self._library.hotloop_set_threads(self._num_threads)
         failed = self._library.hotloop_program_run(
             self._handle,
-            _described((x[:rows], y[:rows])),
+            self._batch,
             ctypes.c_int64(rows * x.stride(0) * x.element_size()),
             ctypes.c_int64(rows * y.stride(0) * y.element_size()),
             ctypes.c_int64(steps),

@@ -8,27 +8,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ModelError
+from ..errors import ModelError, RunError
 from ..plan import Plan
 from .check import check_parts
+from .compiled import CompiledStep, try_compiled
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+# A run of so many seconds on the plain path gains more than the 20 seconds that compiling takes.
+PAYS_BACK_S = 60.0
 
 
 class TrainStep:
     """One optimizer step a call, in place on model and optimizer.
+
+    A batch of the shape given to ``compile_step`` takes the compiled path where there is one; any
+    other (the last, smaller batch of an epoch, another mode of the model) takes the plain path:
+    forward, backward and update as PyTorch runs them, on the same weights and optimizer state.
 
     A batch larger than the micro-batch is cut; gradients of the parts are added in place, each
     part's loss weighted by its share of the batch, which for a loss that is a mean over samples
     is the gradient of the whole batch up to float32 rounding. A loss module with
     ``reduction="sum"`` is added without weights. Batch norm sees each part by itself.
 
+    After a compiled step the parameters' ``grad`` is ``None``: gradients never exist as a whole.
+
     Attributes:
-        path: ``"plain"``: forward, backward and update run as PyTorch runs them.
+        path: ``"compiled"`` or ``"plain"``.
         reason: why this path.
     """
-
-    path = "plain"
 
     def __init__(
         self,
@@ -37,13 +45,35 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         *,
         micro_batch_size: int | None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        precision: str = "float32",
     ) -> None:
         self.model = model
         self.loss_fn = loss_fn
         self.optimizer = optimizer
         self.micro_batch_size = micro_batch_size
-        self.reason = "the compiled path does not exist in this version"
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.precision = precision
+        self.reason = "the compiled path was not asked for"
+        self._compiled: CompiledStep | None = None
         self._sums = getattr(loss_fn, "reduction", "mean") == "sum"
+
+    @property
+    def path(self) -> str:
+        """``"compiled"`` or ``"plain"``."""
+        return "plain" if self._compiled is None else "compiled"
+
+    @property
+    def makes_many(self) -> bool:
+        """Whether ``many`` works on batches of the captured shape."""
+        return self._compiled is not None and self._compiled.update is not None
+
+    def use(self, compiled: CompiledStep | None, reason: str) -> None:
+        """Take the compiled path, or the plain one, from now on."""
+        self._compiled = compiled
+        self.reason = reason
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Train on one batch.
@@ -58,20 +88,65 @@ class TrainStep:
         Raises:
             ModelError: the loss is not one number that depends on the parameters.
         """
+        compiled = self._compiled
+        if compiled is not None and compiled.update is not None and compiled.accepts(x, y):
+            loss = compiled.run(x, y)[0]
+            self._forget_gradients(compiled)
+            # What a scheduler looks at to tell that the optimizer has made its step.
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]
+            return loss
         self.optimizer.zero_grad(set_to_none=True)
-        micro = self.micro_batch_size
-        if micro is None or micro >= len(x):
-            total = self._backward(x, y, 1.0)
+        micro = self.micro_batch_size or len(x)
+        if micro >= len(x):
+            total = self._backward(x, y, 1.0, first=True)
         else:
             total = torch.zeros(())
-            for part_x, part_y in zip(x.split(micro), y.split(micro), strict=True):
+            for number, (part_x, part_y) in enumerate(
+                zip(x.split(micro), y.split(micro), strict=True)
+            ):
                 weight = 1.0 if self._sums else len(part_x) / len(x)
-                total = total + self._backward(part_x, part_y, weight)
+                total = total + self._backward(part_x, part_y, weight, first=number == 0)
+        self._clip()
         self.optimizer.step()
         return total
 
-    def _backward(self, x: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
-        loss = self.loss_fn(self.model(x), y)
+    def many(
+        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None = None
+    ) -> torch.Tensor | None:
+        """Several steps in one call, without the interpreter between them.
+
+        Args:
+            x, y: ``steps`` batches one after the other, each of the captured shape.
+            rates: learning rate of each step and parameter group; ``None``: the optimizer's.
+
+        Returns:
+            Losses, float32 ``[steps]``; ``None``: not possible here, and nothing was done.
+        """
+        compiled = self._compiled
+        if compiled is None or compiled.update is None:
+            return None
+        rows = len(x) // steps
+        if rows * steps != len(x) or not compiled.accepts(x[:rows], y[:rows]):
+            return None
+        losses = compiled.run(x, y, steps, rates)
+        self._forget_gradients(compiled)
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        return losses
+
+    def _backward(
+        self, x: torch.Tensor, y: torch.Tensor, weight: float, *, first: bool
+    ) -> torch.Tensor:
+        compiled = self._compiled
+        if compiled is not None and compiled.update is None and compiled.accepts(x, y):
+            if not first:
+                self._collect(compiled)
+            loss = compiled.add_gradients(x, y, weight, first)[0]
+            for parameter, total in zip(compiled.captured.weights, compiled.sums, strict=True):
+                parameter.grad = total
+            return loss * weight
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+            output = self.model(x)
+        loss = self.loss_fn(output.float() if self.precision == "bfloat16" else output, y)
         if loss.dim() != 0 or not loss.requires_grad:
             raise ModelError(
                 "the loss must be one number that depends on the model's parameters",
@@ -83,6 +158,26 @@ class TrainStep:
         loss.backward()
         return loss.detach()
 
+    @staticmethod
+    def _forget_gradients(compiled: CompiledStep) -> None:
+        """Gradients that a plain step left are not this step's."""
+        for weight in compiled.captured.weights:
+            if weight.grad is not None:
+                weight.grad = None
+
+    def _collect(self, compiled: CompiledStep) -> None:
+        """Bring what the plain path added so far into the compiled sums."""
+        for parameter, total in zip(compiled.captured.weights, compiled.sums, strict=True):
+            if parameter.grad is not None and parameter.grad is not total:
+                total.copy_(parameter.grad)
+
+    def _clip(self) -> None:
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+
 
 def compile_step(
     model: nn.Module,
@@ -90,10 +185,18 @@ def compile_step(
     optimizer: torch.optim.Optimizer,
     example: Sequence[torch.Tensor],
     plan: Plan | None = None,
+    *,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    expected_s: float | None = None,
 ) -> TrainStep:
     """A callable ``step(x, y) -> loss`` that makes one optimizer step, in place.
 
-    ``model.training`` is left as it is; call ``model.train()`` first, as in PyTorch.
+    Forward, loss, backward and the update (SGD, Adam, AdamW, RMSprop, Adagrad) become one compiled
+    graph; with other optimizers, or micro-batches, forward and backward do. What cannot be captured
+    (control flow that depends on data, hooks, parameters that are not float32) runs on the plain
+    path, and ``step.reason`` says why. ``model.training`` is left as it is; call ``model.train()``
+    first, as in PyTorch. Compiling takes 10 to 30 seconds once for each model, shape and machine.
 
     Args:
         model: any ``torch.nn.Module``; any ``torch.optim.Optimizer`` on its parameters works
@@ -101,15 +204,63 @@ def compile_step(
         loss_fn: ``loss_fn(model(x), y)`` gives a scalar, a mean over the samples.
         optimizer: built on the model's parameters.
         example: ``(x, y)``, one batch as later calls will give it.
-        plan: ``memory.micro_batch_size`` is used; the defaults when ``None``.
+        plan: ``cpu.num_threads``, ``memory.micro_batch_size`` and ``step`` are used; the defaults
+            when ``None``, with torch's present number of threads.
+        clip_norm: total norm of the gradients at most, as ``clip_grad_norm_``.
+        clip_value: each gradient element at most, in size, as ``clip_grad_value_``; comes first.
+        expected_s: seconds the run is expected to take on the plain path; a run too short to pay
+            the compiler back is not compiled. ``None``: long.
 
     Raises:
         ModelError: model, loss or optimizer cannot be used, in one line.
     """
     check_parts(model, loss_fn, optimizer)
-    example = _check_example(example)
+    x, y = _check_example(example)
     plan = plan or Plan()
-    return TrainStep(model, loss_fn, optimizer, micro_batch_size=plan.memory.micro_batch_size)
+    micro = plan.memory.micro_batch_size
+    step = TrainStep(
+        model,
+        loss_fn,
+        optimizer,
+        micro_batch_size=micro,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        precision="bfloat16" if plan.step.precision == "bfloat16" else "float32",
+    )
+    if plan.step.compile == "off":
+        step.reason = "compile is off in the plan"
+        return step
+    threads = torch.get_num_threads()
+    if micro is not None and micro < len(x):
+        x, y = x[:micro], y[:micro]
+    else:
+        micro = None
+    compiled, reason = try_compiled(
+        model,
+        loss_fn,
+        optimizer,
+        x,
+        y,
+        num_threads=threads,
+        whole=micro is None,
+        autocast=step.precision == "bfloat16",
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+    )
+    if compiled is None:
+        step.reason = reason
+        return step
+    short = expected_s is not None and expected_s < PAYS_BACK_S
+    if plan.step.compile == "auto" and short and not compiled.is_cached:
+        step.reason = f"about {expected_s:.0f} s of training cannot pay the compiler back"
+        return step
+    try:
+        compiled.load()
+    except RunError as error:
+        step.reason = str(error)
+        return step
+    step.use(compiled, reason)
+    return step
 
 
 def _check_example(example: Any) -> tuple[torch.Tensor, torch.Tensor]:

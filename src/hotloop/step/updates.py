@@ -7,11 +7,11 @@ in a small table, one row for each parameter group.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import optim
 
@@ -23,6 +23,7 @@ COLUMNS = (
     "bias_correction2_sqrt", "momentum", "dampening", "alpha", "first_step",
 )  # fmt: skip
 KINDS = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 4, "rmsprop": 5, "adagrad": 6}
+_AT = {name: number for number, name in enumerate(COLUMNS)}
 _ADAM = ("exp_avg", "exp_avg_sq")
 
 
@@ -44,6 +45,7 @@ class Update:
     used: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._fresh = False
         self._group_of: dict[int, int] = {}
         for number, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
@@ -102,55 +104,75 @@ class Update:
             group = self._group_of[id(self.weights[number])]
             operators.update(weight, gradient, mine, control, scale, group)
 
-    def bind(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """State tensors in the order of the graph and the step counters; made where missing.
+    def bind(self) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
+        """State tensors in the order of the graph, step counters, and steps done; made if missing.
 
         Raises:
-            ValueError: steps of the parameters of one group differ.
+            ValueError: the parameters have made different numbers of steps.
         """
         states: list[torch.Tensor] = []
-        steps: list[torch.Tensor] = []
+        counters: list[torch.Tensor] = []
+        known = self.optimizer.state
+        sgd = isinstance(self.optimizer, optim.SGD)
         for number, weight in enumerate(self.weights):
             names = self._names[number]
             if number not in self.used:
                 states += [torch.zeros_like(weight) for _ in names]
                 continue
-            state = self.optimizer.state[weight]
-            if not isinstance(self.optimizer, optim.SGD) and "step" not in state:
+            state = known[weight]
+            if not sgd and "step" not in state:
                 state["step"] = torch.tensor(0.0)
             for name in names:
                 if state.get(name) is None:
-                    state[name] = torch.zeros_like(weight)
+                    initial = 0.0
+                    if name == "sum":
+                        initial = self._group(weight).get("initial_accumulator_value", 0.0)
+                    state[name] = torch.full_like(weight, initial, requires_grad=False)
+                    self._fresh = True
                 elif state[name].stride() != weight.stride():
                     state[name] = torch.empty_like(weight).copy_(state[name])
                 states.append(state[name])
             if "step" in state:
-                steps.append(state["step"])
-        return states, steps
+                counters.append(state["step"])
+        done = {float(c) for c in counters}
+        if len(done) > 1:
+            raise ValueError("the parameters have made different numbers of steps")
+        if sgd:
+            # The first step differs only with dampening: the buffer begins as the gradient.
+            return states, counters, 0.0 if self._fresh else 1.0
+        return states, counters, done.pop() if done else 0.0
+
+    def _group(self, weight: torch.Tensor) -> dict[str, Any]:
+        group: dict[str, Any] = self.optimizer.param_groups[self._group_of[id(weight)]]
+        return group
 
     def rows(
-        self, first: Sequence[float], count: int, rates: Sequence[Sequence[float]] | None = None
+        self, first: float, count: int = 1, rates: Sequence[Sequence[float]] | None = None
     ) -> torch.Tensor:
         """Tables of ``count`` steps, float64 ``[count, groups, 16]``.
 
         Args:
-            first: for each group, steps done so far.
+            first: steps done so far.
             rates: learning rate of each step and group; ``None``: those of the optimizer.
         """
-        table = torch.zeros(count, len(self.optimizer.param_groups), 16, dtype=torch.float64)
-        for number, group in enumerate(self.optimizer.param_groups):
-            for n in range(count):
-                lr = float(group["lr"]) if rates is None else rates[n][number]
-                row = _row(self.optimizer, group, lr, first[number] + n + 1)
-                table[n, number, : len(COLUMNS)] = torch.tensor(
-                    [row.get(name, 0.0) for name in COLUMNS], dtype=torch.float64
-                )
-        return table
+        groups = self.optimizer.param_groups
+        table = numpy.zeros((count, len(groups), 16))
+        steps = numpy.arange(first + 1, first + 1 + count)
+        for number, group in enumerate(groups):
+            lr: Any = float(group["lr"]) if rates is None else numpy.array(rates)[:, number]
+            for name, value in _columns(self.optimizer, group, lr, steps).items():
+                table[:, number, _AT[name]] = value
+        return torch.from_numpy(table)
 
 
-def _row(optimizer: Any, group: dict[str, Any], lr: float, step: float) -> dict[str, float]:
-    """Scalars of the step-th update; see the ``_single_tensor`` functions of ``torch.optim``."""
-    row = {"lr": lr, "weight_decay": float(group["weight_decay"]), "first_step": float(step == 1)}
+def _columns(optimizer: Any, group: dict[str, Any], lr: Any, steps: Any) -> dict[str, Any]:
+    """Scalars of the updates; see the ``_single_tensor`` functions of ``torch.optim``."""
+    row: dict[str, Any] = {
+        "lr": lr,
+        "weight_decay": float(group["weight_decay"]),
+        "first_step": steps == 1,
+        "eps": float(group.get("eps", 0.0)),
+    }
     if isinstance(optimizer, optim.SGD):
         momentum = float(group["momentum"])
         kind = "nesterov" if group["nesterov"] else "momentum" if momentum else "sgd"
@@ -159,16 +181,15 @@ def _row(optimizer: Any, group: dict[str, Any], lr: float, step: float) -> dict[
         beta1, beta2 = (float(b) for b in group["betas"])
         decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, optim.AdamW))
         kind = "adamw" if decoupled else "adam"
-        row |= {"beta1": beta1, "beta2": beta2, "bias_correction1": 1 - beta1**step}
-        row["bias_correction2_sqrt"] = math.sqrt(1 - beta2**step)
+        row |= {"beta1": beta1, "beta2": beta2, "bias_correction1": 1 - beta1**steps}
+        row["bias_correction2_sqrt"] = numpy.sqrt(1 - beta2**steps)
     elif isinstance(optimizer, optim.RMSprop):
         kind = "rmsprop"
         row["alpha"] = float(group["alpha"])
     else:
         kind = "adagrad"
-        row["lr"] = lr / (1 + (step - 1) * float(group["lr_decay"]))
+        row["lr"] = lr / (1 + (steps - 1) * float(group["lr_decay"]))
     row["kind"] = float(KINDS[kind])
-    row["eps"] = float(group.get("eps", 0.0))
     return row
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class TrainLoop:
     watch: Stopwatch
     stop: StopRequest
     epochs: int
+    steps_per_call: int = 1
     max_steps: int | None = None
     target_accuracy: float | None = None
     on_progress: Callable[[Progress], None] | None = None
@@ -101,36 +102,77 @@ class TrainLoop:
 
     def _epoch(self) -> None:
         """Train to the end of the epoch under way, or to a reason to stop inside it."""
-        state, release, step, lap = self.state, self.pool.release, self.step, self.watch.lap
+        state, release, lap = self.state, self.pool.release, self.watch.lap
         batches = Prefetcher(
             self.dataset,
-            self.sampler.batches(state.epoch, state.batch),
+            self._chunks(),
             self.pool,
             epoch=state.epoch,
             training=True,
             queue_size=self.plan.cpu.queue_size,
         )
-        every_step = self.scheduler is not None and self.scheduler_interval == "step"
         with batches:
             for buffer in batches:
                 state.train_s += lap("data_wait")
                 x, y = buffer.rows()
-                loss = step(x, y).item()
+                count = len(x)
+                losses = self._steps(x, y)
                 release(buffer)
-                if not math.isfinite(loss):
-                    raise self._diverged(loss)
-                state.note_step(loss, len(x))
-                self.samples_trained += len(x)
-                if every_step:
-                    self.scheduler.step()
+                for loss in losses:
+                    if not math.isfinite(loss):
+                        raise self._diverged(loss)
+                    state.note_step(loss, count // len(losses))
+                self.samples_trained += count
                 state.train_s += lap("step")
-                self._show(loss)
+                self._show(losses[-1])
                 if self.stop.requested or state.step == self.max_steps:
                     break
                 if state.batch < self.sampler.num_batches and self._save_is_due():
                     self._save()
         if state.batch == self.sampler.num_batches:
             self._finish_epoch()
+
+    def _chunks(self) -> Iterator[torch.Tensor]:
+        """Positions of the batches of a call, one call after the other.
+
+        A call ends where the loop has something to do between two steps.
+        """
+        state, every = self.state, self.plan.checkpoint.every_steps
+        step, chunk = state.step, list[torch.Tensor]()
+        for batch in self.sampler.batches(state.epoch, state.batch):
+            if chunk and len(batch) < self.identity.batch_size:
+                yield torch.cat(chunk)
+                chunk = []
+            chunk.append(batch)
+            step += 1
+            due = step == self.max_steps or (every is not None and step % every == 0)
+            if due or len(chunk) == self.steps_per_call:
+                yield torch.cat(chunk) if len(chunk) > 1 else batch
+                chunk = []
+        if chunk:
+            yield torch.cat(chunk) if len(chunk) > 1 else chunk[0]
+
+    def _steps(self, x: torch.Tensor, y: torch.Tensor) -> list[float]:
+        """Losses of the steps on the batches in x and y."""
+        every_step = self.scheduler is not None and self.scheduler_interval == "step"
+        size = self.identity.batch_size
+        count = max(1, len(x) // size)
+        if count > 1:
+            rates = None
+            if every_step:
+                # The rates of all these steps, before any of them is made.
+                rates = []
+                for _ in range(count):
+                    rates.append([float(g["lr"]) for g in self.optimizer.param_groups])
+                    self.optimizer._opt_called = True  # type: ignore[attr-defined]
+                    self.scheduler.step()
+            losses = self.step.many(x, y, count, rates)
+            assert losses is not None, "steps_per_call is above 1 only where many() works"
+            return [float(loss) for loss in losses.tolist()]
+        loss = self.step(x, y).item()
+        if every_step:
+            self.scheduler.step()
+        return [loss]
 
     def _finish_epoch(self) -> None:
         state = self.state
@@ -183,6 +225,7 @@ class TrainLoop:
             self.state,
             self.identity,
             self.num_threads,
+            self.step.path,
         )
         self.checkpoint = self.store.save(self.state.step, tensors=tensors, document=document)
         self.saved_step = self.state.step

@@ -43,6 +43,7 @@ def snapshot(
     state: RunState,
     identity: RunIdentity,
     num_threads: int,
+    path: str,
 ) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
     """Tensors by group and the document, for ``CheckpointStore.save``. Copies nothing."""
     optimizer_tensors, optimizer_document = split_state(optimizer.state_dict())
@@ -59,6 +60,7 @@ def snapshot(
         "format": _FORMAT,
         "torch_version": str(torch.__version__),
         "num_threads": num_threads,
+        "path": path,
         "identity": vars(identity),
         "run": state.to_dict(),
         "optimizer": optimizer_document,

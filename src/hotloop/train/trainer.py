@@ -23,12 +23,22 @@ from ..plan import AUTO, Plan
 from ..step import compile_step
 from ..step.check import check_classes, check_parts
 from ..step.step import LossFn
+from ..units import MIB
 from .checkpoint import Checkpoint, CheckpointStore
 from .interrupt import StopRequest
 from .loop import TrainLoop
 from .progress import Progress, RunState, Stopwatch
 from .report import TrainReport, machine_summary, versions
 from .snapshot import RunIdentity, restore
+
+# One call of the compiled step makes so many steps at most, on so many bytes of batches; three
+# buffers: one filled, one waiting, one in the step.
+_MOST_STEPS = 16
+_CALL_BYTES = 4 * MIB
+_CALL_BUFFERS = 3
+# Plain PyTorch on one core of a recent server, and what a step costs beside its arithmetic.
+_NOMINAL_FLOP_PER_S = 40e9
+_NOMINAL_STEP_S = 0.5e-3
 
 
 class Trainer:
@@ -43,6 +53,7 @@ class Trainer:
         scheduler: a ``torch.optim.lr_scheduler``; stepped as ``scheduler_interval`` says, and
             ``ReduceLROnPlateau`` with the validation loss (else the training loss).
         scheduler_interval: ``"epoch"`` or ``"step"``.
+        clip_norm, clip_value: limits of the gradient, as for ``compile_step``.
         ceilings: measured rates (``Machine.ceilings``) for the report and for ``auto`` threads.
         machine: probed when ``None``.
 
@@ -59,6 +70,8 @@ class Trainer:
         *,
         scheduler: Any = None,
         scheduler_interval: str = "epoch",
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         ceilings: Ceilings | None = None,
         machine: Machine | None = None,
     ) -> None:
@@ -73,6 +86,8 @@ class Trainer:
         self.plan = plan or Plan()
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
         self.ceilings = ceilings
         self.machine = machine or Machine.probe()
 
@@ -143,17 +158,44 @@ class Trainer:
         notes = [*budget.assumptions, *(found.skipped if found else ())]
         reset_peak_resident()
         with self._surroundings(plan, seed, notes) as (stop, arena):
-            pool = MemoryPool(
-                dataset.layouts(batch_size, line_bytes=plan.memory.line_bytes or 64),
-                pool_buffers(plan),
-                huge_pages=plan.memory.huge_pages,
+            line_bytes = plan.memory.line_bytes or 64
+            layouts = dataset.layouts(batch_size, line_bytes=line_bytes)
+            # Rows are padded to the line: the graph is made for the strides of the buffers.
+            shapes = tuple(
+                layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8, device="meta"))
+                for layout in layouts
             )
+            step = compile_step(
+                self.model,
+                self.loss_fn,
+                self.optimizer,
+                shapes,
+                plan,
+                clip_norm=self.clip_norm,
+                clip_value=self.clip_value,
+                expected_s=_expected_s(budget, dataset, batch_size, epochs, max_steps, plan),
+            )
+            num_buffers, steps_per_call = pool_buffers(plan), 1
+            if step.makes_many:
+                bytes_of_batch = sum(layout.total_bytes for layout in layouts)
+                steps_per_call = max(1, min(_MOST_STEPS, _CALL_BYTES // bytes_of_batch))
+            if steps_per_call > 1:
+                num_buffers = _CALL_BUFFERS
+                layouts = dataset.layouts(batch_size * steps_per_call, line_bytes=line_bytes)
+                more = MemoryPool.predict_bytes(layouts, num_buffers) - MemoryPool.predict_bytes(
+                    dataset.layouts(batch_size, line_bytes=line_bytes), pool_buffers(plan)
+                )
+                budget = dataclasses.replace(
+                    budget, batch_data_bytes=budget.batch_data_bytes + more
+                )
+            pool = MemoryPool(layouts, num_buffers, huge_pages=plan.memory.huge_pages)
             loop = TrainLoop(
                 model=self.model,
                 optimizer=self.optimizer,
                 scheduler=self.scheduler,
                 scheduler_interval=self.scheduler_interval,
-                step=compile_step(self.model, self.loss_fn, self.optimizer, example, plan),
+                step=step,
+                steps_per_call=steps_per_call,
                 dataset=dataset,
                 validation=tested,
                 pool=pool,
@@ -210,6 +252,10 @@ class Trainer:
         if found is not None and plan.cpu.num_threads == AUTO:
             # Another number of threads adds in another order: the last bits would differ.
             plan = plan.replace({"cpu.num_threads": int(found.document["num_threads"])})
+        if found is not None and plan.step.compile == "auto":
+            # So would the other path's.
+            compiled = found.document.get("path") == "compiled"
+            plan = plan.replace({"step.compile": "always" if compiled else "off"})
         return plan.resolve(self.machine, self.ceilings)
 
     def _budget(
@@ -319,6 +365,27 @@ class Trainer:
             checkpoint=None if loop.checkpoint is None else str(loop.checkpoint),
             notes=tuple(notes),
         )
+
+
+def _expected_s(
+    budget: Budget,
+    dataset: PackedDataset,
+    batch_size: int,
+    epochs: int,
+    max_steps: int | None,
+    plan: Plan,
+) -> float | None:
+    """Seconds of the run on the plain path, for the choice of path; ``None``: not countable.
+
+    A nominal rate, not a measured one: the same run must take the same path every time.
+    """
+    if budget.flop_per_step is None:
+        return None
+    steps = epochs * -(-dataset.num_samples // batch_size)
+    if max_steps is not None:
+        steps = min(steps, max_steps)
+    per_step = budget.flop_per_step / (_NOMINAL_FLOP_PER_S * _threads(plan)) + _NOMINAL_STEP_S
+    return steps * per_step
 
 
 def _threads(plan: Plan) -> int:

@@ -1,0 +1,280 @@
+"""The compiled step against plain PyTorch: the same losses, weights and optimizer state."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import hotloop
+from hotloop.step.program import kernels
+from hotloop.train.zoo import build_model
+
+try:
+    kernels()
+except hotloop.RunError as error:
+    pytest.skip(f"no compiled path here: {error}", allow_module_level=True)
+
+STEPS = 100
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(x + self.norm2(self.conv(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.embed = nn.Linear(28, 32)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.embed(x.squeeze(1))).mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(28, 32, batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        return self.head(self.gru(x.squeeze(1)[:, :8])[0][:, -1])
+
+
+class Autoencoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Linear(784, 32)
+        self.bias = nn.Parameter(torch.zeros(784))
+
+    def forward(self, x):
+        hidden = torch.tanh(self.down(x.flatten(1)))
+        return torch.sigmoid(hidden @ self.down.weight + self.bias)  # Tied.
+
+
+def reconstruction(output, target):
+    return F.mse_loss(output, target)
+
+
+MODELS = {
+    "small": lambda: build_model("small"),
+    "big": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 600), nn.ReLU(), nn.Linear(600, 600), nn.ReLU(),
+        nn.Linear(600, 10),
+    ),
+    "cnn": lambda: build_model("cnn"),
+    "residual": Residual,
+    "transformer": Encoder,
+    "gru": Recurrent,
+    "autoencoder": Autoencoder,
+}  # fmt: skip
+
+
+def batches(count, size=16, reconstruct=False):
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(count):
+        x = torch.rand(size, 1, 28, 28, generator=generator)
+        y = torch.randint(0, 10, (size,), generator=generator)
+        x = x + y.view(-1, 1, 1, 1) * 0.1
+        yield x, (x.flatten(1) if reconstruct else y)
+
+
+def both(model, make_optimizer, **options):
+    plain = copy.deepcopy(model)
+    return plain, make_optimizer(plain.parameters()), make_optimizer(model.parameters()), options
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_hundred_steps_are_plain_pytorchs(name):
+    torch.manual_seed(0)
+    model = MODELS[name]().train()
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    reconstruct = name == "autoencoder"
+    loss_fn = reconstruction if reconstruct else F.cross_entropy
+    steps = 20 if name == "cnn" else STEPS
+    data = list(batches(steps, reconstruct=reconstruct))
+    step = hotloop.compile_step(model, loss_fn, optimizer, example=data[0])
+    assert step.path == "compiled", step.reason
+    losses, expected = [], []
+    for number, (x, y) in enumerate(data):
+        torch.manual_seed(number)  # Dropout draws alike.
+        losses.append(step(x, y).item())
+        torch.manual_seed(number)
+        plain_optimizer.zero_grad()
+        loss = loss_fn(plain(x), y)
+        loss.backward()
+        plain_optimizer.step()
+        expected.append(loss.item())
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        # Adam turns rounding in a vanishing gradient into a step of up to lr; few elements.
+        assert (a - b).abs().float().mean() < 1e-5
+    # States load both ways, and the next step agrees.
+    plain_optimizer.load_state_dict(optimizer.state_dict())
+    plain.load_state_dict(model.state_dict())
+    optimizer.load_state_dict(copy.deepcopy(plain_optimizer.state_dict()))
+    x, y = data[0]
+    torch.manual_seed(0)
+    first = step(x, y)
+    torch.manual_seed(0)
+    torch.testing.assert_close(first, loss_fn(plain(x), y).detach(), rtol=1e-5, atol=1e-6)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, dampening=0.1, weight_decay=1e-3),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, lr_decay=0.01),
+    "adadelta": lambda p: torch.optim.Adadelta(p),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_with_groups_schedulers_and_clipping(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 33), nn.Tanh(), nn.Linear(33, 5))
+    plain = copy.deepcopy(model)
+    groups = [
+        [{"params": m[0].parameters()}, {"params": m[2].parameters(), "lr": 5e-3}]
+        for m in (model, plain)
+    ]
+    optimizer, plain_optimizer = (OPTIMIZERS[name](g) for g in groups)
+    schedules = [
+        torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in (optimizer, plain_optimizer)
+    ]
+    x, y = torch.randn(20, 12), torch.randint(0, 5, (20,))
+    step = hotloop.compile_step(
+        model, F.cross_entropy, optimizer, (x, y), clip_norm=0.5, clip_value=0.2
+    )
+    assert step.path == "compiled", step.reason
+    assert ("own step" in step.reason) == (name == "adadelta")
+    for _ in range(12):
+        loss = step(x, y)
+        plain_optimizer.zero_grad()
+        expected = F.cross_entropy(plain(x), y)
+        expected.backward()
+        nn.utils.clip_grad_value_(plain.parameters(), 0.2)
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        plain_optimizer.step()
+        for schedule in schedules:
+            schedule.step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_many_steps_in_one_call_are_the_same_steps():
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 5))
+    many = copy.deepcopy(one)
+    x, y = torch.randn(5 * 20, 12), torch.randint(0, 5, (5 * 20,))
+    steps = [
+        hotloop.compile_step(m, F.cross_entropy, torch.optim.Adam(m.parameters()), (x[:20], y[:20]))
+        for m in (one, many)
+    ]
+    losses = torch.stack([steps[0](x[i : i + 20], y[i : i + 20]) for i in range(0, 100, 20)])
+    assert torch.equal(losses, steps[1].many(x, y, 5))
+    for a, b in zip(one.parameters(), many.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert steps[1].optimizer.state[many[0].weight]["step"] == 5
+
+
+def test_micro_batches_make_the_update_of_the_whole_batch():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 5))
+    plain = copy.deepcopy(model)
+    x, y = torch.randn(64, 12), torch.randint(0, 5, (64,))
+    plan = hotloop.Plan().replace({"memory.micro_batch_size": 16})
+    step = hotloop.compile_step(
+        model, F.cross_entropy, torch.optim.Adam(model.parameters()), (x, y), plan
+    )
+    assert step.path == "compiled"
+    assert "accumulated" in step.reason
+    plain_optimizer = torch.optim.Adam(plain.parameters())
+    for _ in range(5):
+        loss = step(x, y)
+        plain_optimizer.zero_grad()
+        expected = F.cross_entropy(plain(x), y)
+        expected.backward()
+        plain_optimizer.step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_another_batch_size_a_replaced_weight_and_another_mode_stay_right():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 33), nn.BatchNorm1d(33), nn.ReLU(), nn.Linear(33, 5))
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters())
+    plain_optimizer = torch.optim.Adam(plain.parameters())
+    x, y = torch.randn(20, 12), torch.randint(0, 5, (20,))
+    step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x, y))
+    for number in range(8):
+        n = 7 if number == 3 else 20
+        if number == 4:
+            for m in (model, plain):
+                m[0].weight.data = m[0].weight.data.clone() * 0.5
+        if number == 6:
+            model.eval(), plain.eval()
+        loss = step(x[:n], y[:n])
+        plain_optimizer.zero_grad()
+        expected = F.cross_entropy(plain(x[:n]), y[:n])
+        expected.backward()
+        plain_optimizer.step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.linear(x if x.sum() > 0 else -x)
+
+
+def hooked():
+    model = nn.Linear(12, 5)
+    model.register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Branching, "depends on the data"),
+        (hooked, "has hooks"),
+        (lambda: nn.Linear(12, 5).double(), "not float32"),
+    ],
+)
+def test_what_cannot_be_captured_trains_on_the_plain_path(make, reason):
+    model = make()
+    dtype = next(model.parameters()).dtype
+    x, y = torch.randn(20, 12, dtype=dtype), torch.randint(0, 5, (20,))
+    step = hotloop.compile_step(model, F.cross_entropy, torch.optim.SGD(model.parameters()), (x, y))
+    assert step.path == "plain"
+    assert reason in step.reason
+    before = step(x, y)
+    assert step(x, y) < before
