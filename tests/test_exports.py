@@ -10,9 +10,11 @@ import hotloop
 PUBLIC = [
     "BatchBuffer", "BatchLayout", "Budget", "BudgetError", "BufferState", "Ceilings",
     "CheckpointConfig", "CheckpointError", "CheckpointStore", "CpuConfig", "DataError",
-    "DivergedError", "GradientAccumulator", "HotloopError", "InputError", "Machine", "MemoryConfig", "MemoryPool",
-    "MissingExtraError", "ModelError", "NumaConfig", "PackedDataset", "Plan", "PlanError",
-    "PoolError", "RunError", "StepConfig", "StorageError", "TensorArena", "ThreadAffinity", "TrainReport",
+    "DivergedError", "GradientAccumulator", "HotloopError", "InputError", "Machine", "MemoryConfig",
+    "MemoryPool", "MissingExtraError", "ModelError", "NumaConfig", "PackedDataset", "Plan",
+    "PlanError",
+    "PoolError", "RunError", "StepConfig", "StorageError", "TensorArena", "ThreadAffinity",
+    "TrainReport",
     "TrainStep", "Trainer", "__version__", "compile_step", "load_mnist", "open_dataset",
 ]  # fmt: skip
 

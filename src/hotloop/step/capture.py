@@ -149,7 +149,8 @@ def capture(
         for number, name in enumerate(_outputs(joint))
         if (target := written_by.get(name))
     }
-    loss_at = _outputs(joint).index(back.loss_output)
+    # New values of buffers come first; the signature names the first output as the loss even so.
+    loss_at = len(written)
     names = {
         "weights": [n for n, p in parameters.items() if p.requires_grad],
         "frozen": [n for n, p in parameters.items() if not p.requires_grad],
