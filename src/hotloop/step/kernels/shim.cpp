@@ -150,6 +150,30 @@ EXPORT int aoti_torch_cpu_gemm(H a, H b, H* bias, H* mask, int64_t act, H* resul
   return 0;
 }
 
+// oneDNN's product. Inductor's own lowering of it wants a constant weight; this one does not. Weak: a
+// torch without oneDNN has no such entry, and then no graph calls it.
+extern "C" AOTITorchError aoti_torch_cpu__linear_pointwise(H x, H w, H* bias, const char* attr,
+                                                           const double** scalars,
+                                                           int64_t scalars_len,
+                                                           const char** algorithm, H* result)
+    __attribute__((weak));
+
+EXPORT int aoti_torch_cpu_onednn(H a, H b, H* bias, H* result) {
+  View vb;
+  TRY(vb.open(b));
+  int64_t offset = 0;
+  TRY(aoti_torch_get_storage_offset(b, &offset));
+  const int64_t sizes[] = {vb.sizes[1], vb.sizes[0]}, strides[] = {vb.strides[1], vb.strides[0]};
+  H turned = nullptr;
+  TRY(aoti_torch__reinterpret_tensor(b, 2, sizes, strides, offset, &turned));
+  const double* none = nullptr;
+  const char* algorithm = "";
+  const int failed = aoti_torch_cpu__linear_pointwise(a, turned, bias && *bias ? bias : nullptr,
+                                                      "none", &none, 0, &algorithm, result);
+  aoti_torch_delete_tensor_object(turned);
+  return failed;
+}
+
 // ---- The loop -------------------------------------------------------------------------------
 
 namespace {

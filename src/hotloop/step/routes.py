@@ -1,0 +1,199 @@
+"""Which library makes each matrix product of a graph: chosen by timing them at its shape.
+
+Candidates, all exact to float32 rounding: MKL (what ``torch.mm`` calls), oneDNN, and hotloop's own
+product, which can apply bias, relu or relu's backward mask while the result is in registers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from ..errors import StorageError
+from ..files import write_text_atomically
+from ..machine import Machine
+from ..machine.cache_dir import cache_dir
+from ..machine.threads import num_threads as threads_set
+
+_aten = torch.ops.aten
+_ROUNDS = 9
+
+
+class Product(NamedTuple):
+    """Shape and layout of ``a[m, k] @ b[k, n]``; ``t`` in ``layout``: transposed."""
+
+    m: int
+    k: int
+    n: int
+    layout: str
+    bias: bool
+    num_threads: int
+
+
+class Route(NamedTuple):
+    """The chosen kernel of a product and the median seconds of each candidate."""
+
+    kernel: str
+    seconds: dict[str, float]
+
+
+def route(graph: fx.GraphModule, num_threads: int) -> dict[Product, Route]:
+    """Replace each float32 matrix product by the fastest kernel; products and their routes."""
+    chosen: dict[Product, Route] = {}
+    nodes: list[Any] = list(graph.graph.nodes)
+    for node in nodes:
+        if node.op != "call_function" or node.target not in (_aten.mm.default, _aten.addmm.default):
+            continue
+        found = _product(node, num_threads)
+        if found is None:
+            continue
+        chosen[found] = choice = fastest(found)
+        if choice.kernel != "mkl":
+            _replace(graph, node, choice.kernel)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return chosen
+
+
+def fastest(product: Product) -> Route:
+    """The fastest kernel for a product, from this machine's cache or by timing now."""
+    table = _table()
+    key = "/".join(str(part) for part in product)
+    if key not in table:
+        table[key] = list(_race(product))
+        with contextlib.suppress(StorageError, OSError):  # Timed again next time.
+            write_text_atomically(_path(), json.dumps(table, indent=1))
+    kernel, seconds = table[key]
+    return Route(kernel, seconds)
+
+
+def _product(node: Any, num_threads: int) -> Product | None:
+    a, b = (factor.meta["val"] for factor in node.args[-2:])
+    if a.dtype != torch.float32 or b.dtype != torch.float32 or node.kwargs:
+        return None
+    bias = node.target is _aten.addmm.default
+    if bias and node.args[0].meta["val"].dim() != 1:
+        return None
+    layout = ""
+    for factor in (a, b):
+        if factor.stride(1) == 1:
+            layout += "n"
+        elif factor.stride(0) == 1:
+            layout += "t"
+        else:
+            return None
+    return Product(a.shape[0], a.shape[1], b.shape[1], layout, bias, num_threads)
+
+
+def _replace(graph: fx.GraphModule, node: Any, kernel: str) -> None:
+    bias = node.args[0] if node.target is _aten.addmm.default else None
+    a, b = node.args[-2:]
+    call = graph.graph.call_function
+    if kernel == "onednn":
+        with graph.graph.inserting_before(node):
+            new = call(torch.ops.hotloop.onednn.default, (a, b, bias))
+        new.meta.update(node.meta)
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+        return
+    mask, act, last = None, 0, node
+    (user, *others) = list(node.users) or [None]
+    if user is not None and not others:
+        if user.target is _aten.relu.default:
+            act, last = 1, user
+        elif user.target is _aten.threshold_backward.default and bias is None:
+            gradient, output, threshold = user.args
+            dense = output.meta["val"].dim() == 2 and output.meta["val"].stride(1) == 1
+            if gradient is node and threshold == 0 and dense:
+                mask, last = output, user
+    with graph.graph.inserting_before(last):
+        new = call(torch.ops.hotloop.gemm.default, (a, b, bias, mask, act))
+        new.meta.update(last.meta)
+    last.replace_all_uses_with(new)
+    graph.graph.erase_node(last)
+    if last is not node:
+        graph.graph.erase_node(node)
+
+
+def _race(product: Product) -> tuple[str, dict[str, float]]:
+    """Median seconds of each candidate, interleaved, and the name of the fastest."""
+    seconds = _timed(product)
+    # The interpreter's part of a call, which a compiled step does not have.
+    tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1))
+    seconds = {name: max(s - tiny[name], 0.1 * s) for name, s in seconds.items()}
+    return min(seconds, key=lambda name: seconds[name]), seconds
+
+
+def _timed(product: Product) -> dict[str, float]:
+    m, k, n, layout, has_bias, num_threads = product
+    a = torch.randn(k, m).t() if layout[0] == "t" else torch.randn(m, k)
+    b = torch.randn(n, k).t() if layout[1] == "t" else torch.randn(k, n)
+    bias = torch.randn(n) if has_bias else None
+    out = torch.empty(m, n)
+    calls: dict[str, Callable[[], Any]] = {
+        "mkl": lambda: torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
+    }
+    if torch.backends.mkldnn.is_available():
+        turned = b.t()
+        calls["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(
+            a, turned, bias, "none", [], ""
+        )
+    calls["hotloop"] = functools.partial(gemm, a, b, out, bias, num_threads=num_threads)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad(), threads_set(num_threads):
+        repeats = max(1, int(5e-4 / (2 * m * k * n / 50e9 + 2e-6)))
+        for number in range(_ROUNDS + 1):
+            for name, call in calls.items():
+                started = time.perf_counter()
+                for _ in range(repeats):
+                    call()
+                if number:  # The first round warms up.
+                    times[name].append((time.perf_counter() - started) / repeats)
+    return {name: sorted(t)[len(t) // 2] for name, t in times.items()}
+
+
+def gemm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    *,
+    act: int = 0,
+    num_threads: int = 1,
+) -> None:
+    """hotloop's own ``out = a @ b``; see ``kernels/gemm.h``. float32 ``[m, k]``, ``[k, n]``."""
+    from .program import kernels
+
+    def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+        return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
+
+    integer = ctypes.c_int64
+    kernels().hotloop_gemm_f32(
+        integer(a.shape[0]), integer(b.shape[1]), integer(a.shape[1]),
+        address(a), integer(a.stride(0)), integer(a.stride(1)),
+        address(b), integer(b.stride(0)), integer(b.stride(1)),
+        address(out), integer(out.stride(0)), address(bias), ctypes.c_int32(act),
+        address(mask), integer(0 if mask is None else mask.stride(0)), ctypes.c_int32(num_threads),
+    )  # fmt: skip
+
+
+def _path() -> Any:
+    return cache_dir() / f"routes-{Machine.probe().fingerprint()}-{torch.__version__}.json"
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    try:
+        table = json.loads(_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
