@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from ..errors import HotloopError
 from ..version import VERSION
-from . import machine, plan, train
+from . import bench, machine, plan, train
 
-COMMANDS = (machine, plan, train)
+COMMANDS = (machine, plan, train, bench)
 INTERRUPTED = 130
 
 

@@ -1,0 +1,102 @@
+"""Process of one peer: ``python -m hotloop.bench.peer SETUP.json``; one epoch for each line read.
+
+Lines in: ``{"epoch": n}``. Lines out: ``{"ready": true}``, then ``{"s": seconds, "loss": mean}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> int:
+    """Prepare, warm up, answer."""
+    setup = json.loads(Path(sys.argv[1]).read_text())
+    # What a peer prints must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    import numpy
+    import torch
+
+    from ..data import GlobalSampler
+    from ..monitor import peak_resident_bytes
+
+    torch.set_num_threads(setup["threads"])
+    folder = Path(setup["folder"])
+    x, y = numpy.load(folder / "x.npy"), numpy.load(folder / "y.npy")
+    sampler = GlobalSampler(len(x), setup["batch_size"], seed=0)
+
+    def say(**values: Any) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    def epochs() -> Any:
+        """Waits for the next epoch; yields its number."""
+        for line in sys.stdin:
+            yield json.loads(line)["epoch"]
+
+    from ..train.zoo import build_model
+
+    model = build_model(setup["model"])
+    model.load_state_dict(torch.load(folder / "weights.pt"))
+    if setup["peer"] == "hotloop":
+        _hotloop(model, x, y, setup, say, epochs())
+        return 0
+    from .peers import PEERS
+
+    run = PEERS[setup["peer"]][0](
+        model, setup["model"], x, y, setup["batch_size"], setup["threads"]
+    )
+    say(ready=True)
+    for number in epochs():
+        order = sampler.order(number).numpy()
+        started = time.perf_counter()
+        loss = run(order)
+        say(s=time.perf_counter() - started, loss=loss, peak_bytes=peak_resident_bytes())
+    return 0
+
+
+def _hotloop(model: Any, x: Any, y: Any, setup: Any, say: Any, wanted: Any) -> None:
+    """``Trainer.fit``, held at each end of an epoch until the next is wanted."""
+    import torch
+
+    from ..monitor import peak_resident_bytes
+    from ..plan import Plan
+    from ..train import Trainer
+
+    plan = Plan().replace(
+        {
+            "cpu.num_threads": setup["threads"],
+            "step.compile": "always",
+            "step.precision": setup["precision"],
+        }
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, plan=plan)
+    done, seen, started = 0, 0.0, 0.0
+
+    def on_progress(progress: Any) -> None:
+        nonlocal done, seen, started
+        if progress.epochs_done == done:
+            return
+        ended = time.perf_counter()
+        done = progress.epochs_done
+        say(s=ended - started, loss=progress.loss, peak_bytes=peak_resident_bytes())
+        next(wanted)
+        started = time.perf_counter()
+
+    say(ready=True)
+    next(wanted)
+    # The first epoch counts start-up too; the coordinator takes the first of every peer as warm-up.
+    started = time.perf_counter()
+    trainer.fit((x, y), batch_size=setup["batch_size"], epochs=setup["epochs"],
+                on_progress=on_progress)  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""``hotloop bench train``: peers side by side, interleaved, on MNIST."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..bench import Race
+
+NAME = "bench"
+_MODELS = ("small", "big", "cnn")
+# Figures of the performance guide for a Ryzen 9 5950X: samples, seconds an epoch, GB.
+_GUIDE = ((10_000, 45, 0.8), (50_000, 210, 1.2), (100_000, 425, 1.5))
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to ``hotloop``."""
+    parser = subparsers.add_parser(
+        NAME,
+        help="race hotloop against its peers",
+        description="Train with each peer in turn, epoch by epoch, on the same batches.",
+    )
+    parser.add_argument("what", choices=("train",), help="what is raced")
+    parser.add_argument("--models", default="small,big,cnn", metavar="A,B", help="models")
+    parser.add_argument("--peers", metavar="A,B", help="peers; default: all")
+    parser.add_argument("--num-samples", type=int, default=10_000, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="measured epochs each")
+    parser.add_argument("--num-threads", type=int, metavar="N", help="of each peer; default: all")
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "bfloat16"), help="of hotloop"
+    )
+    parser.add_argument(
+        "--guide", action="store_true", help="the guide's table: hotloop at three sizes"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Race and print.
+
+    Raises:
+        InputError: an unknown model or peer, or a number below 1.
+    """
+    models = args.models.split(",")
+    for model in models:
+        if model not in _MODELS:
+            raise InputError(
+                "--models must be of small, big, cnn", got=model, next_step="--models small"
+            )
+    for name in ("num_samples", "batch_size", "rounds", "num_threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1", got=value)
+    from ..bench import race_training
+    from ..bench.peers import PEERS
+    from ..files import write_text_atomically
+
+    known = ["hotloop", *PEERS]
+    peers = known if args.peers is None else args.peers.split(",")
+    for peer in peers:
+        if peer not in known:
+            raise InputError(f"--peers must be of {', '.join(known)}", got=peer)
+    sizes = [n for n, _, _ in _GUIDE] if args.guide else [args.num_samples]
+    if args.guide:
+        peers = ["hotloop"]
+    races = [
+        race_training(
+            model, peers, num_samples=size, batch_size=args.batch_size, rounds=args.rounds,
+            threads=args.num_threads, precision=args.precision,
+            say=lambda line: print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
+            if sys.stderr.isatty() else None,
+        )
+        for model in models
+        for size in sizes
+    ]  # fmt: skip
+    document = json.dumps([race.to_dict() for race in races], indent=1)
+    if args.out is not None:
+        write_text_atomically(args.out, document + "\n")
+    if args.json:
+        print(document)
+    elif args.guide:
+        _print_guide(races)
+    else:
+        for race in races:
+            _print(race)
+    return 0
+
+
+def _print(race: Race) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..bench.result import COLUMNS
+
+    table = Table(
+        title=f"{race.model}: {race.num_samples:,} samples, batch {race.batch_size}, "
+        f"{race.threads} threads",
+        title_justify="left",
+    )
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in race.rows():
+        table.add_row(*row)
+    Console(width=130).print(table)
+    if race.floor_s is not None and race.sum_floor_s is not None:
+        print(
+            f"floor: {race.num_samples / race.floor_s:,.0f} samples/s (arithmetic or the update's "
+            f"traffic alone), {race.num_samples / race.sum_floor_s:,.0f} (one after the other)\n"
+        )
+
+
+def _print_guide(races: list[Race]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Training, batch 64: hotloop beside the guide", title_justify="left")
+    for column in ("model", "samples", "s/epoch", "guide s", "MiB", "guide GB"):
+        table.add_column(column, justify="right")
+    guide = {n: (s, gb) for n, s, gb in _GUIDE}
+    for race in races:
+        (timing,) = race.timings
+        seconds, gigabytes = guide[race.num_samples]
+        table.add_row(
+            race.model,
+            f"{race.num_samples:,}",
+            f"{timing.median_s:.2f}" if timing.seconds else timing.missing or "",
+            f"{seconds}",
+            f"{(timing.peak_bytes or 0) / 2**20:,.0f}",
+            f"{gigabytes}",
+        )
+    Console(width=110).print(table)
