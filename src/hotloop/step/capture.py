@@ -121,10 +121,7 @@ def capture(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with mode:
-                fake = [
-                    torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
-                    for t in (x, y)
-                ]
+                fake = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in (x, y)]
             joint, signature = aot_export_module(
                 flat,
                 tuple(fake),
@@ -186,10 +183,7 @@ def capture(
     control = update.control() if update else torch.zeros(2)
     example = [*weights, *frozen, *buffers.values(), *states, control, x, y]
     with mode, torch.no_grad():
-        fakes = [
-            torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
-            for t in example
-        ]
+        fakes = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in example]
     try:
         with mode, warnings.catch_warnings():
             warnings.simplefilter("ignore")

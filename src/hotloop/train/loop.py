@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch import nn
 
 from ..data import GlobalSampler, PackedDataset, Prefetcher
 from ..errors import DivergedError
-from ..memory import MemoryPool
+from ..memory import BatchBuffer, MemoryPool
 from ..plan import Plan
 from ..step import TrainStep
 from .checkpoint import CheckpointStore
@@ -103,16 +104,8 @@ class TrainLoop:
     def _epoch(self) -> None:
         """Train to the end of the epoch under way, or to a reason to stop inside it."""
         state, release, lap = self.state, self.pool.release, self.watch.lap
-        batches = Prefetcher(
-            self.dataset,
-            self._chunks(),
-            self.pool,
-            epoch=state.epoch,
-            training=True,
-            queue_size=self.plan.cpu.queue_size,
-        )
-        with batches:
-            for buffer in batches:
+        with contextlib.ExitStack() as stack:
+            for buffer in self._batches(stack):
                 state.train_s += lap("data_wait")
                 x, y = buffer.rows()
                 count = len(x)
@@ -131,6 +124,34 @@ class TrainLoop:
                     self._save()
         if state.batch == self.sampler.num_batches:
             self._finish_epoch()
+
+    def _batches(self, stack: contextlib.ExitStack) -> Iterator[BatchBuffer]:
+        """Filled buffers of the epoch under way, each for one call of the step."""
+        if self.steps_per_call > 1:
+            return self._filled_here()
+        return iter(
+            stack.enter_context(
+                Prefetcher(
+                    self.dataset,
+                    self._chunks(),
+                    self.pool,
+                    epoch=self.state.epoch,
+                    training=True,
+                    queue_size=self.plan.cpu.queue_size,
+                )
+            )
+        )
+
+    def _filled_here(self) -> Iterator[BatchBuffer]:
+        """Fill between calls, in this thread: a second one would bring a second set of OpenMP
+        threads, which wait for work by spinning and take the cores from the step."""
+        epoch = self.state.epoch
+        for indices in self._chunks():
+            buffer = self.pool.acquire()
+            assert buffer is not None
+            buffer.num_rows = len(indices)
+            self.dataset.gather(indices, *buffer.rows(), epoch=epoch, training=True)
+            yield buffer
 
     def _chunks(self) -> Iterator[torch.Tensor]:
         """Positions of the batches of a call, one call after the other.

@@ -31,11 +31,11 @@ from .progress import Progress, RunState, Stopwatch
 from .report import TrainReport, machine_summary, versions
 from .snapshot import RunIdentity, restore
 
-# One call of the compiled step makes so many steps at most, on so many bytes of batches; three
-# buffers: one filled, one waiting, one in the step.
+# One call of the compiled step makes so many steps at most, on so many bytes of batches, which are
+# filled between two calls.
 _MOST_STEPS = 16
 _CALL_BYTES = 4 * MIB
-_CALL_BUFFERS = 3
+_CALL_BUFFERS = 1
 # Plain PyTorch on one core of a recent server, and what a step costs beside its arithmetic.
 _NOMINAL_FLOP_PER_S = 40e9
 _NOMINAL_STEP_S = 0.5e-3
