@@ -145,7 +145,8 @@ def test_the_trace_is_what_a_real_step_allocates(kind):
             handles[number] = modelled.malloc(size)
         else:
             modelled.free(handles.pop(number))
-    step = hotloop.compile_step(model, LOSS, optimizer, example=(x, y))
+    plan = hotloop.Plan(step=hotloop.StepConfig(compile="off"))
+    step = hotloop.compile_step(model, LOSS, optimizer, (x, y), plan)
     with TensorArena() as arena:
         arena.reset_peak()
         start = arena.stats().live_bytes

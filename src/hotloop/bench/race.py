@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -175,7 +176,10 @@ class _Process:
         """End it."""
         self.process.kill()
         self.process.wait()
-        self.errors.close()
+        for pipe in (self.process.stdin, self.process.stdout, self.errors):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # What was not yet written.
+                    pipe.close()
 
 
 def _floors(
