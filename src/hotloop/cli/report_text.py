@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,13 @@ def _speed(report: TrainReport) -> list[tuple[str, str]]:
             share = f"{format_share(report.share_of_ceiling)} of the measured ceiling, {ceiling}"
         rows.append(("arithmetic", f"{rate}: {share}"))
     rows.append(("path", f"{report.path}: {report.path_reason}"))
+    if report.products:
+        best = max(product["flop_per_s"] for product in report.products)
+        worst = min(product["flop_per_s"] for product in report.products)
+        kernels = Counter(product["kernel"] for product in report.products)
+        names = ", ".join(f"{count} {name}" for name, count in kernels.most_common())
+        rates = f"{format_rate(worst, 'FLOP')} to {format_rate(best, 'FLOP')}"
+        rows.append(("matrix products", f"{names}; {rates} when chosen"))
     rows.append(("threads", str(report.plan["cpu"]["num_threads"])))
     return rows
 

@@ -93,6 +93,21 @@ class CompiledStep:
             and all(w.requires_grad for w in self.captured.weights)
         )
 
+    def products(self) -> list[dict[str, Any]]:
+        """Each distinct matrix product: shape, chosen kernel, its rate, the candidates' times."""
+        return [
+            {
+                "m": product.m,
+                "k": product.k,
+                "n": product.n,
+                "layout": product.layout,
+                "kernel": choice.kernel,
+                "flop_per_s": 2 * product.m * product.k * product.n / choice.seconds[choice.kernel],
+                "candidates_s": choice.seconds,
+            }
+            for product, choice in self.routes.items()
+        ]
+
     def run(
         self,
         x: torch.Tensor,

@@ -70,6 +70,11 @@ class TrainStep:
         """Whether ``many`` works on batches of the captured shape."""
         return self._compiled is not None and self._compiled.update is not None
 
+    @property
+    def products(self) -> list[dict[str, Any]]:
+        """Matrix products of the compiled graph: shape, kernel, FLOP/s, seconds of candidates."""
+        return [] if self._compiled is None else self._compiled.products()
+
     def use(self, compiled: CompiledStep | None, reason: str) -> None:
         """Take the compiled path, or the plain one, from now on."""
         self._compiled = compiled

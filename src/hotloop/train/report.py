@@ -46,6 +46,8 @@ class TrainReport:
         prediction_error: predicted over measured, less 1; ``None``: one of them is unknown.
         arena: use of the tensor arena in bytes; ``None``: the system allocator was used.
         path: how steps were run, and path_reason why.
+        products: matrix products of the compiled step: shape ``m, k, n``, chosen kernel, its
+            ``flop_per_s`` and ``candidates_s``, the time of each kernel tried, all when chosen.
         plan: every knob as it was resolved. machine, versions: where it ran.
         checkpoint: folder of the last checkpoint; ``None``: none was asked for.
         notes: what the reader should know; one line each.
@@ -76,6 +78,7 @@ class TrainReport:
     arena: dict[str, int] | None
     path: str
     path_reason: str
+    products: tuple[dict[str, Any], ...]
     plan: dict[str, Any]
     machine: dict[str, Any]
     versions: dict[str, str]

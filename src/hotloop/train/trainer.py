@@ -359,6 +359,7 @@ class Trainer:
             arena=arena,
             path=loop.step.path,
             path_reason=loop.step.reason,
+            products=tuple(loop.step.products),
             plan=loop.plan.to_dict(),
             machine=machine_summary(self.machine),
             versions=versions(),
