@@ -264,6 +264,8 @@ def compile_step(
     except RunError as error:
         step.reason = str(error)
         return step
+    if plan.step.precision == "auto":
+        reason += "; precision auto is float32: this version cannot probe bfloat16"
     step.use(compiled, reason)
     return step
 
