@@ -192,6 +192,41 @@ def jax_scan(model: nn.Module, name: str, x: Any, y: Any, size: int, threads: in
     return _jax(model, name, x, y, size, scan=True)
 
 
+def keras(model: nn.Module, name: str, x: Any, y: Any, size: int, threads: int) -> Epoch:
+    """Keras on JAX, compiled, sixteen steps an execution."""
+    import os
+
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras as k  # type: ignore[import-not-found, unused-ignore]
+
+    k.config.set_image_data_format("channels_first")
+    kinds = {nn.Flatten: k.layers.Flatten, nn.ReLU: k.layers.ReLU, nn.MaxPool2d: k.layers.MaxPool2D}
+    network = k.Sequential([k.layers.Input(x.shape[1:])])
+    for layer in model.children():
+        if isinstance(layer, nn.Linear):
+            network.add(k.layers.Dense(layer.out_features))
+            kernel = layer.weight.t()
+        elif isinstance(layer, nn.Conv2d):
+            network.add(k.layers.Conv2D(layer.out_channels, layer.kernel_size))
+            kernel = layer.weight.permute(2, 3, 1, 0)
+        else:
+            network.add(kinds[type(layer)]())
+            continue
+        assert layer.bias is not None
+        network.layers[-1].set_weights([kernel.numpy(force=True), layer.bias.numpy(force=True)])
+    network.compile(
+        optimizer=k.optimizers.Adam(_LR, epsilon=1e-8),
+        loss=k.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=16,
+    )
+
+    def epoch(order: numpy.ndarray) -> float:
+        done = network.fit(x[order], y[order], batch_size=size, shuffle=False, verbose=0)
+        return float(done.history["loss"][0])
+
+    return epoch
+
+
 PEERS: dict[str, tuple[Peer, str | None]] = {
     "pytorch": (pytorch, None),
     "pytorch-tuned": (pytorch_tuned, None),
@@ -199,4 +234,5 @@ PEERS: dict[str, tuple[Peer, str | None]] = {
     "lightning": (lightning, "lightning"),
     "jax-jit": (jax_jit, "jax"),
     "jax-scan": (jax_scan, "jax"),
+    "keras": (keras, "keras"),
 }

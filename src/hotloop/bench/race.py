@@ -41,7 +41,7 @@ def race_training(
     The first epoch of each peer is its warm-up and not counted.
 
     Args:
-        model: ``small``, ``big`` or ``cnn``.
+        model: ``small``, ``big``, ``cnn`` or ``large``.
         peers: names from ``bench.peers.PEERS``, and ``hotloop``.
         rounds: measured epochs of each peer.
         threads: of each peer; ``None``: the usable CPUs.
@@ -208,7 +208,7 @@ def _floors(
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("torch", "jax", "jaxlib", "lightning", "numpy"):
+    for package in ("torch", "jax", "jaxlib", "lightning", "keras", "numpy"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

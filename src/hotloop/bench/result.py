@@ -78,6 +78,17 @@ class Race:
         rows += [[t.peer, t.missing or "", *[""] * 7] for t in self.timings if not t.seconds]
         return rows
 
+    def chart(self, width: int = 60) -> list[str]:
+        """A bar for each peer and the floor, as long as its samples/s; lines of text."""
+        rates = {t.peer: self.num_samples / t.median_s for t in self.timings if t.seconds}
+        if self.floor_s is not None:
+            rates["(floor)"] = self.num_samples / self.floor_s
+        most, room = max(rates.values(), default=1.0), max(map(len, rates), default=0)
+        return [
+            f"{peer:<{room}}  {_bar(rate / most * width)} {rate:,.0f}"
+            for peer, rate in sorted(rates.items(), key=lambda item: -item[1])
+        ]
+
     def loss_verdict(self, timing: Timing) -> str:
         """Whether a peer learns as plain PyTorch does: mean loss of the second epoch within 2 %."""
         plain = next((t for t in self.timings if t.peer == "pytorch" and t.seconds), None)
@@ -98,6 +109,11 @@ class Race:
                     "n": len(timing.seconds),
                 }
         return document
+
+
+def _bar(cells: float) -> str:
+    eighths = round(cells * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 COLUMNS = (

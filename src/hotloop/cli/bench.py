@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..bench import Race
 
 NAME = "bench"
-_MODELS = ("small", "big", "cnn")
+_MODELS = ("small", "big", "cnn", "large")
 # Figures of the performance guide for a Ryzen 9 5950X: samples, seconds an epoch, GB.
 _GUIDE = ((10_000, 45, 0.8), (50_000, 210, 1.2), (100_000, 425, 1.5))
 
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="measured epochs each")
     parser.add_argument("--num-threads", type=int, metavar="N", help="of each peer; default: all")
     parser.add_argument(
-        "--precision", default="float32", choices=("float32", "bfloat16"), help="of hotloop"
+        "--precision", default="float32", choices=("float32", "bfloat16", "auto"), help="of hotloop"
     )
     parser.add_argument(
         "--guide", action="store_true", help="the guide's table: hotloop at three sizes"
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     for model in models:
         if model not in _MODELS:
             raise InputError(
-                "--models must be of small, big, cnn", got=model, next_step="--models small"
+                f"--models must be of {', '.join(_MODELS)}", got=model, next_step="--models small"
             )
     for name in ("num_samples", "batch_size", "rounds", "num_threads"):
         value = getattr(args, name)
@@ -110,7 +110,10 @@ def _print(race: Race) -> None:
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in race.rows():
         table.add_row(*row)
-    Console(width=130).print(table)
+    console = Console(width=130)
+    console.print(table)
+    for line in race.chart():
+        console.print(line, highlight=False)
     if race.floor_s is not None and race.sum_floor_s is not None:
         print(
             f"floor: {race.num_samples / race.floor_s:,.0f} samples/s (arithmetic or the update's "

@@ -137,6 +137,11 @@ class Budget:
         layouts = batch_layouts(tensors, batch_size, plan.memory.line_bytes or 64)
         num_buffers = pool_buffers(plan)
         base = _runtime_base_bytes(model, trace, phase, data_resident_bytes)
+        working, assumptions = _working_bytes(trace) if trace.complete else None, trace.assumptions
+        if phase == "train" and plan.step.precision == "auto" and working is not None:
+            # The probe trains a copy beside the model.
+            working += _model_bytes(model)
+            assumptions = [*assumptions, "precision auto probes on a copy of the model"]
         return cls(
             phase=phase,
             batch_size=batch_size,
@@ -145,12 +150,12 @@ class Budget:
             batch_data_bytes=MemoryPool.predict_bytes(layouts, num_buffers) + data_resident_bytes,
             gradient_buffers_bytes=trace.gradient_bytes,
             optimizer_state_bytes=trace.optimizer_state_bytes,
-            working_memory_bytes=_working_bytes(trace) if trace.complete else None,
+            working_memory_bytes=working,
             runtime_base_bytes=base,
             enclave_overhead_bytes=plan.memory.enclave_overhead_bytes or 0,
             flop_per_step=trace.flop if trace.complete else None,
             output_shape=trace.output_shape,
-            assumptions=tuple(trace.assumptions),
+            assumptions=tuple(assumptions),
         )
 
     def table(self) -> list[tuple[str, int | None]]:

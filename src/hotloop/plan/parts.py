@@ -258,8 +258,9 @@ class StepConfig:
         compile: ``"auto"``: the compiled step where it is in the cache or the run is long enough
             to pay the compiler back; ``"always"``; ``"off"``: as PyTorch runs it.
         precision: ``"float32"``: exact. ``"bfloat16"``: forward and backward in bfloat16 where
-            autocast says so, weights and optimizer in float32. ``"auto"``: float32 in this
-            version, which has no probe yet that could accept bfloat16; the step's reason says so.
+            autocast says so, weights and optimizer in float32. ``"auto"``: bfloat16 where copies
+            of the model, trained for 32 steps in both, lose alike (mean losses of 8 steps within
+            2 %) and bfloat16 is faster; the step's reason says what was found.
 
     Raises:
         PlanError: a value breaks its rule.

@@ -136,9 +136,11 @@ def _race(product: Product) -> tuple[str, dict[str, float]]:
 
 def _timed(product: Product) -> dict[str, float]:
     m, k, n, layout, has_bias, num_threads = product
-    a = torch.randn(k, m).t() if layout[0] == "t" else torch.randn(m, k)
-    b = torch.randn(n, k).t() if layout[1] == "t" else torch.randn(k, n)
-    bias = torch.randn(n) if has_bias else None
+    # Its own generator: a run must draw the same numbers whether kernels are timed or known.
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    a = draw(k, m).t() if layout[0] == "t" else draw(m, k)
+    b = draw(n, k).t() if layout[1] == "t" else draw(k, n)
+    bias = draw(n) if has_bias else None
     out = torch.empty(m, n)
     calls: dict[str, Callable[[], Any]] = {
         "mkl": lambda: torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)

@@ -12,6 +12,7 @@ from ..errors import ModelError, RunError
 from ..plan import Plan
 from .check import check_parts
 from .compiled import CompiledStep, try_compiled
+from .precision import Batches, probe
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -36,6 +37,7 @@ class TrainStep:
     Attributes:
         path: ``"compiled"`` or ``"plain"``.
         reason: why this path.
+        precision: ``"float32"``, or ``"bfloat16"`` for forward and backward.
     """
 
     def __init__(
@@ -194,6 +196,7 @@ def compile_step(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     expected_s: float | None = None,
+    batches: Batches | None = None,
 ) -> TrainStep:
     """A callable ``step(x, y) -> loss`` that makes one optimizer step, in place.
 
@@ -215,6 +218,9 @@ def compile_step(
         clip_value: each gradient element at most, in size, as ``clip_grad_value_``; comes first.
         expected_s: seconds the run is expected to take on the plain path; a run too short to pay
             the compiler back is not compiled. ``None``: long.
+        batches: for ``precision="auto"``: gives an iterable of batches like the example, on which
+            copies are trained in float32 and in bfloat16 (``precision.probe``); ``None``: the
+            example again and again.
 
     Raises:
         ModelError: model, loss or optimizer cannot be used, in one line.
@@ -222,6 +228,47 @@ def compile_step(
     check_parts(model, loss_fn, optimizer)
     x, y = _check_example(example)
     plan = plan or Plan()
+
+    def make(a_model: nn.Module, an_optimizer: torch.optim.Optimizer, precision: str) -> TrainStep:
+        return _step(
+            a_model, loss_fn, an_optimizer, x, y, plan, precision, clip_norm, clip_value, expected_s
+        )
+
+    wanted = plan.step.precision
+    step = make(model, optimizer, "float32" if wanted == "auto" else wanted)
+    if wanted != "auto":
+        return step
+    if step.path == "plain":
+        step.reason += "; precision auto is float32 on the plain path"
+        return step
+    if batches is None and x.device.type == "meta":
+        step.reason += "; precision auto is float32: no batches to probe bfloat16 with"
+        return step
+    verdict = probe(make, model, optimizer, batches or (lambda: [_cut(x, y, plan)]))
+    if verdict.accepted:
+        step = make(model, optimizer, "bfloat16")
+    step.reason += f"; {verdict.reason}"
+    return step
+
+
+def _cut(x: torch.Tensor, y: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    micro = plan.memory.micro_batch_size or len(x)
+    return x[:micro], y[:micro]
+
+
+def _step(
+    model: nn.Module,
+    loss_fn: LossFn,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    plan: Plan,
+    precision: str,
+    clip_norm: float | None,
+    clip_value: float | None,
+    expected_s: float | None,
+) -> TrainStep:
+    """The step in one precision, compiled where plan and model allow it."""
     micro = plan.memory.micro_batch_size
     step = TrainStep(
         model,
@@ -230,25 +277,23 @@ def compile_step(
         micro_batch_size=micro,
         clip_norm=clip_norm,
         clip_value=clip_value,
-        precision="bfloat16" if plan.step.precision == "bfloat16" else "float32",
+        precision=precision,
     )
     if plan.step.compile == "off":
         step.reason = "compile is off in the plan"
         return step
-    threads = torch.get_num_threads()
-    if micro is not None and micro < len(x):
+    whole = micro is None or micro >= len(x)
+    if not whole:
         x, y = x[:micro], y[:micro]
-    else:
-        micro = None
     compiled, reason = try_compiled(
         model,
         loss_fn,
         optimizer,
         x,
         y,
-        num_threads=threads,
-        whole=micro is None,
-        autocast=step.precision == "bfloat16",
+        num_threads=torch.get_num_threads(),
+        whole=whole,
+        autocast=precision == "bfloat16",
         clip_norm=clip_norm,
         clip_value=clip_value,
     )
@@ -264,8 +309,6 @@ def compile_step(
     except RunError as error:
         step.reason = str(error)
         return step
-    if plan.step.precision == "auto":
-        reason += "; precision auto is float32: this version cannot probe bfloat16"
     step.use(compiled, reason)
     return step
 

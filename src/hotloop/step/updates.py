@@ -119,6 +119,8 @@ class Update:
             if number not in self.used:
                 states += [torch.zeros_like(weight) for _ in names]
                 continue
+            if sgd and not names:  # torch.optim keeps no entry either.
+                continue
             state = known[weight]
             if not sgd and "step" not in state:
                 state["step"] = torch.tensor(0.0)

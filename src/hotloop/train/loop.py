@@ -247,6 +247,7 @@ class TrainLoop:
             self.identity,
             self.num_threads,
             self.step.path,
+            self.step.precision,
         )
         self.checkpoint = self.store.save(self.state.step, tensors=tensors, document=document)
         self.saved_step = self.state.step

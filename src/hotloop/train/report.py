@@ -45,7 +45,7 @@ class TrainReport:
         peak_resident_bytes: measured over this call.
         prediction_error: predicted over measured, less 1; ``None``: one of them is unknown.
         arena: use of the tensor arena in bytes; ``None``: the system allocator was used.
-        path: how steps were run, and path_reason why.
+        path: how steps were run, and path_reason why. precision: of forward and backward.
         products: matrix products of the compiled step: shape ``m, k, n``, chosen kernel, its
             ``flop_per_s`` and ``candidates_s``, the time of each kernel tried, all when chosen.
         plan: every knob as it was resolved. machine, versions: where it ran.
@@ -78,6 +78,7 @@ class TrainReport:
     arena: dict[str, int] | None
     path: str
     path_reason: str
+    precision: str
     products: tuple[dict[str, Any], ...]
     plan: dict[str, Any]
     machine: dict[str, Any]

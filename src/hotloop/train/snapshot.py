@@ -44,6 +44,7 @@ def snapshot(
     identity: RunIdentity,
     num_threads: int,
     path: str,
+    precision: str,
 ) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
     """Tensors by group and the document, for ``CheckpointStore.save``. Copies nothing."""
     optimizer_tensors, optimizer_document = split_state(optimizer.state_dict())
@@ -61,6 +62,7 @@ def snapshot(
         "torch_version": str(torch.__version__),
         "num_threads": num_threads,
         "path": path,
+        "precision": precision,
         "identity": vars(identity),
         "run": state.to_dict(),
         "optimizer": optimizer_document,

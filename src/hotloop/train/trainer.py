@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..data import PackedDataset, open_dataset
+from ..data import GlobalSampler, PackedDataset, open_dataset
 from ..errors import CheckpointError, DataError, InputError, PlanError
 from ..machine import Ceilings, Machine
 from ..machine.affinity import pinned
 from ..machine.threads import num_threads
-from ..memory import Budget, MemoryPool, TensorArena, largest_micro_batch, pool_buffers
+from ..memory import BatchLayout, Budget, MemoryPool, TensorArena, largest_micro_batch, pool_buffers
 from ..monitor import peak_resident_bytes, reset_peak_resident
 from ..plan import AUTO, Plan
 from ..step import compile_step
@@ -174,6 +174,7 @@ class Trainer:
                 clip_norm=self.clip_norm,
                 clip_value=self.clip_value,
                 expected_s=_expected_s(budget, dataset, batch_size, epochs, max_steps, plan),
+                batches=lambda: _first_batches(dataset, layouts, plan, seed),
             )
             num_buffers, steps_per_call = pool_buffers(plan), 1
             if step.makes_many:
@@ -256,6 +257,8 @@ class Trainer:
             # So would the other path's.
             compiled = found.document.get("path") == "compiled"
             plan = plan.replace({"step.compile": "always" if compiled else "off"})
+        if found is not None and plan.step.precision == "auto":
+            plan = plan.replace({"step.precision": found.document.get("precision", "float32")})
         return plan.resolve(self.machine, self.ceilings)
 
     def _budget(
@@ -359,6 +362,7 @@ class Trainer:
             arena=arena,
             path=loop.step.path,
             path_reason=loop.step.reason,
+            precision=loop.step.precision,
             products=tuple(loop.step.products),
             plan=loop.plan.to_dict(),
             machine=machine_summary(self.machine),
@@ -366,6 +370,20 @@ class Trainer:
             checkpoint=None if loop.checkpoint is None else str(loop.checkpoint),
             notes=tuple(notes),
         )
+
+
+def _first_batches(
+    dataset: PackedDataset, layouts: Sequence[BatchLayout], plan: Plan, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The whole batches of epoch 0, one after the other in the same memory."""
+    batch_size, micro = layouts[0].num_rows, plan.memory.micro_batch_size
+    x, y = (layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8)) for layout in layouts)
+    for indices in GlobalSampler(dataset.num_samples, batch_size, seed=seed).batches(0, 0):
+        if len(indices) < batch_size:
+            # A dataset smaller than one batch: its samples again.
+            indices = torch.cat([indices] * -(-batch_size // len(indices)))[:batch_size]
+        dataset.gather(indices, x, y, epoch=0, training=True)
+        yield x[:micro], y[:micro]
 
 
 def _expected_s(
