@@ -9,8 +9,12 @@ import torch
 from ..errors import DataError
 from ..memory.layout import BatchLayout
 from .hashing import mix
+from .rows import byte_table
 from .storage import Column
 from .transforms import Normalize, Transform
+
+# Factor and offset, or a divisor; ``None``: bytes are the values.
+Scaling = tuple[torch.Tensor, torch.Tensor] | float | None
 
 
 class PackedDataset:
@@ -124,10 +128,12 @@ class PackedDataset:
         count = len(indices)
         _check_out(x_out, (count, *self.sample_shape), self.sample_dtype, "x_out")
         _check_out(y_out, (count, *self.target_shape), self.target_dtype, "y_out")
-        x.gather(indices, x_out)
+        scaling, table, transforms = self._pipelines[training]
+        applied = x.gather(indices, x_out, table)
         y.gather(indices, y_out)
-        scaling, transforms = self._pipelines[training]
-        if isinstance(scaling, tuple):
+        if applied:
+            pass
+        elif isinstance(scaling, tuple):
             # Two passes, each correctly rounded: a fused one may round differently in the tail
             # of a batch, and a sample must not depend on its place in the batch.
             x_out.mul_(scaling[0]).add_(scaling[1])
@@ -177,8 +183,8 @@ class PackedDataset:
 
     def _pipeline(
         self, training: bool
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | float | None, list[tuple[int, Transform]]]:
-        """Factor and offset, or divisor, that make stored bytes values; the transforms after it."""
+    ) -> tuple[Scaling, torch.Tensor | None, list[tuple[int, Transform]]]:
+        """How stored bytes become values, the same as a table, and the transforms after it."""
         transforms = [
             (number, transform)
             for number, transform in enumerate(self.transforms)
@@ -186,12 +192,18 @@ class PackedDataset:
         ]
         assert self._columns is not None
         if self._columns[0].dtype != torch.uint8:
-            return None, transforms
+            return None, None, transforms
+        scaling: Scaling
         if transforms and isinstance(transforms[0][1], Normalize):
-            return transforms[0][1].factor_and_offset(self.value_scale), transforms[1:]
-        # Division, not a multiplication by the inverse: the same bits as ToTensor.
-        divisor = round(1 / self.value_scale)
-        return (None if divisor == 1 else float(divisor)), transforms
+            scaling, transforms = (
+                transforms[0][1].factor_and_offset(self.value_scale),
+                transforms[1:],
+            )
+        else:
+            # Division, not a multiplication by the inverse: the same bits as ToTensor.
+            divisor = round(1 / self.value_scale)
+            scaling = None if divisor == 1 else float(divisor)
+        return scaling, byte_table(scaling, self.sample_shape), transforms
 
 
 def _check_out(out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:

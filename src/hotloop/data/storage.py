@@ -24,6 +24,7 @@ from ..errors import DataError, StorageError
 from ..machine.cache_dir import cache_dir
 from ..memory.arena import Arena
 from ..units import format_bytes
+from .rows import copy_rows, read_rows
 from .source import Array
 
 
@@ -47,9 +48,17 @@ class Column(Protocol):
     def append(self, rows: Array) -> None:
         """Add rows ``[k, *row_shape]`` of the stored type after those already there."""
 
-    def gather(self, indices: torch.Tensor, out: torch.Tensor) -> None:
+    def gather(
+        self, indices: torch.Tensor, out: torch.Tensor, table: torch.Tensor | None = None
+    ) -> bool:
         """Copy rows ``indices`` (int64 ``[n]``) to ``out`` (``[n, *row_shape]``, any stride, this
         type or one it converts to).
+
+        Args:
+            table: float32 ``[channels, 256]``, what stored bytes stand for: ``rows.byte_table``.
+
+        Returns:
+            Whether the table was applied.
 
         Raises:
             IndexError: an index is outside the rows.
@@ -73,14 +82,19 @@ class MemoryColumn:
         self._rows[self._filled : self._filled + len(rows)].numpy()[...] = rows
         self._filled += len(rows)
 
-    def gather(self, indices: torch.Tensor, out: torch.Tensor) -> None:
+    def gather(
+        self, indices: torch.Tensor, out: torch.Tensor, table: torch.Tensor | None = None
+    ) -> bool:
         """Copy rows from the block; see ``Column``."""
+        if copy_rows(self._rows, indices, out, table):
+            return table is not None
         if out.dtype == self.dtype:
             torch.index_select(self._rows, 0, indices, out=out)
         else:
             raw = self._scratch.rows(len(indices))
             torch.index_select(self._rows, 0, indices, out=raw)
             out.copy_(raw)
+        return False
 
 
 class FileColumn:
@@ -134,7 +148,9 @@ class FileColumn:
         except OSError as error:
             raise self._write_error(error) from error
 
-    def gather(self, indices: torch.Tensor, out: torch.Tensor) -> None:
+    def gather(
+        self, indices: torch.Tensor, out: torch.Tensor, table: torch.Tensor | None = None
+    ) -> bool:
         """Copy rows from the file; see ``Column``.
 
         Raises:
@@ -142,29 +158,33 @@ class FileColumn:
         """
         count = len(indices)
         if count == 0:
-            return
-        wanted = indices.tolist()
-        if min(wanted) < 0 or max(wanted) >= self.num_rows:
-            raise IndexError(f"row indices must be between 0 and {self.num_rows - 1}")
-        raw = self._scratch.rows(count)
-        row_bytes = self._row_bytes
-        preadv, fd = os.preadv, self._fd
+            return False
         try:
-            first = wanted[0]
-            if wanted[-1] - first == count - 1 and wanted == list(range(first, first + count)):
-                got = preadv(fd, self._scratch.whole(count), first * row_bytes)
-            else:
-                starts = (indices * row_bytes).tolist()
-                got = sum(map(preadv, repeat(fd), self._scratch.buffers(count), starts))
+            if read_rows(self._fd, self.num_rows, self.dtype, indices, out, table):
+                return table is not None
+            self._gather_plainly(indices, out)
+        except EOFError:
+            raise StorageError(
+                f"packed samples in {self._folder} must keep their length",
+                got=f"{os.fstat(self._fd).st_size} of {self.storage_bytes} bytes",
+            ) from None
         except OSError as error:
             raise StorageError(
                 f"packed samples could not be read back from {self._folder}", got=error.strerror
             ) from error
+        return False
+
+    def _gather_plainly(self, indices: torch.Tensor, out: torch.Tensor) -> None:
+        """The same without compiled code, and with conversion to ``out``'s type."""
+        wanted, count = indices.tolist(), len(indices)
+        if min(wanted) < 0 or max(wanted) >= self.num_rows:
+            raise IndexError(f"row indices must be between 0 and {self.num_rows - 1}")
+        raw = self._scratch.rows(count)
+        row_bytes = self._row_bytes
+        starts = (indices * row_bytes).tolist()
+        got = sum(map(os.preadv, repeat(self._fd), self._scratch.buffers(count), starts))
         if got != count * row_bytes:
-            raise StorageError(
-                f"packed samples in {self._folder} must keep their length",
-                got=f"{got} of {count * row_bytes} bytes",
-            )
+            raise EOFError
         out.copy_(raw)
 
     def _write_error(self, error: OSError) -> StorageError:
@@ -219,10 +239,6 @@ class _Scratch(threading.local):
             ends = range(step, len(self._tensor) * step + 1, step)
             self._buffers = [[self._bytes[end - step : end]] for end in ends]
         return self._buffers if count == len(self._buffers) else self._buffers[:count]
-
-    def whole(self, count: int) -> list[memoryview]:
-        """The memory of the first rows as one."""
-        return [self._bytes[: count * self._row_bytes]]
 
     def _resize(self, count: int) -> None:
         self._tensor = torch.empty((count, *self._row_shape), dtype=self._dtype)
