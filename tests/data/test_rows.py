@@ -12,9 +12,10 @@ import hotloop
 from hotloop.data import rows as module
 from hotloop.data.rows import byte_table, copy_rows, read_rows
 from hotloop.data.transforms import Normalize
+from hotloop.memory import native
 
-if module._library() is None:
-    pytest.skip("no compiler here", allow_module_level=True)
+if not native.has_compiler():
+    pytest.skip("no C++ compiler here", allow_module_level=True)
 
 
 def from_memory(source, indices, out, table=None):

@@ -16,16 +16,15 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
 
-import hotloop
-from hotloop.step import routes
+from hotloop.memory import native
+from hotloop.step import operators, routes
 from hotloop.step.compiled import CompiledStep
 from hotloop.step.program import kernels
 from hotloop.step.updates import COLUMNS
 
-try:
-    LIBRARY = kernels()
-except hotloop.RunError as error:
-    pytest.skip(f"no compiled path here: {error}", allow_module_level=True)
+if not native.has_compiler():
+    pytest.skip("no C++ compiler here", allow_module_level=True)
+LIBRARY = kernels()
 
 STEPS = 6
 COMPILED = int(os.environ.get("HOTLOOP_SWEEP", "3"))
@@ -66,6 +65,23 @@ class Nodes(fx.Interpreter):
 
     def onednn(self, a, b, bias):
         return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+
+    def pool(self, x, kh, kw, relu, last):
+        out, places = operators._fake_pool(x, kh, kw, relu, last)
+        LIBRARY.hotloop_pool_f32(
+            (ctypes.c_int64 * 12)(*x.shape, kh, kw, relu, last, *x.stride()),
+            address(x), address(out), address(places), ctypes.c_int32(2),
+        )  # fmt: skip
+        return out, places
+
+    def pool_backward(self, g, places, h, w, kh, kw):
+        gx = operators._dense([*places.shape[:2], h, w], places, g.dtype)
+        LIBRARY.hotloop_pool_backward_f32(
+            (ctypes.c_int64 * 12)(*gx.shape, kh, kw, 0, 0, *gx.stride()),
+            address(g), (ctypes.c_int64 * 4)(*g.stride()),
+            address(places), address(gx), ctypes.c_int32(2),
+        )  # fmt: skip
+        return gx
 
     def update(self, w, g, *rest):
         *states, control, scale, group = rest

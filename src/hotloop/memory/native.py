@@ -75,6 +75,11 @@ def load(
         return _load_once(build)
 
 
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler on the path."""
+    return any(shutil.which(name) for name in _COMPILERS)
+
+
 def _load_cached(build: _Build, folder: Path) -> ctypes.CDLL:
     source = build.source
     for path in sorted(folder.glob(f"{source.stem}-*.so")):

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from . import operators
+from . import operators, pooling
 from .updates import Update
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -80,6 +80,11 @@ class _Flat(nn.Module):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor]:
         model, loss_fn = self._call
+        convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
+        if convolves and x.dim() == 4 and x.shape[1] == 1 and x[0].is_contiguous():
+            # One channel is adjacent to nothing, so both layouts describe the same memory. torch
+            # would take the dense one and turn every result for the convolutions that follow.
+            x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
         tensors = {name: getattr(self, flat) for name, flat in self._names.items()}
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
             output = torch.func.functional_call(model, tensors, (x,))
@@ -191,6 +196,7 @@ def capture(
     except Exception as error:
         raise NotCapturable(_why(error)) from None
     operators.fuse(graph)
+    pooling.fuse(graph)
     return Captured(graph, weights, frozen, list(buffers.values()), update is None, example)
 
 

@@ -46,6 +46,47 @@ torch.library.register_fake(
     "hotloop::onednn", lambda a, b, bias: a.new_empty((a.shape[0], b.shape[1])), lib=_LIBRARY
 )
 
+# Max pooling over windows next to each other, relu first where asked: the results, dense (`last`:
+# channels adjacent), and a byte for each that says where in its window it lies, channels adjacent
+# where x's are.
+_FLEXIBLE = (torch.Tag.flexible_layout,)
+_LIBRARY.define(
+    "pool(Tensor x, int kh, int kw, int relu, int last) -> (Tensor, Tensor)", tags=_FLEXIBLE
+)
+# The gradient of x, by those bytes; its channels are adjacent where theirs are.
+_LIBRARY.define(
+    "pool_backward(Tensor g, Tensor places, int h, int w, int kh, int kw) -> Tensor",
+    tags=_FLEXIBLE,
+)
+
+
+def _dense(
+    shape: list[int], like: torch.Tensor, dtype: torch.dtype, last: bool | None = None
+) -> torch.Tensor:
+    """Dense, with channels adjacent where they are in ``like`` (or ``last`` says so)."""
+    last = like.stride(1) == 1 if last is None else last
+    return torch.empty(
+        shape,
+        dtype=dtype,
+        device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+def _fake_pool(
+    x: torch.Tensor, kh: int, kw: int, relu: int, last: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = [*x.shape[:2], x.shape[2] // kh, x.shape[3] // kw]
+    return _dense(shape, x, x.dtype, bool(last)), _dense(shape, x, torch.uint8)
+
+
+torch.library.register_fake("hotloop::pool", _fake_pool, lib=_LIBRARY)
+torch.library.register_fake(
+    "hotloop::pool_backward",
+    lambda g, places, h, w, kh, kw: _dense([*places.shape[:2], h, w], places, g.dtype),
+    lib=_LIBRARY,
+)
+
 _aten = torch.ops.aten
 
 
@@ -73,6 +114,14 @@ def shims() -> dict[Any, list[str]]:
     found[torch.ops.hotloop.onednn.default] = [
         f"AOTITorchError aoti_torch_cpu_onednn({handle} a, {handle} b, {handle}* bias, "
         f"{handle}* result)"
+    ]
+    found[torch.ops.hotloop.pool.default] = [
+        f"AOTITorchError aoti_torch_cpu_pool({handle} x, int64_t kh, int64_t kw, int64_t relu, "
+        f"int64_t last, {handle}* out, {handle}* places)"
+    ]
+    found[torch.ops.hotloop.pool_backward.default] = [
+        f"AOTITorchError aoti_torch_cpu_pool_backward({handle} g, {handle} places, int64_t h, "
+        f"int64_t w, int64_t kh, int64_t kw, {handle}* result)"
     ]
     return found
 

@@ -26,7 +26,7 @@ from .graph_file import to_values
 _FOLDER = Path(__file__).parent / "kernels"
 _TIME_LIMIT_S = 900.0
 # Raised when the meaning of a compiled step's inputs changes.
-_FORMAT = 1
+_FORMAT = 3
 _DTYPE_CODES = {
     torch.uint8: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int64: 4,
     torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bool: 11, torch.bfloat16: 15,
@@ -42,7 +42,7 @@ def kernels() -> ctypes.CDLL:
     """
     library = native.load(
         _FOLDER / "shim.cpp",
-        parts=(_FOLDER / "gemm.h", _FOLDER / "gemm.cpp"),
+        parts=tuple(_FOLDER / name for name in ("gemm.h", "gemm.cpp", "pool.cpp")),
         flags=(
             "-march=native",
             "-fopenmp",

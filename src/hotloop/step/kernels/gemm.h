@@ -32,4 +32,16 @@ void hotloop_gemm_update_f32(int64_t M, int64_t N, int64_t K, const float* A, in
 // The same update by a gradient that lies in memory, n adjacent elements.
 void hotloop_update_f32(int64_t n, float* w, const float* g, float* s1, float* s2,
                         const hotloop_update* u, float scale, int32_t num_threads);
+
+// Pooling of x [N, C, H, W] over windows [kh, kw] next to each other; strides of x, or of its gradient,
+// in elements. last: the results have their channels adjacent.
+struct hotloop_pool_shape {
+  int64_t N, C, H, W, kh, kw, relu, last, n_stride, c_stride, h_stride, w_stride;
+};
+
+void hotloop_pool_f32(const hotloop_pool_shape* shape, const float* x, float* out, uint8_t* places,
+                      int32_t num_threads);
+void hotloop_pool_backward_f32(const hotloop_pool_shape* shape, const float* gradient,
+                               const int64_t* g_strides, const uint8_t* places, float* gx,
+                               int32_t num_threads);
 }

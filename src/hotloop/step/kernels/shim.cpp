@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gemm.cpp"
+#include "pool.cpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define TRY(call)                 \
@@ -64,13 +65,32 @@ int row_of(AtenTensorHandle control, int64_t group, hotloop_update* u) {
   return 0;
 }
 
+// g in w's layout: the update walks both as one run of memory. The compiler lays out what it makes as it
+// likes; where that differs, `turned` is a copy.
+int as_laid_out(AtenTensorHandle w, AtenTensorHandle g, AtenTensorHandle* turned) {
+  int64_t dims = 0;
+  int64_t *sizes = nullptr, *wanted = nullptr, *given = nullptr;
+  TRY(aoti_torch_get_dim(w, &dims));
+  TRY(aoti_torch_get_sizes(w, &sizes));
+  TRY(aoti_torch_get_strides(w, &wanted));
+  TRY(aoti_torch_get_strides(g, &given));
+  bool alike = true;
+  for (int64_t d = 0; d < dims; ++d) alike = alike && (sizes[d] == 1 || wanted[d] == given[d]);
+  if (alike) return 0;
+  TRY(aoti_torch_empty_strided(dims, sizes, wanted, aoti_torch_dtype_float32(),
+                               aoti_torch_device_type_cpu(), 0, turned));
+  return aoti_torch_copy_(*turned, g, 0) != 0;
+}
+
 int update(AtenTensorHandle w, AtenTensorHandle g, AtenTensorHandle s1, AtenTensorHandle s2,
            AtenTensorHandle control, AtenTensorHandle* scale, int64_t group) {
   void *weight = nullptr, *gradient = nullptr, *first = nullptr, *second = nullptr;
   hotloop_update u;
+  AtenTensorHandle turned = nullptr;
   TRY(row_of(control, group, &u));
+  TRY(as_laid_out(w, g, &turned));
   TRY(aoti_torch_get_data_ptr(w, &weight));
-  TRY(aoti_torch_get_data_ptr(g, &gradient));
+  TRY(aoti_torch_get_data_ptr(turned ? turned : g, &gradient));
   if (s1) TRY(aoti_torch_get_data_ptr(s1, &first));
   if (s2) TRY(aoti_torch_get_data_ptr(s2, &second));
   int64_t count = 0;
@@ -83,6 +103,7 @@ int update(AtenTensorHandle w, AtenTensorHandle g, AtenTensorHandle s1, AtenTens
   }
   hotloop_update_f32(count, static_cast<float*>(weight), static_cast<float*>(gradient),
                      static_cast<float*>(first), static_cast<float*>(second), &u, factor, threads);
+  if (turned) aoti_torch_delete_tensor_object(turned);
   return 0;
 }
 
@@ -172,6 +193,44 @@ EXPORT int aoti_torch_cpu_onednn(H a, H b, H* bias, H* result) {
                                                       "none", &none, 0, &algorithm, result);
   aoti_torch_delete_tensor_object(turned);
   return failed;
+}
+
+// Dense [N, C, H, W], or with channels adjacent.
+int dense(int64_t n, int64_t c, int64_t h, int64_t w, bool last, int32_t dtype, H* result) {
+  const int64_t sizes[] = {n, c, h, w};
+  const int64_t first[] = {c * h * w, h * w, w, 1}, adjacent[] = {c * h * w, 1, w * c, c};
+  return aoti_torch_empty_strided(4, sizes, last ? adjacent : first, dtype,
+                                  aoti_torch_device_type_cpu(), 0, result);
+}
+
+EXPORT int aoti_torch_cpu_pool(H x, int64_t kh, int64_t kw, int64_t relu, int64_t last, H* out,
+                               H* places) {
+  View vx, vo;
+  TRY(vx.open(x));
+  const int64_t *s = vx.sizes, *t = vx.strides;
+  const hotloop_pool_shape shape{s[0], s[1], s[2], s[3], kh, kw, relu, last, t[0], t[1], t[2], t[3]};
+  TRY(dense(s[0], s[1], s[2] / kh, s[3] / kw, last, aoti_torch_dtype_float32(), out));
+  TRY(dense(s[0], s[1], s[2] / kh, s[3] / kw, t[1] == 1, aoti_torch_dtype_uint8(), places));
+  TRY(vo.open(*out));
+  void* bytes = nullptr;
+  TRY(aoti_torch_get_data_ptr(*places, &bytes));
+  hotloop_pool_f32(&shape, vx.data, vo.data, static_cast<uint8_t*>(bytes), threads);
+  return 0;
+}
+
+EXPORT int aoti_torch_cpu_pool_backward(H gradient, H places, int64_t h, int64_t w, int64_t kh,
+                                        int64_t kw, H* result) {
+  View vg, vp, vr;
+  TRY(vg.open(gradient));
+  TRY(vp.open(places));
+  const int64_t *s = vp.sizes;
+  TRY(dense(s[0], s[1], h, w, vp.strides[1] == 1, aoti_torch_dtype_float32(), result));
+  TRY(vr.open(*result));
+  const int64_t* t = vr.strides;
+  const hotloop_pool_shape shape{s[0], s[1], h, w, kh, kw, 0, 0, t[0], t[1], t[2], t[3]};
+  hotloop_pool_backward_f32(&shape, vg.data, vg.strides, reinterpret_cast<uint8_t*>(vp.data),
+                            vr.data, threads);
+  return 0;
 }
 
 // ---- The loop -------------------------------------------------------------------------------

@@ -1,0 +1,110 @@
+"""Max pooling in a captured graph: relu, pooling and both their backwards as two kernels.
+
+The compiler's own code for pooling keeps 64-bit indices, which it makes from 8-bit ones and
+scatters by, and reads the large tensor three times; on the two-convolution network that was a
+quarter of the step.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+_aten = torch.ops.aten
+
+
+def fuse(graph: fx.GraphModule) -> None:
+    """Replace each max pooling whose windows lie next to each other, and the relu before it."""
+    nodes: list[Any] = list(graph.graph.nodes)
+    for node in nodes:
+        if node.target is _aten.max_pool2d_with_indices.default:
+            _fuse(graph, node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _fuse(graph: fx.GraphModule, node: Any) -> None:
+    window = _window(*node.args)
+    x = node.args[0]
+    value = x.meta["val"]
+    if window is None or value.dtype != torch.float32 or value.dim() != 4:
+        return
+    parts = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+    if len(parts) != len(node.users) or 0 not in parts:
+        return
+    backwards = _used(parts[1]) if 1 in parts else []
+    if any(b.target is not _aten.max_pool2d_with_indices_backward.default for b in backwards):
+        return
+    relu = _relu_before(x)
+    masks: dict[Any, Any] = {}
+    if relu is not None:
+        # Only where nothing else needs what lies between: pooling, and relu's own backward.
+        for user in _used(relu):
+            if user.target is _aten.threshold_backward.default and _source(user.args[1]) is relu:
+                masks[_source(user.args[0])] = user
+            elif user is not node and user not in backwards:
+                relu = None
+                break
+    if relu is not None and not all(b in masks and len(_used(b)) == 1 for b in backwards):
+        relu = None
+    call, (kh, kw) = graph.graph.call_function, window
+    with graph.graph.inserting_before(node):
+        start = x if relu is None else relu.args[0]
+        # The results' layout is what the nodes after them were traced with.
+        last = parts[0].meta["val"].stride(1) == 1
+        options = (kh, kw, int(relu is not None), int(last))
+        new = call(torch.ops.hotloop.pool.default, (start, *options))
+        new.meta["val"] = torch.ops.hotloop.pool.default(start.meta["val"], *options)
+        results = [call(operator.getitem, (new, number)) for number in range(2)]
+        for number, result in enumerate(results):
+            result.meta["val"] = new.meta["val"][number]
+    parts[0].replace_all_uses_with(results[0])
+    height, width = value.shape[2:]
+    for backward in backwards:
+        end = masks[backward] if relu is not None else backward
+        with graph.graph.inserting_before(end):
+            mine = call(
+                torch.ops.hotloop.pool_backward.default,
+                (backward.args[0], results[1], height, width, kh, kw),
+            )
+            mine.meta["val"] = end.meta["val"]
+        end.replace_all_uses_with(mine)
+
+
+def _window(
+    _: Any,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    ceil_mode: bool = False,
+) -> tuple[int, int] | None:
+    """Height and width of windows next to each other; ``None``: they overlap or are padded."""
+    kh, kw = [*kernel, *kernel][:2]
+    alike = not stride or [*stride, *stride][:2] == [kh, kw]
+    plain = not any(padding) and all(d == 1 for d in dilation) and not ceil_mode
+    # A place in a window is one byte.
+    return (kh, kw) if alike and plain and kh * kw < 255 else None
+
+
+def _source(node: Any) -> Any:
+    """The node itself, through ``detach``."""
+    while isinstance(node, fx.Node) and node.target is _aten.detach.default:
+        node = node.args[0]
+    return node
+
+
+def _relu_before(node: Any) -> Any:
+    node = _source(node)
+    return node if isinstance(node, fx.Node) and node.target is _aten.relu.default else None
+
+
+def _used(node: Any) -> list[Any]:
+    """Users, through ``detach``."""
+    found: list[Any] = []
+    for user in node.users:
+        found += _used(user) if user.target is _aten.detach.default else [user]
+    return found

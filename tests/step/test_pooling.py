@@ -1,0 +1,153 @@
+"""Pooling kernels against torch's, and where the graph uses them."""
+
+import ctypes
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import hotloop
+from hotloop.memory import native
+from hotloop.step import operators
+from hotloop.step.compiled import CompiledStep
+from hotloop.step.program import kernels
+from hotloop.train.zoo import build_model
+
+if not native.has_compiler():
+    pytest.skip("no C++ compiler here", allow_module_level=True)
+LIBRARY = kernels()
+
+
+def address(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def forward_backward(x, g, kh, kw, relu, last):
+    out, places = operators._fake_pool(x, kh, kw, relu, last)
+    shape = (ctypes.c_int64 * 12)(*x.shape, kh, kw, relu, last, *x.stride())
+    threads = ctypes.c_int32(2)
+    LIBRARY.hotloop_pool_f32(shape, address(x), address(out), address(places), threads)
+    gx = operators._dense(list(x.shape), places, x.dtype).fill_(7)
+    shape = (ctypes.c_int64 * 12)(*x.shape, kh, kw, 0, 0, *gx.stride())
+    strides = (ctypes.c_int64 * 4)(*g.stride())
+    LIBRARY.hotloop_pool_backward_f32(
+        shape, address(g), strides, address(places), address(gx), threads
+    )
+    return out, gx
+
+
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["noise", "ties", "nan"]),
+)
+def test_pooling_is_torchs(shape, kh, kw, relu, last, out_last, values):
+    if shape[2] < kh or shape[3] < kw:
+        shape = (*shape[:2], shape[2] + kh, shape[3] + kw)
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    if values == "ties":
+        x = x.round()
+    elif values == "nan":
+        x = torch.where(torch.rand(shape) < 0.1, torch.nan, x)
+    if last:
+        x = x.to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    expected = F.max_pool2d(F.relu(x) if relu else x, (kh, kw))
+    g = torch.randn(expected.shape)
+    if relu:
+        g = g.to(memory_format=torch.channels_last)
+    expected.backward(g)
+    out, gx = forward_backward(x.detach(), g, kh, kw, relu, out_last)
+    torch.testing.assert_close(out, expected.detach(), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(gx, x.grad, rtol=0, atol=0, equal_nan=True)
+
+
+def captured(model, x=None):
+    x = torch.rand(4, 1, 28, 28) if x is None else x
+    y = torch.randint(0, 10, (4,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = CompiledStep(model, F.cross_entropy, optimizer, x, y, num_threads=2, whole=True)
+    return [node for node in step.captured.graph.graph.nodes if node.op == "call_function"]
+
+
+def names(nodes):
+    return [str(node.target) for node in nodes]
+
+
+def test_the_cnn_pools_with_its_relu_and_passes_channels_adjacent():
+    nodes = captured(build_model("cnn"))
+    (pool,) = [n for n in nodes if n.target is torch.ops.hotloop.pool.default]
+    assert pool.args[1:4] == (2, 2, 1)
+    assert "hotloop.pool_backward.default" in names(nodes)
+    assert not any("max_pool2d" in name for name in names(nodes))
+    first = next(n for n in nodes if n.target is torch.ops.aten.convolution.default)
+    assert first.args[0].meta["val"].stride(1) == 1
+
+
+def network(*middle, width):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), *middle, nn.Flatten(), nn.Linear(width, 10))
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(3, 2), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, ceil_mode=True)]
+)
+def test_windows_that_overlap_or_leave_the_image_stay_torchs(pool):
+    width = pool(torch.rand(1, 4, 26, 26)).numel()
+    nodes = captured(network(nn.ReLU(), pool, width=width))
+    assert any("max_pool2d" in name for name in names(nodes))
+
+
+class Twice(nn.Module):
+    """Uses what lies between relu and pooling once more: relu must stay."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4 * 13 * 13 + 4, 10)
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        return self.head(torch.cat([F.max_pool2d(x, 2).flatten(1), x.mean((2, 3))], 1))
+
+
+def test_a_relu_that_others_need_stays():
+    nodes = captured(Twice())
+    (pool,) = [n for n in nodes if n.target is torch.ops.hotloop.pool.default]
+    assert pool.args[3] == 0
+    assert "aten.relu.default" in names(nodes)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Twice,
+        lambda: network(nn.MaxPool2d(3), nn.Tanh(), width=4 * 8 * 8),
+        lambda: network(nn.ReLU(), nn.Conv2d(4, 6, 3), nn.MaxPool2d(2), width=6 * 12 * 12),
+        lambda: network(nn.ReLU(), nn.MaxPool2d((3, 2)), nn.Conv2d(4, 3, 3), width=3 * 6 * 11),
+    ],
+)
+def test_compiled_networks_that_pool_learn_as_in_plain_pytorch(make):
+    torch.manual_seed(0)
+    model = make()
+    twin = make()
+    twin.load_state_dict(model.state_dict())
+    x, y = torch.rand(16, 1, 28, 28), torch.randint(0, 10, (16,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plain = torch.optim.SGD(twin.parameters(), lr=0.1)
+    plan = hotloop.Plan().replace({"step.compile": "always"})
+    step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x, y), plan)
+    assert step.path == "compiled", step.reason
+    for _ in range(10):
+        loss = step(x, y)
+        plain.zero_grad()
+        expected = F.cross_entropy(twin(x), y)
+        expected.backward()
+        plain.step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
