@@ -29,12 +29,10 @@ constexpr int kLanes = 4, kRows = 4, kVectors = 3;
 constexpr int kCols = kVectors * kLanes;
 // Depth of a streamed panel: kDepth * kCols floats stay in the first-level cache's neighbourhood.
 constexpr int64_t kDepth = 256;
-// Floats of the resident side that are used again and again before going on: half a second-level
-// cache of 512 KiB.
-// How far before its use an updated row is called for, in columns; into the second level, because
-// rows a multiple of 4 KiB apart would push each other out of the first.
-constexpr int64_t kAhead = 2 * kCols;
-constexpr int64_t kBlock = 64 * 1024;
+// Floats of the resident side that are used again and again before going on. Stored results take
+// half a second-level cache of 512 KiB; updates want runs of memory as long as can be, and a
+// resident side that comes from the third level costs them less than short runs do.
+constexpr int64_t kStoreBlock = 64 * 1024, kUpdateBlock = 1024 * 1024;
 // Below so many multiply-adds waking a second thread costs more than it brings.
 constexpr double kOneThread = 1e5;
 
@@ -141,34 +139,6 @@ void multiply(int vectors, int64_t depth, const float* a, const float* b, float*
   else micro<1>(depth, a, b, tile, ld, add);
 }
 
-// The product of one whole tile, with `between(r)` done after each eighth of the depth: the divisions
-// and square roots of one tile's update run beside the multiplications of the next.
-template <class Between>
-void micro_with(int64_t depth, const float* a, const float* b, float* tile, const Between& between) {
-  Vector sum[kRows][kVectors] = {};
-  for (int part = 0; part < kRows; ++part) {
-    const int64_t end = depth * (part + 1) / kRows;
-    for (int64_t k = depth * part / kRows; k < end; ++k) {
-      Vector column[kVectors];
-#pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v)
-        column[v] = *reinterpret_cast<const Vector*>(b + v * kLanes);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 3
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += a[r] * column[v];
-      a += kRows;
-      b += kCols;
-    }
-    between(part);
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v)
-      *reinterpret_cast<Vector*>(tile + r * kCols + v * kLanes) = sum[r][v];
-}
-
 struct Range {
   int64_t begin, end;
 };
@@ -182,13 +152,15 @@ Range share(int64_t count, int64_t grain, int index, int parts) {
 
 int vectors_for(int64_t cols) { return static_cast<int>((cols + kLanes - 1) / kLanes); }
 
-// Every tile of A B goes through `finish(tile, ld, i, rows, j, cols)` once, complete.
+// Every part of A B goes through `finish(sums, ld, i, rows, j, cols)` once, complete.
 template <class Finish>
 void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs,
              const float* B, int64_t b_rs, int64_t b_cs, int num_threads, const Finish& finish) {
   const int64_t row_tiles = (M + kRows - 1) / kRows, col_tiles = (N + kCols - 1) / kCols;
   if (double(M) * N * K < kOneThread) num_threads = 1;
-  if (M <= N) {
+  // An update walks along rows, where memory is adjacent, if there are enough for every thread.
+  const bool walk = M >= N || (Finish::kAlongRows && M >= 4 * kRows * num_threads);
+  if (!walk) {
     // A is resident; each thread owns columns and packs B's panels as it comes to them.
     float* packed = resident_scratch.need(row_tiles * kRows * K);
 #pragma omp parallel num_threads(num_threads)
@@ -234,35 +206,24 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
 #pragma omp barrier
       const Range mine = share(M, kRows, me, all);
       float* panel = panel_scratch.need(kRows * K);
-      float* both = tile_scratch.need(2 * kRows * kCols);
-      const int64_t block = std::max<int64_t>(1, kBlock / (kCols * K));
+      const int64_t floats = Finish::kAlongRows ? kUpdateBlock : kStoreBlock;
+      const int64_t block = std::clamp<int64_t>(floats / (kCols * K), 1, col_tiles);
+      // A line more than the block: rows 4 KiB apart would push each other out of the cache.
+      const int64_t ld = Finish::kAlongRows ? block * kCols + kLanes : kCols;
+      float* sums = tile_scratch.need(kRows * ld);
       for (int64_t first = 0; first < col_tiles; first += block) {
-        const int64_t end = std::min(col_tiles, first + block);
+        const int64_t end = std::min(col_tiles, first + block), start = first * kCols;
         for (int64_t i = mine.begin; i < mine.end; i += kRows) {
           const int64_t rows = std::min<int64_t>(kRows, mine.end - i);
           pack(A + i * a_rs, a_rs, a_cs, rows, K, panel, kRows);
-          const float* waiting = nullptr;  // A whole tile that is not finished yet.
           for (int64_t t = first; t < end; ++t) {
             const int64_t j = t * kCols, cols = std::min<int64_t>(kCols, N - j);
-            float* tile = both + (t & 1) * kRows * kCols;
-            if (rows == kRows && cols == kCols) {
-              if (waiting)
-                micro_with(K, panel, packed + j * K, tile, [&](int r) {
-                  finish.prefetch(i + r, 1, j + kAhead);
-                  finish.row(waiting + r * kCols, i + r, j - kCols);
-                });
-              else
-                micro<kVectors>(K, panel, packed + j * K, tile, kCols, false);
-              waiting = tile;
-              continue;
-            }
-            const int vectors = vectors_for(cols);
-            if (waiting) finish(waiting, kCols, i, rows, j - kCols, kCols);
-            waiting = nullptr;
-            multiply(vectors, K, panel, packed + j * K, tile, vectors * kLanes, false);
-            finish(tile, vectors * kLanes, i, rows, j, cols);
+            float* tile = Finish::kAlongRows ? sums + j - start : sums;
+            multiply(vectors_for(cols), K, panel, packed + j * K, tile, ld, false);
+            if (!Finish::kAlongRows) finish(tile, ld, i, rows, j, cols);
           }
-          if (waiting) finish(waiting, kCols, i, rows, (end - 1) * kCols, kCols);
+          if (Finish::kAlongRows)
+            finish(sums, ld, i, rows, start, std::min(N, end * kCols) - start);
         }
       }
     }
@@ -320,10 +281,7 @@ struct Store {
   const float* mask;
   int64_t mask_rs;
 
-  void prefetch(int64_t, int64_t, int64_t) const {}
-  void row(const float* sums, int64_t i, int64_t j) const {
-    (*this)(sums, kCols, i, 1, j, kCols);
-  }
+  static constexpr bool kAlongRows = false;
 
   void operator()(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
                   int64_t cols) const {
@@ -358,23 +316,7 @@ struct Apply {
   hotloop_update u;
   float scale;
 
-  // The rows of the tile under way arrive while its products are made.
-  void prefetch(int64_t i, int64_t rows, int64_t j) const {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < kCols; c += 16) {
-        __builtin_prefetch(W + (i + r) * w_rs + j + c, 0, 2);
-        if (kind > 0) __builtin_prefetch(s1 + (i + r) * s_rs + j + c, 0, 2);
-        if (kind == 3 || kind == 4) __builtin_prefetch(s2 + (i + r) * s_rs + j + c, 0, 2);
-      }
-  }
-
-  void row(const float* sums, int64_t i, int64_t j) const {
-    const int64_t at = i * s_rs + j;
-    update_row<kind>(kCols, W + i * w_rs + j, sums, s1 + (kind > 0 ? at : 0),
-                     s2 + (kind == 3 || kind == 4 ? at : 0), u, scale);
-    if (G)
-      for (int64_t c = 0; c < kCols; ++c) G[at + c] = sums[c] * scale;
-  }
+  static constexpr bool kAlongRows = true;
 
   void operator()(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
                   int64_t cols) const {
