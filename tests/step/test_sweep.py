@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from hotloop.memory import native
 from hotloop.step import operators, routes
 from hotloop.step.compiled import CompiledStep
-from hotloop.step.program import kernels
+from hotloop.step.program import UpdateRule, kernels
 from hotloop.step.updates import COLUMNS
 
 if not native.has_compiler():
@@ -29,16 +29,6 @@ LIBRARY = kernels()
 STEPS = 6
 COMPILED = int(os.environ.get("HOTLOOP_SWEEP", "3"))
 LR = 1e-2
-
-
-class Rule(ctypes.Structure):
-    """``hotloop_update`` of kernels/gemm.h."""
-
-    _fields_ = (
-        ("kind", ctypes.c_int32),
-        ("first_step", ctypes.c_int32),
-        *((name, ctypes.c_double) for name in COLUMNS if name not in ("kind", "first_step")),
-    )
 
 
 def address(tensor):
@@ -109,7 +99,7 @@ class Nodes(fx.Interpreter):
     @staticmethod
     def rule(control, group):
         row = dict(zip(COLUMNS, control[group].tolist(), strict=False))
-        return Rule(**row | {n: int(row[n]) for n in ("kind", "first_step")})
+        return UpdateRule(**row | {n: int(row[n]) for n in ("kind", "first_step")})
 
 
 class Interpreted:

@@ -34,6 +34,6 @@ def test_minor_faults_a_step_are_near_zero(compiling):
     report = trainer.fit((x, y), batch_size=BATCH, epochs=EPOCHS, on_progress=on_progress)
     assert report.path == ("compiled" if compiling == "always" else "plain")
     assert len(faults) == EPOCHS
-    # The first two epochs fill caches of allocators; a whole gradient alone would be 230 pages a step.
+    # The first two epochs fill caches of allocators; one gradient would be 230 pages a step.
     steps = (EPOCHS - 2) * SAMPLES // BATCH
     assert (faults[-1] - faults[1]) / steps < 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ def report_text(report: TrainReport, folder: Path, picture: Path | None) -> str:
         "",
         "Speed",
         aligned(_speed(report)),
+        *_operations(report),
         "",
         "Time",
         aligned(_time(report), right=(1, 2)),
@@ -68,15 +68,27 @@ def _speed(report: TrainReport) -> list[tuple[str, str]]:
             share = f"{format_share(report.share_of_ceiling)} of the measured ceiling, {ceiling}"
         rows.append(("arithmetic", f"{rate}: {share}"))
     rows.append(("path", f"{report.path}: {report.path_reason}"))
-    if report.products:
-        best = max(product["flop_per_s"] for product in report.products)
-        worst = min(product["flop_per_s"] for product in report.products)
-        kernels = Counter(product["kernel"] for product in report.products)
-        names = ", ".join(f"{count} {name}" for name, count in kernels.most_common())
-        rates = f"{format_rate(worst, 'FLOP')} to {format_rate(best, 'FLOP')}"
-        rows.append(("matrix products", f"{names}; {rates} when chosen"))
     rows.append(("threads", str(report.plan["cpu"]["num_threads"])))
     return rows
+
+
+def _operations(report: TrainReport) -> list[str]:
+    """The five longest operations of a step and what is left of it."""
+    if not report.operations or report.operations[0]["time_share"] is None:
+        return []
+    rows = [("operation", "shape", "kernel", "rate", "ceiling", "time")]
+    for work in report.operations[:5]:
+        kind = work["kind"] if work["count"] == 1 else f"{work['count']} {work['kind']}"
+        rate = format_rate(work["flop_per_s"], "FLOP")
+        ceiling = format_share(work["share_of_ceiling"])
+        share = format_share(work["time_share"])
+        rows.append((kind, work["shape"], work["kernel"], rate, ceiling, share))
+    more = sum(work["time_share"] for work in report.operations[5:])
+    if more:
+        rows.append((f"{len(report.operations) - 5} more", "", "", "", "", format_share(more)))
+    rest = 1 - sum(work["time_share"] for work in report.operations)
+    rows.append(("everything else", "", "", "", "", format_share(rest)))
+    return ["", "A step, each operation timed alone", aligned(rows, right=(3, 4, 5))]
 
 
 def _time(report: TrainReport) -> list[tuple[str, str, str]]:

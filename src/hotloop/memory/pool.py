@@ -119,6 +119,9 @@ class MemoryPool:
     Every buffer is one contiguous block that starts on a cache line and holds one tensor a layout.
     The buffer released last is lent first: it is the one still in cache.
 
+    Attributes:
+        memory: all buffers, uint8 ``[total_bytes]``.
+
     Args:
         layouts: one for each tensor of a batch, all with the same ``num_rows``.
         num_buffers: at least 1.
@@ -144,6 +147,7 @@ class MemoryPool:
         self.total_bytes = num_buffers * buffer_bytes
         self._huge_pages_backed = arena.huge_pages_backed
         self._huge_page_bytes = arena.huge_page_bytes
+        self.memory = arena.block
         blocks = arena.block.view(num_buffers, buffer_bytes)
         self._tensors = [
             tuple(
@@ -239,6 +243,7 @@ class MemoryPool:
         with self._available:
             self._closed = True
             self._tensors = []
+            self.memory = self.memory[:0].clone()
             self._available.notify_all()
 
     def __enter__(self) -> MemoryPool:

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from . import operators, pooling
+from . import image_layout, operators, pooling
 from .updates import Update
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -61,8 +61,9 @@ class Captured:
 class _Flat(nn.Module):
     """The model with each distinct parameter and buffer once, returning only the loss."""
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn, autocast: bool) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFn, autocast: bool, x: torch.Tensor) -> None:
         super().__init__()
+        self._laid_out = image_layout.preferred(model, x)
         self._call = (model, loss_fn)  # A tuple: not registered, so not traced as a submodule.
         self._autocast = autocast
         self._names: dict[str, str] = {}
@@ -80,11 +81,7 @@ class _Flat(nn.Module):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor]:
         model, loss_fn = self._call
-        convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
-        if convolves and x.dim() == 4 and x.shape[1] == 1 and x[0].is_contiguous():
-            # One channel is adjacent to nothing, so both layouts describe the same memory. torch
-            # would take the dense one and turn every result for the convolutions that follow.
-            x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
+        x = self._laid_out(x)
         tensors = {name: getattr(self, flat) for name, flat in self._names.items()}
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._autocast):
             output = torch.func.functional_call(model, tensors, (x,))
@@ -117,7 +114,8 @@ def capture(
     from torch._functorch.aot_autograd import aot_export_module
 
     refuse_hidden(model)
-    flat = _Flat(model, loss_fn, autocast)
+    _refuse_tensors(model)
+    flat = _Flat(model, loss_fn, autocast, x)
     flat.train(model.training)
     parameters = dict(flat.named_parameters())
     buffers = dict(flat.named_buffers())
@@ -232,6 +230,14 @@ def refuse_hidden(model: nn.Module) -> None:
             raise NotCapturable(f"parameter {name} has hooks")
         if type(parameter) not in (nn.Parameter, torch.Tensor):
             raise NotCapturable(f"parameter {name} is a {type(parameter).__name__}")
+
+
+def _refuse_tensors(model: nn.Module) -> None:
+    """Refuse tensors that the kernels cannot take.
+
+    Raises:
+        NotCapturable: a tensor is not on the CPU, or a parameter not float32.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     if any(t.device.type != "cpu" for t in tensors):
         raise NotCapturable("not every tensor of the model is on the CPU")

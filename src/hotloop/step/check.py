@@ -49,12 +49,12 @@ def check_parts(model: Any, loss_fn: Any, optimizer: Any) -> None:
             got=f"{len(updated)} parameters, none of them the model's",
             next_step="build the optimizer after the model: torch.optim.Adam(model.parameters())",
         )
-    devices = {p.device.type for p in model.parameters()} - {"cpu"}
-    if devices:
+    devices = {str(p.device) for p in model.parameters()}
+    if len(devices) != 1 or torch.device(next(iter(devices))).type not in ("cpu", "cuda"):
         raise ModelError(
-            "training runs on the CPU so far",
+            "all parameters must be on the CPU, or all on one CUDA device",
             got=f"parameters on {', '.join(sorted(devices))}",
-            next_step="call model.cpu() before building the optimizer",
+            next_step="call model.cpu() or model.cuda() before building the optimizer",
         )
 
 

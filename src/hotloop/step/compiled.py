@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import RunError
 from .capture import Captured, LossFn, NotCapturable, capture
+from .operations import Operation, operations
 from .program import Program, compile_captured, compiled_path
 from .routes import route
 from .updates import Update, reason_outside
@@ -57,7 +58,8 @@ class CompiledStep:
         self.captured: Captured = capture(
             model, loss_fn, x, y, update=self.update, autocast=autocast
         )
-        self.routes = {} if autocast else route(self.captured.graph, num_threads)
+        self._autocast = autocast
+        self.routes = [] if autocast else route(self.captured.graph, num_threads)
         self.sums = [] if whole else [torch.zeros_like(w, requires_grad=False) for w in weights]
         self._modules = list(model.modules())
         self._modes = [m.training for m in self._modules]
@@ -71,6 +73,16 @@ class CompiledStep:
         self._owned: list[tuple[dict[str, Any], str, torch.Tensor]] = []
         self._steps_done = 0.0
         self._counter: torch.Tensor | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the optimizer's rule is in the graph."""
+        return self.update is not None
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """Trainable parameters, each once."""
+        return self.captured.weights
 
     @property
     def is_cached(self) -> bool:
@@ -93,20 +105,11 @@ class CompiledStep:
             and all(w.requires_grad for w in self.captured.weights)
         )
 
-    def products(self) -> list[dict[str, Any]]:
-        """Each distinct matrix product: shape, chosen kernel, its rate, the candidates' times."""
-        return [
-            {
-                "m": product.m,
-                "k": product.k,
-                "n": product.n,
-                "layout": product.layout,
-                "kernel": choice.kernel,
-                "flop_per_s": 2 * product.m * product.k * product.n / choice.seconds[choice.kernel],
-                "candidates_s": choice.seconds,
-            }
-            for product, choice in self.routes.items()
-        ]
+    def operations(self) -> list[Operation]:
+        """Matrix products and convolutions, timed alone (once for a machine); none in bfloat16."""
+        if self._autocast:
+            return []
+        return operations(self.captured.graph, self.routes, self.num_threads)
 
     def run(
         self,
@@ -128,9 +131,19 @@ class CompiledStep:
     def add_gradients(
         self, x: torch.Tensor, y: torch.Tensor, weight: float, first: bool
     ) -> torch.Tensor:
-        """Add ``weight`` times the gradients into ``sums`` (``first``: overwrite); the loss."""
+        """Add ``weight`` times the gradients to the parameters' ``grad``; the loss ``[1]``.
+
+        ``first``: begin anew. What the plain path added so far is kept.
+        """
+        for parameter, total in zip(self.weights, self.sums, strict=True):
+            if not first and parameter.grad is not None and parameter.grad is not total:
+                total.copy_(parameter.grad)
+            parameter.grad = None
         self._rebind()
-        return self._call(x, y, torch.tensor([[weight, 0.0 if first else 1.0]]), 1)
+        loss = self._call(x, y, torch.tensor([[weight, 0.0 if first else 1.0]]), 1)
+        for parameter, total in zip(self.weights, self.sums, strict=True):
+            parameter.grad = total
+        return loss
 
     def _call(
         self, x: torch.Tensor, y: torch.Tensor, tables: torch.Tensor, steps: int

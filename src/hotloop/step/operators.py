@@ -170,6 +170,7 @@ _FUSED = {
     ).default
     for n in range(3)
 }
+GEMM_UPDATES = tuple(_FUSED.values())
 
 
 def _transpose(graph: fx.GraphModule, node: fx.Node) -> fx.Node:

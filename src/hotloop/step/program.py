@@ -22,6 +22,7 @@ from ..machine.cache_dir import cache_dir
 from ..memory import native
 from .capture import Captured
 from .graph_file import to_values
+from .updates import COLUMNS
 
 _FOLDER = Path(__file__).parent / "kernels"
 _TIME_LIMIT_S = 900.0
@@ -72,6 +73,11 @@ def compiled_path(captured: Captured, num_threads: int) -> Path:
     return cache_dir() / "steps" / f"{name}.so"
 
 
+def has_compiled_steps() -> bool:
+    """Whether the cache holds any compiled step of this machine."""
+    return any((cache_dir() / "steps").glob(f"{_machine_key()}-*.so"))
+
+
 def compile_captured(captured: Captured, num_threads: int) -> Path:
     """Compile in another process, or find it compiled; one after the other where two want it.
 
@@ -106,6 +112,16 @@ def compile_captured(captured: Captured, num_threads: int) -> Path:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise RunError("the step must compile", got=lines[-1][:300])
     return target
+
+
+class UpdateRule(ctypes.Structure):
+    """``hotloop_update`` of ``kernels/gemm.h``."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("first_step", ctypes.c_int32),
+        *((name, ctypes.c_double) for name in COLUMNS if name not in ("kind", "first_step")),
+    )
 
 
 class Program:

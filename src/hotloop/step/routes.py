@@ -45,9 +45,9 @@ class Route(NamedTuple):
     seconds: dict[str, float]
 
 
-def route(graph: fx.GraphModule, num_threads: int) -> dict[Product, Route]:
+def route(graph: fx.GraphModule, num_threads: int) -> list[tuple[Product, Route]]:
     """Replace each float32 matrix product by the fastest kernel; products and their routes."""
-    chosen: dict[Product, Route] = {}
+    chosen: list[tuple[Product, Route]] = []
     nodes: list[Any] = list(graph.graph.nodes)
     for node in nodes:
         if node.op != "call_function" or node.target not in (_aten.mm.default, _aten.addmm.default):
@@ -55,7 +55,8 @@ def route(graph: fx.GraphModule, num_threads: int) -> dict[Product, Route]:
         found = _product(node, num_threads)
         if found is None:
             continue
-        chosen[found] = choice = fastest(found)
+        choice = fastest(found)
+        chosen.append((found, choice))
         if choice.kernel != "mkl":
             _replace(graph, node, choice.kernel)
     graph.graph.eliminate_dead_code()
@@ -65,10 +66,14 @@ def route(graph: fx.GraphModule, num_threads: int) -> dict[Product, Route]:
 
 def fastest(product: Product) -> Route:
     """The fastest kernel for a product, from this machine's cache or by timing now."""
+    return remembered("/".join(str(part) for part in product), lambda: _race(product))
+
+
+def remembered(key: str, race: Callable[[], tuple[str, dict[str, float]]]) -> Route:
+    """What ``race`` found under this key, now or in an earlier run on this machine."""
     table = _table()
-    key = "/".join(str(part) for part in product)
     if key not in table:
-        table[key] = list(_race(product))
+        table[key] = list(race())
         with contextlib.suppress(StorageError, OSError):  # Timed again next time.
             write_text_atomically(_path(), json.dumps(table, indent=1))
     kernel, seconds = table[key]

@@ -12,7 +12,11 @@ from ..errors import ModelError, RunError
 from ..plan import Plan
 from .check import check_parts
 from .compiled import CompiledStep, try_compiled
+from .cuda import CudaStep, try_cuda
+from .image_layout import preferred
+from .operations import Operation
 from .precision import Batches, probe
+from .program import has_compiled_steps
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -59,7 +63,9 @@ class TrainStep:
         self.clip_value = clip_value
         self.precision = precision
         self.reason = "the compiled path was not asked for"
-        self._compiled: CompiledStep | None = None
+        self._compiled: CompiledStep | CudaStep | None = None
+        self._layout_of: Any = None
+        self._laid_out: Callable[[torch.Tensor], torch.Tensor] = preferred(model, torch.empty(0))
         self._sums = getattr(loss_fn, "reduction", "mean") == "sum"
 
     @property
@@ -68,16 +74,20 @@ class TrainStep:
         return "plain" if self._compiled is None else "compiled"
 
     @property
-    def makes_many(self) -> bool:
-        """Whether ``many`` works on batches of the captured shape."""
-        return self._compiled is not None and self._compiled.update is not None
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @property
-    def products(self) -> list[dict[str, Any]]:
-        """Matrix products of the compiled graph: shape, kernel, FLOP/s, seconds of candidates."""
-        return [] if self._compiled is None else self._compiled.products()
+    def makes_many(self) -> bool:
+        """Whether ``many`` works on batches of the captured shape."""
+        return self._compiled is not None and self._compiled.whole
 
-    def use(self, compiled: CompiledStep | None, reason: str) -> None:
+    def operations(self) -> list[Operation]:
+        """Matrix products and convolutions of the compiled graph: kernel, seconds, FLOP."""
+        return [] if self._compiled is None else self._compiled.operations()
+
+    def use(self, compiled: CompiledStep | CudaStep | None, reason: str) -> None:
         """Take the compiled path, or the plain one, from now on."""
         self._compiled = compiled
         self.reason = reason
@@ -96,7 +106,7 @@ class TrainStep:
             ModelError: the loss is not one number that depends on the parameters.
         """
         compiled = self._compiled
-        if compiled is not None and compiled.update is not None and compiled.accepts(x, y):
+        if compiled is not None and compiled.whole and compiled.accepts(x, y):
             loss = compiled.run(x, y)[0]
             self._forget_gradients(compiled)
             # What a scheduler looks at to tell that the optimizer has made its step.
@@ -130,7 +140,7 @@ class TrainStep:
             Losses, float32 ``[steps]``; ``None``: not possible here, and nothing was done.
         """
         compiled = self._compiled
-        if compiled is None or compiled.update is None:
+        if compiled is None or not compiled.whole:
             return None
         rows = len(x) // steps
         if rows * steps != len(x) or not compiled.accepts(x[:rows], y[:rows]):
@@ -144,14 +154,15 @@ class TrainStep:
         self, x: torch.Tensor, y: torch.Tensor, weight: float, *, first: bool
     ) -> torch.Tensor:
         compiled = self._compiled
-        if compiled is not None and compiled.update is None and compiled.accepts(x, y):
-            if not first:
-                self._collect(compiled)
-            loss = compiled.add_gradients(x, y, weight, first)[0]
-            for parameter, total in zip(compiled.captured.weights, compiled.sums, strict=True):
-                parameter.grad = total
-            return loss * weight
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
+        if compiled is not None and not compiled.whole and compiled.accepts(x, y):
+            return compiled.add_gradients(x, y, weight, first)[0] * weight
+        device = self.device
+        x, y = x.to(device), y.to(device)
+        key = (x.shape[1:], x.stride()[1:])
+        if key != self._layout_of:
+            self._layout_of, self._laid_out = key, preferred(self.model, x)
+        x = self._laid_out(x)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             output = self.model(x)
         loss = self.loss_fn(output.float() if self.precision == "bfloat16" else output, y)
         if loss.dim() != 0 or not loss.requires_grad:
@@ -166,17 +177,11 @@ class TrainStep:
         return loss.detach()
 
     @staticmethod
-    def _forget_gradients(compiled: CompiledStep) -> None:
+    def _forget_gradients(compiled: CompiledStep | CudaStep) -> None:
         """Gradients that a plain step left are not this step's."""
-        for weight in compiled.captured.weights:
+        for weight in compiled.weights:
             if weight.grad is not None:
                 weight.grad = None
-
-    def _collect(self, compiled: CompiledStep) -> None:
-        """Bring what the plain path added so far into the compiled sums."""
-        for parameter, total in zip(compiled.captured.weights, compiled.sums, strict=True):
-            if parameter.grad is not None and parameter.grad is not total:
-                total.copy_(parameter.grad)
 
     def _clip(self) -> None:
         parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
@@ -282,9 +287,23 @@ def _step(
     if plan.step.compile == "off":
         step.reason = "compile is off in the plan"
         return step
+    auto = plan.step.compile == "auto"
+    short = auto and expected_s is not None and expected_s < PAYS_BACK_S
+    too_short = f"about {expected_s or 0:.0f} s of training cannot pay the compiler back"
+    if short and not has_compiled_steps():
+        step.reason = too_short
+        return step
     whole = micro is None or micro >= len(x)
     if not whole:
         x, y = x[:micro], y[:micro]
+    if step.device.type == "cuda":
+        cuda, step.reason = try_cuda(
+            model, loss_fn, optimizer, x, y, whole=whole, autocast=precision == "bfloat16",
+            clip_norm=clip_norm, clip_value=clip_value,
+        )  # fmt: skip
+        if cuda is not None:
+            step.use(cuda, step.reason)
+        return step
     compiled, reason = try_compiled(
         model,
         loss_fn,
@@ -300,9 +319,8 @@ def _step(
     if compiled is None:
         step.reason = reason
         return step
-    short = expected_s is not None and expected_s < PAYS_BACK_S
-    if plan.step.compile == "auto" and short and not compiled.is_cached:
-        step.reason = f"about {expected_s:.0f} s of training cannot pay the compiler back"
+    if short and not compiled.is_cached:
+        step.reason = too_short
         return step
     try:
         compiled.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from ..data import GlobalSampler, PackedDataset, Prefetcher
 from ..memory import MemoryPool
+from ..step.image_layout import preferred
 from ..step.step import LossFn
 
 
@@ -49,6 +51,8 @@ def evaluate(
     sampler = GlobalSampler(dataset.num_samples, batch_size, seed=0, shuffle=False)
     loss_sum = 0.0
     correct: int | None = None
+    laid_out: Callable[[torch.Tensor], torch.Tensor] | None = None
+    device = next(model.parameters()).device
     sums = getattr(loss_fn, "reduction", "mean") == "sum"
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -56,8 +60,10 @@ def evaluate(
         batches = Prefetcher(dataset, sampler.batches(0), pool, queue_size=queue_size)
         with torch.inference_mode(), batches:
             for buffer in batches:
-                x, y = buffer.rows()
-                output = model(x)
+                x, y = (t.to(device) for t in buffer.rows())
+                if laid_out is None:
+                    laid_out = preferred(model, x)
+                output = model(laid_out(x))
                 loss_sum += loss_fn(output, y).item() * (1 if sums else len(x))
                 if _are_classes(output, y):
                     correct = (correct or 0) + int((output.argmax(1) == y).sum())

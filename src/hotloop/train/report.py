@@ -46,8 +46,9 @@ class TrainReport:
         prediction_error: predicted over measured, less 1; ``None``: one of them is unknown.
         arena: use of the tensor arena in bytes; ``None``: the system allocator was used.
         path: how steps were run, and path_reason why. precision: of forward and backward.
-        products: matrix products of the compiled step: shape ``m, k, n``, chosen kernel, its
-            ``flop_per_s`` and ``candidates_s``, the time of each kernel tried, all when chosen.
+        operations: matrix products and convolutions of the compiled step, the longest first: kind,
+            shape, count, kernel, ``s`` of one, ``flop_per_s``, ``share_of_ceiling``,
+            ``time_share`` of a mean step, ``candidates_s``; timed alone (``step.operations``).
         plan: every knob as it was resolved. machine, versions: where it ran.
         checkpoint: folder of the last checkpoint; ``None``: none was asked for.
         notes: what the reader should know; one line each.
@@ -79,7 +80,7 @@ class TrainReport:
     path: str
     path_reason: str
     precision: str
-    products: tuple[dict[str, Any], ...]
+    operations: tuple[dict[str, Any], ...]
     plan: dict[str, Any]
     machine: dict[str, Any]
     versions: dict[str, str]

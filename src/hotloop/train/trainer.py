@@ -22,6 +22,7 @@ from ..monitor import peak_resident_bytes, reset_peak_resident
 from ..plan import AUTO, Plan
 from ..step import compile_step
 from ..step.check import check_classes, check_parts
+from ..step.cuda import page_locked
 from ..step.step import LossFn
 from ..units import MIB
 from .checkpoint import Checkpoint, CheckpointStore
@@ -45,7 +46,7 @@ class Trainer:
     """Trains a model on packed data.
 
     Args:
-        model: any ``torch.nn.Module`` on the CPU.
+        model: any ``torch.nn.Module``, on the CPU or on one CUDA device.
         loss_fn: ``loss_fn(model(x), y)`` gives a scalar, a mean over the samples.
         optimizer: any ``torch.optim`` optimizer on the model's parameters but those that need
             a closure.
@@ -214,7 +215,7 @@ class Trainer:
             )
             if found is not None:
                 self._restore(loop, found, notes)
-            with pool:
+            with pool, page_locked(pool.memory, step.device):
                 loop.run()
             peak = peak_resident_bytes()
             arena_use = None if arena is None else dataclasses.asdict(arena.stats())
@@ -309,7 +310,9 @@ class Trainer:
                     arena = None
                 else:
                     arena.reset_peak()
-            stack.enter_context(torch.random.fork_rng(devices=[]))
+            device = next(self.model.parameters()).device
+            on_gpu = [device] if device.type == "cuda" else []
+            stack.enter_context(torch.random.fork_rng(devices=on_gpu))
             torch.manual_seed(seed)
             self.model.train()
             try:
@@ -336,6 +339,10 @@ class Trainer:
             ceiling = self.ceilings.best_matmul_flop_per_s("float32", loop.num_threads)
         known = budget.runtime_base_bytes is not None and budget.working_memory_bytes is not None
         last = state.history[-1] if state.history else None
+        step_s = None
+        if loop.samples_trained:
+            calls = loop.samples_trained / loop.identity.batch_size
+            step_s = loop.watch.seconds.get("step", 0.0) / calls
         return TrainReport(
             model=type(self.model).__name__,
             parameters=sum(p.numel() for p in self.model.parameters()),
@@ -363,7 +370,7 @@ class Trainer:
             path=loop.step.path,
             path_reason=loop.step.reason,
             precision=loop.step.precision,
-            products=tuple(loop.step.products),
+            operations=tuple(o.to_dict(step_s, ceiling) for o in loop.step.operations()),
             plan=loop.plan.to_dict(),
             machine=machine_summary(self.machine),
             versions=versions(),

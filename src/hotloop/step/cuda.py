@@ -1,0 +1,249 @@
+"""``CudaStep``: the train step of a model on a GPU, captured once in a CUDA graph and replayed.
+
+A step of a small model is bound by launching kernels; a replay launches all of them in one call
+(https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). Batches are copied into the
+tensors the graph reads; from pinned memory the copy runs beside the step before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from .capture import LossFn, NotCapturable, refuse_hidden
+from .operations import Operation
+
+# These rules can run inside a CUDA graph with the learning rate in a tensor.
+_CAPTURABLE = (optim.Adam, optim.AdamW)
+_WARM_UP_STEPS = 3
+
+
+class CudaStep:
+    """One CUDA graph for one shape of batch.
+
+    The first batch is left to the plain path, which makes the optimizer's state as PyTorch makes
+    it; the graph is captured at the second, with weights, buffers, optimizer state and random state
+    put back afterwards. Adam and AdamW are in the graph (they become ``capturable``, with their
+    step count on the GPU, which ``state_dict`` keeps and PyTorch loads); any other optimizer makes
+    its own step after the replay.
+
+    Args:
+        model: all of it on one CUDA device. loss_fn, optimizer: as for ``compile_step``.
+        x, y: a batch, on any device; only shapes, strides and dtypes count.
+        whole: whether the optimizer may be in the graph.
+        autocast: bfloat16 forward and backward.
+        clip_norm, clip_value: limits of the gradient; they too are in the graph.
+
+    Raises:
+        NotCapturable: why not.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: optim.Optimizer,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        whole: bool,
+        autocast: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        refuse_hidden(model)
+        devices = {t.device for t in [*model.parameters(), *model.buffers()]}
+        if len(devices) != 1:
+            names = ", ".join(sorted(str(d) for d in devices))
+            raise NotCapturable(f"the model's tensors are on several devices: {names}")
+        (self.device,) = devices
+        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+        self.whole = whole and type(optimizer) in _CAPTURABLE
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self._autocast, self._clip_norm, self._clip_value = autocast, clip_norm, clip_value
+        self._shape = _signature(x, y)
+        self._modules = list(model.modules())
+        self._modes = [m.training for m in self._modules]
+        self._seen = False
+        self._graph: Any = None
+        self._settings: Any = None
+        self._rates: list[torch.Tensor] = []
+        self._x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=self.device)
+        self._y = torch.zeros_like(y, device=self.device)
+        self._x.zero_()
+
+    def accepts(self, x: torch.Tensor, y: torch.Tensor) -> bool:
+        """Whether this batch, and the model as it is now, are what the graph is for."""
+        alike = (
+            _signature(x, y) == self._shape
+            and [m.training for m in self._modules] == self._modes
+            and all(w.requires_grad for w in self.weights)
+        )
+        if alike and not self._seen:
+            self._seen = True
+            return False
+        return alike
+
+    def operations(self) -> list[Operation]:
+        """None: kernels on the GPU are not timed one by one."""
+        return []
+
+    def run(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        steps: int = 1,
+        rates: list[list[float]] | None = None,
+    ) -> torch.Tensor:
+        """``steps`` whole steps on rows of x and y; the losses, float32 ``[steps]``, on the GPU."""
+        rows = len(x) // steps
+        losses = torch.empty(steps, device=self.device)
+        for number in range(steps):
+            part = slice(number * rows, (number + 1) * rows)
+            given = rates[number] if rates else [float(g["lr"]) for g in self._groups]
+            self._replay(x[part], y[part], given)
+            losses[number].copy_(self._loss)
+        return losses
+
+    def add_gradients(
+        self, x: torch.Tensor, y: torch.Tensor, weight: float, first: bool
+    ) -> torch.Tensor:
+        """Add ``weight`` times the gradients to the parameters' ``grad``; the loss ``[1]``."""
+        held = [None if first else w.grad for w in self.weights]
+        self._replay(x, y, [])
+        for parameter, before, made in zip(self.weights, held, self._gradients, strict=True):
+            if made is not None:
+                scaled = made * weight
+                parameter.grad = scaled if before is None else before.add_(scaled)
+        return self._loss.reshape(1).clone()
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def _replay(self, x: torch.Tensor, y: torch.Tensor, rates: list[float]) -> None:
+        settings = _settings(self._groups), [w.data_ptr() for w in self.weights]
+        if self._graph is None or settings != self._settings:
+            self._capture()
+            self._settings = _settings(self._groups), [w.data_ptr() for w in self.weights]
+        for tensor, rate in zip(self._rates, rates, strict=self.whole):
+            tensor.fill_(rate)
+        self._x.copy_(x, non_blocking=True)
+        self._y.copy_(y, non_blocking=True)
+        self._graph.replay()
+
+    def _capture(self) -> None:
+        """Record the step; nothing that the user owns has changed afterwards."""
+        if self.whole:
+            self._make_capturable()
+        floats = [group["lr"] for group in self._groups]
+        saved = [(t, t.detach().clone()) for t in self._owned()]
+        random = torch.cuda.get_rng_state(self.device)
+        if self.whole:
+            self._rates = [torch.tensor(float(lr), device=self.device) for lr in floats]
+            for group, tensor in zip(self._groups, self._rates, strict=True):
+                group["lr"] = tensor
+        try:
+            side = torch.cuda.Stream(self.device)
+            side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(side), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Schedulers warn of steps they did not see.
+                for _ in range(_WARM_UP_STEPS):
+                    self._step()
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._loss = self._step()
+            self._gradients = [w.grad for w in self.weights]
+        finally:
+            for group, lr in zip(self._groups, floats, strict=True):
+                group["lr"] = lr
+            with torch.no_grad():
+                for tensor, before in saved:
+                    tensor.copy_(before)
+            torch.cuda.set_rng_state(random, self.device)
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _make_capturable(self) -> None:
+        for group in self._groups:
+            group["capturable"] = True
+            group["fused"], group["foreach"] = True, False
+            for parameter in group["params"]:
+                state = self.optimizer.state.get(parameter, {})
+                if "step" in state:
+                    state["step"] = state["step"].to(self.device, torch.float32)
+
+    def _owned(self) -> list[torch.Tensor]:
+        state = [
+            value
+            for entry in self.optimizer.state.values()
+            for value in entry.values()
+            if isinstance(value, torch.Tensor)
+        ]
+        return [*self.model.parameters(), *self.model.buffers(), *state]
+
+    def _step(self) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self._autocast):
+            output = self.model(self._x)
+        loss = self.loss_fn(output.float() if self._autocast else output, self._y)
+        loss.backward()
+        if self.whole:
+            if self._clip_value is not None:
+                nn.utils.clip_grad_value_(self.weights, self._clip_value)
+            if self._clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.weights, self._clip_norm)
+            self.optimizer.step()
+        return loss.detach()
+
+
+def _settings(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the graph has burnt in: everything but the parameters and the learning rate."""
+    return [{k: v for k, v in g.items() if k not in ("params", "lr", "initial_lr")} for g in groups]
+
+
+def _signature(x: torch.Tensor, y: torch.Tensor) -> tuple[Any, ...]:
+    return (x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype)
+
+
+@contextlib.contextmanager
+def page_locked(block: torch.Tensor, device: torch.device) -> Iterator[None]:
+    """Lock a block of host memory, so that copies to the GPU run beside its kernels.
+
+    Does nothing for a device that is not a GPU, or where the driver refuses.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    runtime = torch.cuda.cudart()
+    locked = int(runtime.cudaHostRegister(block.data_ptr(), block.nbytes, 0)) == 0
+    try:
+        yield
+    finally:
+        if locked:
+            torch.cuda.synchronize(device)
+            runtime.cudaHostUnregister(block.data_ptr())
+
+
+def try_cuda(
+    model: nn.Module,
+    loss_fn: LossFn,
+    optimizer: optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    **options: Any,
+) -> tuple[CudaStep | None, str]:
+    """A step that captures itself at the second batch, or ``None``; and the reason."""
+    try:
+        step = CudaStep(model, loss_fn, optimizer, x, y, **options)
+    except NotCapturable as verdict:
+        return None, str(verdict)
+    if step.whole:
+        return step, "forward, loss, backward and update are one CUDA graph"
+    return step, "forward, loss and backward are one CUDA graph; the optimizer keeps its own step"

@@ -1,0 +1,49 @@
+"""One-channel images described with channels adjacent, which is how convolutions like them.
+
+One channel is adjacent to nothing, so both layouts describe the same memory. torch would take the
+dense one and lay out, or turn, every result for the convolutions that follow accordingly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+def adjacent(x: torch.Tensor) -> torch.Tensor:
+    """The same memory, ``[batch, 1, height, width]``, with the strides of channels last."""
+    return x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
+
+
+def may_be_adjacent(model: nn.Module, x: torch.Tensor) -> bool:
+    """Whether ``x`` is a batch of one-channel images that the model convolves."""
+    convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    return convolves and x.dim() == 4 and x.shape[1] == 1 and x[0].is_contiguous()
+
+
+def preferred(model: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``adjacent`` where the model gains from it and can take it, else the identity.
+
+    A model may ask for a layout (``view`` of what a convolution gives), so its forward pass is
+    tried on fake tensors. Nothing of the model changes.
+    """
+    if not may_be_adjacent(model, x):
+        return _as_it_is
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
+    tensors |= dict(model.named_buffers())
+    try:
+        with torch.random.fork_rng(devices=[]), FakeTensorMode() as mode, torch.no_grad():
+            fakes: Any = {name: mode.from_tensor(t) for name, t in tensors.items()}
+            image = adjacent(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype))
+            torch.func.functional_call(model, fakes, (image,))
+    except Exception:  # Whatever the model does not like: it gets what it was written for.
+        return _as_it_is
+    return adjacent
+
+
+def _as_it_is(x: torch.Tensor) -> torch.Tensor:
+    return x

@@ -1,0 +1,206 @@
+"""Where a compiled step's time goes: each matrix product and convolution, timed alone.
+
+The times are those of the kernels by themselves, on data of their own at the graph's shapes, once
+for each machine; what they leave of a measured step is everything else (pointwise loops, pooling,
+the update of small tensors) and what the operations cost each other in the caches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import conv_backward_flop, conv_flop_count
+
+from ..machine.threads import num_threads as threads_set
+from .operators import GEMM_UPDATES
+from .routes import Product, Route, remembered
+
+_aten = torch.ops.aten
+_ROUNDS = 7
+# A larger weight is timed by its first rows, which keeps what timing takes below 64 MiB.
+_MOST_ELEMENTS = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One kind of work in a step.
+
+    Attributes:
+        kind: ``"product"``, ``"product and update"``, ``"convolution"`` or ``"convolution
+            backward"``.
+        shape: in words. count: how many such a step has. kernel: who computes it.
+        seconds: of one, timed alone. flop: of one.
+        candidates_s: median seconds of each kernel that was tried; one where there is no choice.
+    """
+
+    kind: str
+    shape: str
+    count: int
+    kernel: str
+    seconds: float
+    flop: int
+    candidates_s: dict[str, float]
+
+    def to_dict(self, step_s: float | None, ceiling_flop_per_s: float | None) -> dict[str, Any]:
+        """For the report: rate, share of the ceiling, share of a step of ``step_s`` seconds."""
+        rate = self.flop / self.seconds
+        return {
+            "kind": self.kind,
+            "shape": self.shape,
+            "count": self.count,
+            "kernel": self.kernel,
+            "s": self.seconds,
+            "flop_per_s": rate,
+            "share_of_ceiling": rate / ceiling_flop_per_s if ceiling_flop_per_s else None,
+            "time_share": self.count * self.seconds / step_s if step_s else None,
+            "candidates_s": self.candidates_s,
+        }
+
+
+def operations(
+    graph: fx.GraphModule, routes: Sequence[tuple[Product, Route]], num_threads: int
+) -> list[Operation]:
+    """The operations of a captured graph, the longest first.
+
+    Args:
+        graph: after ``routes.route``. routes: what that gave.
+        num_threads: threads of the step.
+    """
+    found = []
+    for (product, kernel), count in Counter((p, r.kernel) for p, r in routes).items():
+        seconds = next(r.seconds for p, r in routes if p == product)
+        shape = f"{product.m} x {product.k} x {product.n} {product.layout}"
+        flop = 2 * product.m * product.k * product.n
+        found.append(
+            Operation("product", shape, count, kernel, seconds[kernel], flop, dict(seconds))
+        )
+    rest: Counter[_Timed] = Counter()
+    for node in graph.graph.nodes:
+        if node.target in GEMM_UPDATES:
+            rest[_of_update(node)] += 1
+        elif node.target is _aten.convolution.default:
+            rest[_of_convolution(node, backward=False)] += 1
+        elif node.target is _aten.convolution_backward.default:
+            rest[_of_convolution(node, backward=True)] += 1
+    for work, count in rest.items():
+        kernel, seconds = remembered(
+            f"{work}/{num_threads}", functools.partial(_race, work, num_threads)
+        )
+        shape = work.text()
+        found.append(
+            Operation(work.kind, shape, count, kernel, seconds[kernel], work.flop(), seconds)
+        )
+    return sorted(found, key=lambda o: -o.count * o.seconds)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Something to time: its kind and what defines it."""
+
+    kind: str
+    sizes: tuple[Any, ...]
+
+    def flop(self) -> int:
+        if self.kind == "product and update":
+            m, k, n = self.sizes[:3]
+            return int(2 * m * k * n)
+        x, w, grad, _, _, _, transposed, _, groups, mask = self.sizes
+        if self.kind == "convolution":
+            return int(conv_flop_count(list(x), list(w), list(grad), transposed=transposed))
+        return int(
+            conv_backward_flop(
+                grad, x, w, None, None, None, None, transposed, None, groups, mask,
+                out_shape=(x, w, None),
+            )
+        )  # fmt: skip
+
+    def text(self) -> str:
+        if self.kind == "product and update":
+            return " x ".join(str(size) for size in self.sizes[:3])
+        return f"{list(self.sizes[0])} by {list(self.sizes[1])}"
+
+
+def _of_update(node: Any) -> _Timed:
+    a, b = (node.args[at].meta["val"] for at in (1, 2))
+    states = len(node.args) - 5
+    return _Timed("product and update", (a.shape[0], a.shape[1], b.shape[1], states))
+
+
+def _of_convolution(node: Any, *, backward: bool) -> _Timed:
+    shapes = [tuple(f.meta["val"].shape) for f in node.args[: 3 if backward else 2]]
+    if backward:
+        grad, x, w = shapes
+        options, mask = node.args[4:10], tuple(node.args[10])
+    else:
+        (x, w), grad = shapes, tuple(node.meta["val"].shape)
+        options, mask = node.args[3:9], ()
+    frozen = tuple(tuple(o) if isinstance(o, (list, tuple)) else o for o in options)
+    kind = "convolution backward" if backward else "convolution"
+    return _Timed(kind, (x, w, grad, *frozen, mask))
+
+
+def _race(work: _Timed, num_threads: int) -> tuple[str, dict[str, float]]:
+    update = work.kind == "product and update"
+    call, share = _update_call(work, num_threads) if update else (_convolution_call(work), 1.0)
+    times = []
+    with torch.no_grad(), threads_set(num_threads):
+        call()
+        for _ in range(_ROUNDS):
+            started = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - started) / share)
+    return ("hotloop" if update else "onednn"), {
+        "hotloop" if update else "onednn": sorted(times)[_ROUNDS // 2]
+    }
+
+
+def _draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def _update_call(work: _Timed, num_threads: int) -> tuple[Callable[[], Any], float]:
+    """The call, and the share of the rows it computes."""
+    from .program import UpdateRule, kernels
+
+    m, k, n, states = work.sizes
+    rows = min(m, max(64, _MOST_ELEMENTS // n))
+    a, b = _draw(k, rows).t(), _draw(k, n)
+    weight, *state = (torch.full((rows, n), 0.1) for _ in range(1 + states))
+    # The rule with so many states: sgd, momentum, adam.
+    rule = UpdateRule(kind=(0, 1, 3)[states], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8,
+                      bias_correction1=1.0, bias_correction2_sqrt=1.0, momentum=0.9)  # fmt: skip
+    integer, address = ctypes.c_int64, ctypes.c_void_p
+    held = [s.data_ptr() for s in state] + [0, 0]
+
+    def call(_keep: tuple[Any, ...] = (a, b, weight, state)) -> None:
+        kernels().hotloop_gemm_update_f32(
+            integer(rows), integer(n), integer(k), address(a.data_ptr()), integer(1), integer(rows),
+            address(b.data_ptr()), integer(n), integer(1), address(weight.data_ptr()), integer(n),
+            address(held[0]), address(held[1]), integer(n), address(0), ctypes.byref(rule),
+            ctypes.c_float(1.0), ctypes.c_int32(num_threads),
+        )  # fmt: skip
+
+    return call, rows / m
+
+
+def _convolution_call(work: _Timed) -> Callable[[], Any]:
+    x, w, grad, *options, mask = work.sizes
+    # Adjacent channels are what the compiler gives convolutions of images.
+    layout = torch.channels_last if len(x) == 4 else torch.contiguous_format
+    image, weight = (_draw(*s).contiguous(memory_format=layout) for s in (x, w))
+    given = [list(o) if isinstance(o, tuple) else o for o in options]
+    if work.kind == "convolution":
+        return lambda: _aten.convolution.default(image, weight, None, *given)
+    gradient = _draw(*grad).contiguous(memory_format=layout)
+    bias = [w[0]] if mask[2] else None
+    return lambda: _aten.convolution_backward.default(
+        gradient, image, weight, bias, *given, list(mask)
+    )
