@@ -2,7 +2,7 @@
 
     python benchmarks/headline.py IDX_FOLDER [--seeds 10] [--out benchmarks/results/headline.json]
 
-Cold: each run is a new process with an empty cache folder, so that hotloop's C++ is compiled anew, and
+Cold: each run is a new process with an empty cache folder, so that hotloop's C++ is compiled anew;
 the time is that of the whole command, start of the interpreter and reading of the data included.
 """
 

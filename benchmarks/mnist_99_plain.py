@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from mnist_99 import net  # noqa: E402
+from mnist_99 import net
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 2, 128, 0.01
 

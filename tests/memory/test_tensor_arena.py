@@ -28,7 +28,7 @@ needs_arena = pytest.mark.skipif(
 
 
 def allocator() -> int:
-    library, _ = module._native()
+    library, _ = module.native_part()
     return library.hotloop_cpu_allocator()
 
 

@@ -43,7 +43,7 @@ def copy_rows(
     Raises:
         IndexError: an index is outside the rows.
     """
-    library = _library()
+    library = native_part()
     wanted = rows.dtype if table is None else torch.float32
     if library is None or out.dtype != wanted or not (rows.is_contiguous() and _rows_dense(out)):
         return False
@@ -72,7 +72,7 @@ def read_rows(
         IndexError: an index is outside the rows. EOFError: the file is too short.
         OSError: it cannot be read.
     """
-    library = _library()
+    library = native_part()
     wanted = dtype if table is None else torch.float32
     if library is None or out.dtype != wanted or not _rows_dense(out):
         return False
@@ -145,8 +145,17 @@ def _rows_dense(out: torch.Tensor) -> bool:
     return len(out) == 0 or out[0].is_contiguous()
 
 
+_LOCK = threading.Lock()
+
+
+def native_part() -> ctypes.CDLL | None:
+    """The compiled part, or ``None`` where it cannot be compiled."""
+    with _LOCK:  # Who comes while it is compiled waits for it.
+        return _loaded()
+
+
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _loaded() -> ctypes.CDLL | None:
     try:
         library = native.load(Path(__file__).parent / "rows.cpp", flags=("-fopenmp",))
     except RunError:

@@ -134,12 +134,12 @@ class TensorArena:
     @staticmethod
     def available() -> bool:
         """Whether the native part is built; builds it (in seconds) the first time."""
-        return _native()[0] is not None
+        return native_part()[0] is not None
 
     @staticmethod
     def unavailable_reason() -> str | None:
         """Why ``available()`` is false, in one line; ``None`` if it is true."""
-        return _native()[1]
+        return native_part()[1]
 
     @property
     def installed(self) -> bool:
@@ -147,14 +147,14 @@ class TensorArena:
         return any(self._installs)
 
     def __enter__(self) -> TensorArena:
-        library, self.reason = _native()
+        library, self.reason = native_part()
         if library is not None:
             self.reason = self._install(library)
         self._installs.append(self.reason is None)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        library = _native()[0]
+        library = native_part()[0]
         if self._installs.pop() and library is not None:
             library.hotloop_arena_uninstall()
             library.hotloop_arena_trim()
@@ -162,26 +162,26 @@ class TensorArena:
     def stats(self) -> ArenaStats:
         """The counters now; all zero where the arena is not available."""
         counters = _Counters()
-        library = _native()[0]
+        library = native_part()[0]
         if library is not None:
             library.hotloop_arena_count(ctypes.byref(counters))
         return ArenaStats(*(getattr(counters, name) for name in ArenaStats.__dataclass_fields__))
 
     def reset_peak(self) -> None:
         """Let the peaks start again from what is in use now."""
-        library = _native()[0]
+        library = native_part()[0]
         if library is not None:
             library.hotloop_arena_reset_peak()
 
     def trim(self) -> None:
         """Give the pages of all free blocks back; the next use of them faults them in again."""
-        library = _native()[0]
+        library = native_part()[0]
         if library is not None:
             library.hotloop_arena_trim()
 
     def offset(self, tensor: torch.Tensor) -> int | None:
         """Bytes from the arena's base to the tensor's storage; ``None`` if it is not in it."""
-        library = _native()[0]
+        library = native_part()[0]
         if library is None or tensor.device.type != "cpu":
             return None
         offset: int = library.hotloop_arena_offset_of(tensor.untyped_storage().data_ptr())
@@ -197,7 +197,7 @@ class TensorArena:
             RunError: there were more than ``max_events``.
         """
         events: list[ArenaEvent] = []
-        library = _native()[0]
+        library = native_part()[0]
         if library is None:
             yield events
             return
@@ -230,7 +230,7 @@ _LOCK = threading.Lock()
 _state: tuple[ctypes.CDLL | None, str | None] | None = None
 
 
-def _native() -> tuple[ctypes.CDLL | None, str | None]:
+def native_part() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or the reason there is none. Tried once: two copies would be two arenas."""
     global _state
     with _LOCK:
