@@ -8,14 +8,14 @@ import pytest
 import hotloop
 
 PUBLIC = [
-    "BatchBuffer", "BatchLayout", "Budget", "BudgetError", "BufferState", "Ceilings",
-    "CheckpointConfig", "CheckpointError", "CheckpointStore", "CpuConfig", "DataError",
-    "DivergedError", "GradientAccumulator", "HotloopError", "InputError", "Machine", "MemoryConfig",
-    "MemoryPool", "MissingExtraError", "ModelError", "NumaConfig", "PackedDataset", "Plan",
-    "PlanError",
-    "PoolError", "RunError", "StepConfig", "StorageError", "TensorArena", "ThreadAffinity",
-    "TrainReport",
-    "TrainStep", "Trainer", "__version__", "compile_step", "load_mnist", "open_dataset",
+    "BatchBuffer", "BatchLayout", "BatchSizeAdjuster", "Budget", "BudgetError", "BufferState",
+    "Ceilings", "CheckpointConfig", "CheckpointError", "CheckpointStore", "CpuConfig", "DataError",
+    "DataParallelTrainer", "DivergedError", "GradientAccumulator", "GradientSynchronizer",
+    "HotloopError", "InputError", "LoadBalancer", "Machine", "MemoryConfig", "MemoryPool",
+    "MissingExtraError", "ModelError", "NumaConfig", "PackedDataset", "ParallelConfig", "Plan",
+    "PlanError", "PoolError", "RunError", "StepConfig", "StorageError", "TensorArena",
+    "ThreadAffinity", "TrainReport", "TrainStep", "Trainer", "WorkerStats", "__version__",
+    "compile_step", "load_mnist", "open_dataset",
 ]  # fmt: skip
 
 

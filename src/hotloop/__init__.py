@@ -36,7 +36,22 @@ if TYPE_CHECKING:
         MemoryPool,
         TensorArena,
     )
-    from .plan import CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, Plan, StepConfig
+    from .parallel import (
+        BatchSizeAdjuster,
+        DataParallelTrainer,
+        GradientSynchronizer,
+        LoadBalancer,
+        WorkerStats,
+    )
+    from .plan import (
+        CheckpointConfig,
+        CpuConfig,
+        MemoryConfig,
+        NumaConfig,
+        ParallelConfig,
+        Plan,
+        StepConfig,
+    )
     from .step import GradientAccumulator, TrainStep, compile_step
     from .train import CheckpointStore, Trainer, TrainReport
 
@@ -51,6 +66,7 @@ _ROOM_OF = {
     "MemoryConfig": "plan",
     "CheckpointConfig": "plan",
     "StepConfig": "plan",
+    "ParallelConfig": "plan",
     # memory
     "BatchLayout": "memory",
     "BatchBuffer": "memory",
@@ -69,6 +85,12 @@ _ROOM_OF = {
     "Trainer": "train",
     "TrainReport": "train",
     "CheckpointStore": "train",
+    # workers
+    "DataParallelTrainer": "parallel",
+    "GradientSynchronizer": "parallel",
+    "LoadBalancer": "parallel",
+    "WorkerStats": "parallel",
+    "BatchSizeAdjuster": "parallel",
     # errors
     "HotloopError": "errors",
     "InputError": "errors",
@@ -87,6 +109,7 @@ _ROOM_OF = {
 __all__ = [
     "BatchBuffer",
     "BatchLayout",
+    "BatchSizeAdjuster",
     "Budget",
     "BudgetError",
     "BufferState",
@@ -96,10 +119,13 @@ __all__ = [
     "CheckpointStore",
     "CpuConfig",
     "DataError",
+    "DataParallelTrainer",
     "DivergedError",
     "GradientAccumulator",
+    "GradientSynchronizer",
     "HotloopError",
     "InputError",
+    "LoadBalancer",
     "Machine",
     "MemoryConfig",
     "MemoryPool",
@@ -107,6 +133,7 @@ __all__ = [
     "ModelError",
     "NumaConfig",
     "PackedDataset",
+    "ParallelConfig",
     "Plan",
     "PlanError",
     "PoolError",
@@ -118,6 +145,7 @@ __all__ = [
     "TrainReport",
     "TrainStep",
     "Trainer",
+    "WorkerStats",
     "__version__",
     "compile_step",
     "load_mnist",

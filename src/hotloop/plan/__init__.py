@@ -7,7 +7,7 @@ command-line flags, the file format and the error messages are generated from th
 
 from .flags import add_plan_flags, flags, plan_from_flags
 from .knob import AUTO
-from .parts import CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, StepConfig
+from .parts import CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, ParallelConfig, StepConfig
 from .plan import Plan
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "CpuConfig",
     "MemoryConfig",
     "NumaConfig",
+    "ParallelConfig",
     "Plan",
     "StepConfig",
     "add_plan_flags",

@@ -1,4 +1,4 @@
-"""The parts of a plan: ``CpuConfig``, ``NumaConfig``, ``MemoryConfig``, ``CheckpointConfig``."""
+"""The parts of a plan: processors, memory, checkpoints, the step, workers."""
 
 from __future__ import annotations
 
@@ -278,10 +278,55 @@ class StepConfig:
         require_choice("precision", self.precision, ("float32", "bfloat16", "auto"))
 
 
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Data-parallel training: how a batch is cut, and who runs the parts.
+
+    Attributes:
+        num_workers: threads of one core each that share a batch and one copy of the weights;
+            ``None``: none, one step with ``cpu.num_threads`` threads inside each operation. Results
+            are the same to the last bit for any number of workers.
+        chunk_size: samples of a part; another size adds in another order. ``None``: 16, or 32 where
+            weights are larger than 16 MiB, halved until it divides the batch.
+        steal_threshold: chunks a worker must have left for an idle one to take one of them.
+        hang_s: a worker that runs a chunk for longer is given up; 0: never.
+
+    Raises:
+        PlanError: a value breaks its rule.
+    """
+
+    num_workers: int | None = knob(
+        None, help="workers that share each batch (default: none)", parse=parse_int, metavar="N"
+    )
+    chunk_size: int | None = knob(
+        None, help="samples that a worker runs at a time", parse=parse_int, metavar="N"
+    )
+    steal_threshold: int = knob(
+        1, help="chunks left from which an idle worker takes one", parse=parse_int, metavar="N"
+    )
+    hang_s: float = knob(
+        5.0, help="give a worker up after so many seconds; 0: never", parse=parse_float, metavar="S"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "chunk_size", "steal_threshold"):
+            value = getattr(self, name)
+            if value is not None or name == "steal_threshold":
+                require_int(name, value, at_least=1, flag=f"--{name.replace('_', '-')}")
+        numeric = isinstance(self.hang_s, int | float) and not isinstance(self.hang_s, bool)
+        if not numeric or not math.isfinite(self.hang_s) or self.hang_s < 0:
+            raise PlanError(
+                "hang_s must be a number of seconds, or 0 for never",
+                got=repr(self.hang_s),
+                next_step="set hang_s = 5 (--hang-s)",
+            )
+
+
 PARTS: dict[str, type] = {
     "cpu": CpuConfig,
     "numa": NumaConfig,
     "memory": MemoryConfig,
     "checkpoint": CheckpointConfig,
     "step": StepConfig,
+    "parallel": ParallelConfig,
 }

@@ -20,7 +20,15 @@ from ..machine import Ceilings, Machine
 from ..machine.affinity import ThreadAffinity
 from ..units import GIB
 from .knob import AUTO, knobs
-from .parts import PARTS, CheckpointConfig, CpuConfig, MemoryConfig, NumaConfig, StepConfig
+from .parts import (
+    PARTS,
+    CheckpointConfig,
+    CpuConfig,
+    MemoryConfig,
+    NumaConfig,
+    ParallelConfig,
+    StepConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Plan:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     step: StepConfig = field(default_factory=StepConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         for name, part in PARTS.items():

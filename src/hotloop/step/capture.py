@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import image_layout, operators, pooling
+from .chunk import Part, hand_over, parts_of
 from .updates import Update
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -36,6 +37,7 @@ class Captured:
         graph: takes ``[*weights, *frozen, *buffers, *states, *control, x, y]``, gives the loss.
         weights: trainable parameters, each once. frozen: the others. buffers: of the modules.
         gradients: whether it adds gradients into its ``states`` instead of updating.
+        parts: of a chunk: what it hands over for each weight, in the order of ``states``.
         key: hash of everything the compiled code depends on, but the machine.
     """
 
@@ -45,6 +47,7 @@ class Captured:
     buffers: list[torch.Tensor]
     gradients: bool
     example: list[torch.Tensor] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -98,6 +101,7 @@ def capture(
     *,
     update: Update | None,
     autocast: bool = False,
+    is_chunk: bool = False,
 ) -> Captured:
     """Trace one step.
 
@@ -107,6 +111,8 @@ def capture(
         x, y: a batch, only its shapes, strides and dtypes count.
         update: the optimizer's rule in the graph; ``None``: gradients are added up in buffers.
         autocast: whether the forward pass computes in bfloat16 where autocast says so.
+        is_chunk: without ``update``: the batch is a chunk of a larger one. Its gradients, times
+            ``control[0]``, overwrite the states (``chunk.parts_of``).
 
     Raises:
         NotCapturable: the step depends on values, or does what a graph cannot hold.
@@ -156,7 +162,18 @@ def capture(
         "frozen": [n for n, p in parameters.items() if not p.requires_grad],
         "buffers": list(buffers),
     }
-    states = [s for w in weights for s in (update.state_shapes(w) if update else [w])]
+    parts: list[Part] = []
+    if is_chunk:
+        parts = parts_of(joint, list(zip(names["weights"], weights, strict=True)), gradients)
+        states = [
+            torch.empty(shape, device="meta")
+            if len(part.shapes) == 2
+            else torch.empty_like(weight, device="meta")
+            for part, weight in zip(parts, weights, strict=True)
+            for shape in part.shapes
+        ]
+    else:
+        states = [s for w in weights for s in (update.state_shapes(w) if update else [w])]
 
     def step(*inputs: torch.Tensor) -> tuple[torch.Tensor]:
         left = list(inputs)
@@ -176,6 +193,9 @@ def capture(
         with torch.no_grad():
             for name, number in written.items():
                 known[name].copy_(results[number])
+            if is_chunk:
+                hand_over(parts, results, state, control[0])
+                return (results[loss_at],)
             used = [results[gradients[n]] if n in gradients else None for n in names["weights"]]
             if update is None:
                 _accumulate(state, used, control)
@@ -195,7 +215,7 @@ def capture(
         raise NotCapturable(_why(error)) from None
     operators.fuse(graph)
     pooling.fuse(graph)
-    return Captured(graph, weights, frozen, list(buffers.values()), update is None, example)
+    return Captured(graph, weights, frozen, list(buffers.values()), update is None, example, parts)
 
 
 def _outputs(graph: Any) -> list[str]:

@@ -145,14 +145,14 @@ def fuse(graph: fx.GraphModule) -> None:
     for node in nodes:
         if node.op != "call_function" or node.target not in _FUSED:
             continue
-        found = _product(node.args[1])
+        found = product_behind(node.args[1])
         *states, control, scale, group = node.args[2:]
         if found is None or scale is not None:
             continue
         a, b, transposed, chain = found
         with graph.graph.inserting_before(node):
             if transposed:  # g = (a @ b)^T = b^T @ a^T
-                a, b = _transpose(graph, b), _transpose(graph, a)
+                a, b = transpose(graph, b), transpose(graph, a)
             new = graph.graph.call_function(
                 _FUSED[node.target], (node.args[0], a, b, *states, control, group)
             )
@@ -173,13 +173,14 @@ _FUSED = {
 GEMM_UPDATES = tuple(_FUSED.values())
 
 
-def _transpose(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+def transpose(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """A node for the transpose, where nodes are being inserted."""
     new = graph.graph.call_function(_aten.permute.default, (node, [1, 0]))
     new.meta["val"] = node.meta["val"].permute(1, 0)
     return new
 
 
-def _product(node: Any) -> tuple[fx.Node, fx.Node, bool, list[fx.Node]] | None:
+def product_behind(node: Any) -> tuple[fx.Node, fx.Node, bool, list[fx.Node]] | None:
     """``mm`` behind a gradient used once, through transpositions: its factors and the way there."""
     transposed = False
     chain: list[fx.Node] = []

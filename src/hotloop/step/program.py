@@ -43,7 +43,7 @@ def kernels() -> ctypes.CDLL:
     """
     library = native.load(
         _FOLDER / "shim.cpp",
-        parts=tuple(_FOLDER / name for name in ("gemm.h", "gemm.cpp", "pool.cpp")),
+        parts=tuple(_FOLDER / name for name in ("gemm.h", "gemm.cpp", "pool.cpp", "team.cpp")),
         flags=(
             "-march=native",
             "-fopenmp",
@@ -157,8 +157,8 @@ class Program:
         self._counters = (ctypes.c_void_p * max(1, len(counters)))(
             *(c.data_ptr() for c in counters)
         )
-        described = _described(tensors)
-        if self._library.hotloop_program_bind(self._handle, described, len(tensors)):
+        table = described(tensors)
+        if self._library.hotloop_program_bind(self._handle, table, len(tensors)):
             raise RunError("the inputs of a compiled step must be dense tensors")
 
     def run(
@@ -182,7 +182,7 @@ class Program:
         key = (rows, x.shape[1:], x.stride(), x.dtype, y.shape[1:], y.stride(), y.dtype)
         if key != self._batch_key:
             self._batch_key = key
-            self._batch = _described((x[:rows], y[:rows]))
+            self._batch = described((x[:rows], y[:rows]))
             self._y_at = 3 + 2 * x.dim()
         self._batch[0], self._batch[self._y_at] = x.data_ptr(), y.data_ptr()
         self._library.hotloop_set_threads(self._num_threads)
@@ -209,7 +209,8 @@ class Program:
             self._library.hotloop_program_close(handle)
 
 
-def _described(tensors: Sequence[torch.Tensor]) -> Any:
+def described(tensors: Sequence[torch.Tensor]) -> Any:
+    """Tensors as the C++ side takes them: address, dtype code, dimensions, sizes, strides."""
     numbers: list[int] = []
     for t in tensors:
         numbers += [t.data_ptr(), _DTYPE_CODES[t.dtype], t.dim(), *t.shape, *t.stride()]

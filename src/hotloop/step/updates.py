@@ -63,6 +63,10 @@ class Update:
             return _ADAM
         return ("square_avg",) if isinstance(self.optimizer, optim.RMSprop) else ("sum",)
 
+    def group_of(self, weight: torch.Tensor) -> int:
+        """Number of the parameter group that a weight is in."""
+        return self._group_of[id(weight)]
+
     def state_shapes(self, weight: torch.Tensor) -> list[torch.Tensor]:
         """One tensor like the weight for each state it has; only shape and strides count."""
         return [torch.empty_like(weight, device="meta")] * len(self._state_names(weight))

@@ -19,10 +19,12 @@ from ..machine.affinity import pinned
 from ..machine.threads import num_threads
 from ..memory import BatchLayout, Budget, MemoryPool, TensorArena, largest_micro_batch, pool_buffers
 from ..monitor import peak_resident_bytes, reset_peak_resident
+from ..parallel import ParallelStep
 from ..plan import AUTO, Plan
-from ..step import compile_step
+from ..step import TrainStep, compile_step
 from ..step.check import check_classes, check_parts
 from ..step.cuda import page_locked
+from ..step.precision import Batches
 from ..step.step import LossFn
 from ..units import MIB
 from .checkpoint import Checkpoint, CheckpointStore
@@ -166,16 +168,11 @@ class Trainer:
                 layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8, device="meta"))
                 for layout in layouts
             )
-            step = compile_step(
-                self.model,
-                self.loss_fn,
-                self.optimizer,
+            step = self._make_step(
                 shapes,
                 plan,
-                clip_norm=self.clip_norm,
-                clip_value=self.clip_value,
-                expected_s=_expected_s(budget, dataset, batch_size, epochs, max_steps, plan),
-                batches=lambda: _first_batches(dataset, layouts, plan, seed),
+                _expected_s(budget, dataset, batch_size, epochs, max_steps, plan),
+                lambda: _first_batches(dataset, layouts, plan, seed),
             )
             num_buffers, steps_per_call = pool_buffers(plan), 1
             if step.makes_many:
@@ -217,9 +214,25 @@ class Trainer:
                 self._restore(loop, found, notes)
             with pool, page_locked(pool.memory, step.device):
                 loop.run()
+            if isinstance(step, ParallelStep):
+                notes += step.faults
             peak = peak_resident_bytes()
             arena_use = None if arena is None else dataclasses.asdict(arena.stats())
         return self._report(loop, budget, peak, arena_use, notes)
+
+    def _make_step(
+        self,
+        example: tuple[torch.Tensor, ...],
+        plan: Plan,
+        expected_s: float | None,
+        batches: Batches,
+    ) -> TrainStep:
+        parts = self.model, self.loss_fn, self.optimizer
+        limits: Any = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
+        if plan.parallel.num_workers is not None:
+            x, y = example
+            return ParallelStep(*parts, x, y, plan, machine=self.machine, **limits)
+        return compile_step(*parts, example, plan, expected_s=expected_s, batches=batches, **limits)
 
     def _restore(self, loop: TrainLoop, found: Checkpoint, notes: list[str]) -> None:
         loop.state = restore(found, self.model, self.optimizer, self.scheduler, loop.identity)
@@ -256,7 +269,7 @@ class Trainer:
             plan = plan.replace({"cpu.num_threads": int(found.document["num_threads"])})
         if found is not None and plan.step.compile == "auto":
             # So would the other path's.
-            compiled = found.document.get("path") == "compiled"
+            compiled = found.document.get("path") != "plain"
             plan = plan.replace({"step.compile": "always" if compiled else "off"})
         if found is not None and plan.step.precision == "auto":
             plan = plan.replace({"step.precision": found.document.get("precision", "float32")})

@@ -25,7 +25,7 @@ enum Column { kKind, kLr, kBeta1, kBeta2, kEps, kWeightDecay, kCorrection1, kCor
               kMomentum, kDampening, kAlpha, kFirstStep };
 constexpr int kColumns = 16;
 
-int32_t threads = 1;
+thread_local int32_t threads = 1;
 
 struct View {
   float* data = nullptr;
@@ -344,3 +344,5 @@ EXPORT int hotloop_program_run(void* opened, const int64_t* batch, int64_t x_ste
   }
   return 0;
 }
+
+#include "team.cpp"

@@ -1,0 +1,23 @@
+"""Data-parallel training on one machine: chunks of a batch on workers that share the weights.
+
+team          threads that run chunks and update their share of the weights
+step          ParallelStep: a train step on a team; what to do when a worker hangs
+balance       LoadBalancer, WorkerStats, BatchSizeAdjuster: how many chunks each worker begins with
+synchronizer  GradientSynchronizer: the weighted sum of gradients, for loops of one's own
+simulate      what a number of workers of given speeds would do
+trainer       DataParallelTrainer
+"""
+
+from .balance import BatchSizeAdjuster, LoadBalancer, WorkerStats
+from .step import ParallelStep
+from .synchronizer import GradientSynchronizer
+from .trainer import DataParallelTrainer
+
+__all__ = [
+    "BatchSizeAdjuster",
+    "DataParallelTrainer",
+    "GradientSynchronizer",
+    "LoadBalancer",
+    "ParallelStep",
+    "WorkerStats",
+]

@@ -1,0 +1,216 @@
+"""``ParallelStep``: one optimizer step a call, on a team of workers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from ..errors import RunError
+from ..machine import Machine
+from ..machine.affinity import pinned
+from ..machine.threads import num_threads
+from ..plan import ParallelConfig, Plan
+from ..step.capture import LossFn, NotCapturable
+from ..step.operations import Operation
+from ..step.step import TrainStep
+from ..units import MIB
+from .balance import LoadBalancer, WorkerStats
+from .team import Team, WorkerHangs
+
+# Weights beyond this come from memory for every chunk: larger chunks read them less often.
+_CACHED_WEIGHTS_BYTES = 16 * MIB
+_SMALL_CHUNK, _LARGE_CHUNK = 16, 32
+# A team that was given up: a thread that hangs may still write there.
+_ABANDONED: list[Team] = []
+
+
+def default_chunk_size(model: nn.Module, batch_size: int) -> int:
+    """Samples of a chunk: a function of model and batch alone, so that results are too."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    size = _SMALL_CHUNK if weights <= _CACHED_WEIGHTS_BYTES else _LARGE_CHUNK
+    while size > 1 and batch_size % size:
+        size //= 2
+    return size
+
+
+class ParallelStep(TrainStep):
+    """A ``TrainStep`` whose batches are cut into chunks that several workers run.
+
+    The result is the same to the last bit for any number of workers and whoever ran which chunk. It
+    is that of one pass over the batch up to float32 rounding, but for batch norm, which sees each
+    chunk by itself; its running statistics become the mean of what the chunks made of them. A batch
+    that does not consist of whole chunks (the last, smaller one of an epoch), and a model that
+    draws random numbers (dropout) or cannot be captured, take the plain path on one thread.
+
+    A worker that fails has its chunk run again by worker 0. One that takes longer than ``hang_s``
+    is given up, with the step's chunks run again by a new team of one worker less; what it may
+    still write, nobody reads.
+
+    Args:
+        model, loss_fn, optimizer, clip_norm, clip_value: as for ``compile_step``.
+        x, y: a batch as later calls will give it; only shapes, strides and dtypes count.
+        plan: ``parallel``, ``cpu.thread_affinity`` and ``step.compile`` are used.
+        machine: for placing workers; probed when ``None``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: torch.optim.Optimizer,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        plan: Plan,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        machine: Machine | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            loss_fn,
+            optimizer,
+            micro_batch_size=plan.memory.micro_batch_size,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+        )
+        self.config: ParallelConfig = plan.parallel
+        self.num_workers = plan.parallel.num_workers or 1
+        self.cpus = plan.cpu.thread_affinity.cpus(machine or Machine.probe(), self.num_workers)
+        self.chunk_size = plan.parallel.chunk_size or default_chunk_size(model, len(x))
+        self.num_chunks = len(x) // self.chunk_size
+        self.faults: list[str] = []
+        self._example = (x[: self.chunk_size], y[: self.chunk_size])
+        self._team: Team | None = None
+        self.balancer = LoadBalancer(self.num_workers, max(1, self.num_chunks))
+        if plan.step.compile == "off":
+            self.reason = "compile is off in the plan"
+        elif plan.memory.micro_batch_size is not None:
+            self.reason = "micro-batches are run one after the other"
+        elif plan.step.precision != "float32":
+            self.reason = "workers compute in float32"
+        elif len(x) % self.chunk_size:
+            self.reason = f"batches of {len(x)} are not whole chunks of {self.chunk_size}"
+        else:
+            try:
+                self._team = self._new_team()
+                self.reason = (
+                    f"chunks of {self.chunk_size} on {self.num_workers} workers, one copy of "
+                    "the weights"
+                )
+            except (NotCapturable, RunError) as verdict:
+                self.reason = str(verdict)
+
+    @property
+    def path(self) -> str:
+        """``"parallel"`` or ``"plain"``."""
+        return "plain" if self._team is None else "parallel"
+
+    @property
+    def makes_many(self) -> bool:
+        """Whether ``many`` works on batches of the captured shape."""
+        return self._team is not None and self._team.whole and not self._clips
+
+    @property
+    def workers(self) -> list[WorkerStats]:
+        """What each worker did so far."""
+        return self.balancer.workers if self._team is not None else []
+
+    def operations(self) -> list[Operation]:
+        """None: chunks on several workers overlap."""
+        return []
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Train on one batch; see ``TrainStep``."""
+        losses = self._on_team(x, y, 1, None)
+        if losses is None:
+            with num_threads(1):
+                return super().__call__(x, y)
+        return losses[0]
+
+    def many(
+        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None = None
+    ) -> torch.Tensor | None:
+        """Several steps in one call; see ``TrainStep``."""
+        return self._on_team(x, y, steps, rates) if self.makes_many else None
+
+    def close(self) -> None:
+        """End the workers; batches take the plain path from then on."""
+        if self._team is not None:
+            self._team.close()
+            self._team = None
+            self.reason = "the workers were ended"
+
+    @property
+    def _clips(self) -> bool:
+        return self.clip_norm is not None or self.clip_value is not None
+
+    def _new_team(self) -> Team:
+        cpus = self.cpus or ()
+        return Team(
+            self.model,
+            self.loss_fn,
+            self.optimizer,
+            *self._example,
+            num_chunks=self.num_chunks,
+            num_workers=self.num_workers,
+            cpus=[cpus[w % len(cpus)] for w in range(self.num_workers)] if cpus else (),
+            whole=not self._clips,
+            hang_s=self.config.hang_s,
+            steal_threshold=self.config.steal_threshold,
+        )
+
+    def _on_team(
+        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None
+    ) -> torch.Tensor | None:
+        size = self.chunk_size * self.num_chunks
+        if (
+            self._team is None
+            or len(x) != size * steps
+            or not self._team.accepts(x[:size], y[:size])
+        ):
+            return None
+        losses, done = [], 0
+        while done < steps:
+            part = slice(done * size, steps * size)
+            left = None if rates is None else rates[done:]
+            try:
+                with pinned(self.cpus[:1]) if self.cpus else num_threads(torch.get_num_threads()):
+                    made, stats = self._team.run(x[part], y[part], steps - done, left)
+            except WorkerHangs as hang:
+                losses.append(hang.losses[: hang.steps_done])
+                done += hang.steps_done
+                self._replace_team()
+                continue
+            losses.append(made)
+            done = steps
+            for worker, row in enumerate(stats):
+                self.balancer.record(worker, **dataclasses.asdict(row))
+            self._team.balance(self.balancer.balance_load())
+        self._finish(self._team)
+        return torch.cat(losses) if len(losses) > 1 else losses[0]
+
+    def _finish(self, team: Team) -> None:
+        if team.whole:
+            for weight in team.weights:
+                if weight.grad is not None:
+                    weight.grad = None
+            # What a scheduler looks at to tell that the optimizer has made its step.
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]
+            return
+        self._clip()
+        self.optimizer.step()
+
+    def _replace_team(self) -> None:
+        """A worker hangs: go on without it."""
+        assert self._team is not None
+        self.faults.append(f"a worker took longer than {self.config.hang_s:g} s and was given up")
+        _ABANDONED.append(self._team)
+        self._team.close()
+        if self.num_workers == 1:
+            raise RunError("a worker must end its chunk in time", got=self.faults[-1])
+        self.num_workers -= 1
+        self._team = self._new_team()
+        self.balancer = LoadBalancer(self.num_workers, self.num_chunks)

@@ -1,0 +1,242 @@
+"""Any number of workers gives the same bits, and those of PyTorch up to rounding."""
+
+import asyncio
+import copy
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hotloop import DataParallelTrainer, InputError, Plan, RunError, Trainer
+from hotloop.memory import native
+from hotloop.parallel import ParallelStep
+
+if not native.has_compiler():
+    pytest.skip("no C++ compiler here", allow_module_level=True)
+
+BATCH, CHUNK, STEPS = 28, 4, 12
+CROSS = nn.functional.cross_entropy
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 5))
+
+
+def with_batch_norm() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(54, 5),
+    )  # fmt: skip
+
+
+def with_dropout() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 5))
+
+
+def data(steps: int = STEPS) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    y = torch.randint(0, 5, (steps * BATCH,), generator=draw)
+    return torch.randn(len(y), 1, 8, 8, generator=draw) + y.view(-1, 1, 1, 1), y
+
+
+def plan(workers: int, **more: Any) -> Plan:
+    values = {"parallel.num_workers": workers, "parallel.chunk_size": CHUNK}
+    return Plan().replace(values | {f"parallel.{name}": value for name, value in more.items()})
+
+
+def built(make: Callable[[], nn.Module], kind: Any = torch.optim.Adam) -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    model = make().train()
+    return model, kind(model.parameters(), lr=1e-2)
+
+
+def trained(
+    make: Callable[[], nn.Module], workers: int, kind: Any = torch.optim.Adam, **options: Any
+) -> tuple[list[float], dict[str, Any], Any, ParallelStep]:
+    model, optimizer = built(make, kind)
+    x, y = data()
+    torch.manual_seed(1)
+    limits = {n: options.pop(n) for n in ("clip_norm", "clip_value") if n in options}
+    step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH],
+                        plan(workers, **options), **limits)  # fmt: skip
+    losses = []
+    for number in range(STEPS):
+        rows = slice(number * BATCH, (number + 1) * BATCH)
+        losses.append(step(x[rows], y[rows]).item())
+    return losses, copy.deepcopy(model.state_dict()), optimizer.state_dict()["state"], step
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    return bool(one == other)
+
+
+CASES = {
+    "adam": (perceptron, torch.optim.Adam, {}),
+    "momentum": (
+        perceptron, lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=1e-3), {}
+    ),
+    "an optimizer of its own": (perceptron, torch.optim.Adamax, {}),
+    "clipping": (perceptron, torch.optim.Adam, {"clip_norm": 0.1, "clip_value": 0.05}),
+    "batch norm": (with_batch_norm, torch.optim.Adam, {}),
+    "dropout": (with_dropout, torch.optim.Adam, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_bits_for_any_number_of_workers(case: str) -> None:
+    make, kind, limits = CASES[case]
+    alone = trained(make, 1, kind, **limits)
+    assert alone[3].path == ("plain" if case == "dropout" else "parallel"), alone[3].reason
+    for workers in (2, 3, 4, 7):
+        many = trained(make, workers, kind, steal_threshold=1 + workers % 3, **limits)
+        assert many[0] == alone[0]
+        assert same(many[1], alone[1])
+        assert same(many[2], alone[2])
+        ran = [worker.chunks for worker in many[3].workers]
+        assert sum(ran) == (0 if case == "dropout" else STEPS * BATCH // CHUNK)
+        many[3].close()
+    alone[3].close()
+
+
+@pytest.mark.parametrize("case", ["adam", "momentum", "an optimizer of its own", "clipping"])
+def test_it_trains_as_pytorch_does(case: str) -> None:
+    make, kind, limits = CASES[case]
+    losses, weights, _, step = trained(make, 3, kind, **limits)
+    model, optimizer = built(make, kind)
+    x, y = data()
+    for number, loss in enumerate(losses):
+        rows = slice(number * BATCH, (number + 1) * BATCH)
+        optimizer.zero_grad()
+        expected = CROSS(model(x[rows]), y[rows])
+        expected.backward()
+        if limits:
+            nn.utils.clip_grad_value_(model.parameters(), limits["clip_value"])
+            nn.utils.clip_grad_norm_(model.parameters(), limits["clip_norm"])
+        optimizer.step()
+        assert loss == pytest.approx(expected.item(), rel=1e-4)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+    step.close()
+
+
+def test_batch_norm_sees_chunks_and_keeps_their_mean() -> None:
+    model, optimizer = built(with_batch_norm)
+    plain = copy.deepcopy(model)
+    x, y = data(1)
+    step = ParallelStep(model, CROSS, optimizer, x, y, plan(2))
+    loss = step(x, y).item()
+    copies = [copy.deepcopy(plain) for _ in range(BATCH // CHUNK)]
+    parts = [
+        CROSS(twin(a), b).item()
+        for twin, a, b in zip(copies, x.split(CHUNK), y.split(CHUNK), strict=True)
+    ]
+    assert loss == pytest.approx(sum(parts) / len(parts), rel=1e-5)
+    for name in ("running_mean", "running_var"):
+        kept = torch.stack([getattr(twin[1], name) for twin in copies]).mean(0)
+        torch.testing.assert_close(getattr(model[1], name), kept)
+    assert model[1].num_batches_tracked == 1
+    step.close()
+
+
+def test_a_failing_chunk_is_run_again() -> None:
+    expected = trained(perceptron, 1)
+    model, optimizer = built(perceptron)
+    x, y = data()
+    step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(3))
+    losses = []
+    for number in range(STEPS):
+        assert step._team is not None
+        step._team.inject_fault(number % 3)
+        rows = slice(number * BATCH, (number + 1) * BATCH)
+        losses.append(step(x[rows], y[rows]).item())
+    assert losses == expected[0]
+    assert same(dict(model.state_dict()), dict(expected[1]))
+    step.close()
+
+
+def test_a_worker_that_hangs_is_given_up() -> None:
+    expected = trained(perceptron, 1)
+    model, optimizer = built(perceptron)
+    x, y = data()
+    step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH],
+                        plan(2, hang_s=0.2, steal_threshold=50))  # fmt: skip
+    assert step._team is not None
+    step._team.inject_fault(1, sleep_s=3.0)
+    losses = step.many(x, y, STEPS)
+    assert losses is not None
+    assert losses.tolist() == expected[0]
+    assert same(dict(model.state_dict()), dict(expected[1]))
+    assert step.num_workers == 1
+    assert "was given up" in step.faults[0]
+    step.close()
+
+
+def test_the_last_worker_cannot_be_given_up() -> None:
+    model, optimizer = built(perceptron)
+    x, y = data(1)
+    step = ParallelStep(model, CROSS, optimizer, x, y, plan(2, hang_s=0.2, steal_threshold=50))
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(1):
+        assert step._team is not None
+        step._team.inject_fault(1, sleep_s=3.0)
+        step.num_workers = 1
+        with pytest.raises(RunError, match="must end its chunk in time"):
+            step(x, y)
+    assert same(dict(model.state_dict()), dict(before))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_trainer_with_workers_resumes_with_any_number(
+    workers: int, tmp_path: pathlib.Path
+) -> None:
+    """An uneven last batch, an epoch's end and a checkpoint in between; the same bits."""
+    x, y = data()
+    x, y = x[:-5], y[:-5]
+
+    def fit(count: int, **options: Any) -> tuple[Any, nn.Module]:
+        model, optimizer = built(perceptron)
+        trainer = Trainer(model, CROSS, optimizer, plan(count).replace({"cpu.num_threads": 1}))
+        return trainer.fit((x, y), batch_size=BATCH, epochs=3, **options), model
+
+    report, straight = fit(2)
+    assert report.path == "parallel", report.path_reason
+    fit(workers, checkpoint_dir=tmp_path, max_steps=17)
+    _, resumed = fit(2, checkpoint_dir=tmp_path, resume=True)
+    assert same(dict(straight.state_dict()), dict(resumed.state_dict()))
+
+
+def test_batches_one_after_the_other_from_a_coroutine() -> None:
+    expected = trained(perceptron, 1)
+    model, optimizer = built(perceptron)
+    x, y = data()
+
+    async def run(trainer: DataParallelTrainer) -> list[float]:
+        calls = [trainer.process_batch(b) for b in zip(x.split(BATCH), y.split(BATCH), strict=True)]
+        return [loss.item() for loss in await asyncio.gather(*calls)]
+
+    with DataParallelTrainer(model, CROSS, optimizer, plan(2)) as trainer:
+        assert trainer.path is None
+        losses = asyncio.run(run(trainer))
+        assert trainer.path == "parallel", trainer.reason
+        assert sum(worker.chunks for worker in trainer.workers) == STEPS * BATCH // CHUNK
+        with pytest.raises(InputError, match=r"a batch must be \(x, y\)"):
+            asyncio.run(trainer.process_batch((x, y[:3])))
+    assert losses == expected[0]
+    assert same(dict(model.state_dict()), dict(expected[1]))
+
+
+def test_what_cannot_be_cut_takes_the_plain_path() -> None:
+    model, optimizer = built(perceptron)
+    x, y = data(1)
+    step = ParallelStep(model, CROSS, optimizer, x[:27], y[:27], plan(2))
+    assert (step.path, step.reason) == ("plain", "batches of 27 are not whole chunks of 4")
+    assert step(x[:27], y[:27]).item() > 0
+    off = plan(2).replace({"step.compile": "off"})
+    assert ParallelStep(model, CROSS, optimizer, x, y, off).reason == "compile is off in the plan"
