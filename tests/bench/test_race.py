@@ -87,3 +87,19 @@ def test_bad_flags_are_one_line(capsys, flags, named):
     assert named in error
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) <= 3
+
+
+def test_workers_against_ddp_for_real(capsys, tmp_path):
+    out = tmp_path / "scale.json"
+    arguments = ["--models", "small", "--num-samples", "256", "--rounds", "1", "--out", str(out)]
+    assert main(["bench", "scale", *arguments, "--num-threads", "2"]) == 0
+    (document,) = json.loads(out.read_text())
+    rows = {row["peer"]: row for row in document["scale"]}
+    assert list(rows) == ["hotloop", "workers-1", "workers-2", "ddp-2"]
+    assert rows["workers-1"]["efficiency"] == 1
+    assert all(row["samples_per_s"] > 0 for row in rows.values())
+    assert rows["workers-2"]["predicted_per_s"] > rows["workers-1"]["predicted_per_s"]
+    losses = {t["peer"]: t["losses"][1] for t in document["timings"]}
+    assert all(loss == pytest.approx(losses["hotloop"], rel=0.02) for loss in losses.values())
+    printed = capsys.readouterr().out
+    assert "256 workers, batch 16,384, simulated" in printed

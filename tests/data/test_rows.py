@@ -101,8 +101,8 @@ def test_a_dataset_gives_the_same_bits_with_and_without_it(monkeypatch, above):
     dataset = hotloop.data.open_dataset((images, labels), mmap_above_bytes=above)
     indices = torch.randperm(300)
     outs = []
-    for library in (module._library, lambda: None):
-        monkeypatch.setattr(module, "_library", library)
+    for library in (module.native_part, lambda: None):
+        monkeypatch.setattr(module, "native_part", library)
         x, y = torch.empty(300, 1, 28, 28), torch.empty(300, dtype=torch.int64)
         dataset.gather(indices, x, y, training=True)
         outs.append((x, y))

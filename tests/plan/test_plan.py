@@ -38,6 +38,10 @@ FLAGS = {
     "--keep-last": "checkpoint.keep_last",
     "--compile": "step.compile",
     "--precision": "step.precision",
+    "--num-workers": "parallel.num_workers",
+    "--chunk-size": "parallel.chunk_size",
+    "--steal-threshold": "parallel.steal_threshold",
+    "--hang-s": "parallel.hang_s",
 }
 
 counts = st.integers(1, 10**6)

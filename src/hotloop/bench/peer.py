@@ -44,14 +44,19 @@ def main() -> int:
 
     model = build_model(setup["model"])
     model.load_state_dict(torch.load(folder / "weights.pt"))
-    if setup["peer"] == "hotloop":
+    if setup["peer"].startswith(("hotloop", "workers-")):
         _hotloop(model, x, y, setup, say, epochs())
         return 0
-    from .peers import PEERS
+    if setup["peer"].startswith("ddp-"):
+        from . import ddp
 
-    run = PEERS[setup["peer"]][0](
-        model, setup["model"], x, y, setup["batch_size"], setup["threads"]
-    )
+        run = ddp.start(setup, sys.argv[1], model, x, y)
+    else:
+        from .peers import PEERS
+
+        run = PEERS[setup["peer"]][0](
+            model, setup["model"], x, y, setup["batch_size"], setup["threads"]
+        )
     say(ready=True)
     for number in epochs():
         order = sampler.order(number).numpy()
@@ -69,13 +74,17 @@ def _hotloop(model: Any, x: Any, y: Any, setup: Any, say: Any, wanted: Any) -> N
     from ..plan import Plan
     from ..train import Trainer
 
-    plan = Plan().replace(
-        {
-            "cpu.num_threads": setup["threads"],
-            "step.compile": "always",
-            "step.precision": setup["precision"],
+    knobs: dict[str, Any] = {
+        "cpu.num_threads": setup["threads"],
+        "step.compile": "always",
+        "step.precision": setup["precision"],
+    }
+    if setup["peer"].startswith("workers-"):
+        knobs |= {
+            "cpu.thread_affinity": "compact",
+            "parallel.num_workers": int(setup["peer"].removeprefix("workers-")),
         }
-    )
+    plan = Plan().replace(knobs)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, plan=plan)
     done, seen, started = 0, 0.0, 0.0

@@ -42,7 +42,8 @@ def race_training(
 
     Args:
         model: ``small``, ``big``, ``cnn`` or ``large``.
-        peers: names from ``bench.peers.PEERS``, and ``hotloop``.
+        peers: names from ``bench.peers.PEERS``, ``hotloop``, ``workers-K`` (hotloop, data-parallel
+            on K workers) and ``ddp-K`` (DistributedDataParallel on K processes).
         rounds: measured epochs of each peer.
         threads: of each peer; ``None``: the usable CPUs.
         precision: of hotloop's step.
@@ -91,7 +92,7 @@ def _run(
     figures: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
     try:
         for peer in peers:
-            extra = None if peer == "hotloop" else PEERS[peer][1]
+            extra = PEERS[peer][1] if peer in PEERS else None
             if extra is not None and importlib.util.find_spec(extra) is None:
                 missing[peer] = f"not installed: pip install 'hotloop[peers]' (or {extra})"
                 continue

@@ -1,12 +1,13 @@
-"""``hotloop bench train``: peers side by side, interleaved, on MNIST."""
+"""``hotloop bench train`` and ``scale``: peers side by side, interleaved, on MNIST."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 
@@ -24,9 +25,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         NAME,
         help="race hotloop against its peers",
-        description="Train with each peer in turn, epoch by epoch, on the same batches.",
+        description="Train with each peer in turn, epoch by epoch, on the same batches. "
+        "train: hotloop and its peers. scale: 1, 2, ... workers, DistributedDataParallel, and one "
+        "step with all threads.",
     )
-    parser.add_argument("what", choices=("train",), help="what is raced")
+    parser.add_argument("what", choices=("train", "scale"), help="peers, or workers")
     parser.add_argument("--models", default="small,big,cnn", metavar="A,B", help="models")
     parser.add_argument("--peers", metavar="A,B", help="peers; default: all")
     parser.add_argument("--num-samples", type=int, default=10_000, metavar="N")
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from ..files import write_text_atomically
 
     known = ["hotloop", *PEERS]
+    if args.what == "scale":
+        known = _scale_peers(args.num_threads)
     peers = known if args.peers is None else args.peers.split(",")
     for peer in peers:
         if peer not in known:
@@ -82,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         for model in models
         for size in sizes
     ]  # fmt: skip
+    if args.what == "scale":
+        return _scale(args, races)
     document = json.dumps([race.to_dict() for race in races], indent=1)
     if args.out is not None:
         write_text_atomically(args.out, document + "\n")
@@ -93,6 +100,62 @@ def run(args: argparse.Namespace) -> int:
         for race in races:
             _print(race)
     return 0
+
+
+def _scale_peers(num_threads: int | None) -> list[str]:
+    """One step with all threads; 1, 2, 4, ... workers; DistributedDataParallel with as many."""
+    from ..machine import Machine
+
+    most = num_threads or Machine.probe().usable_cpus
+    counts = sorted({most, *(2**n for n in range(most.bit_length()) if 2**n <= most)})
+    return ["hotloop", *(f"workers-{n}" for n in counts), *(f"ddp-{n}" for n in counts if n > 1)]
+
+
+def _scale(args: argparse.Namespace, races: list[Race]) -> int:
+    from ..bench.scale import measure_costs, predictions, scale_rows
+    from ..files import write_text_atomically
+
+    documents = []
+    for race in races:
+        costs = measure_costs(race.model, race.batch_size)
+        documents.append(
+            {
+                **race.to_dict(),
+                "scale": scale_rows(race, costs),
+                "costs": dataclasses.asdict(costs),
+                "predictions": predictions(costs, (64, 256)),
+            }
+        )
+    text = json.dumps(documents, indent=1)
+    if args.out is not None:
+        write_text_atomically(args.out, text + "\n")
+    if args.json:
+        print(text)
+        return 0
+    for race, document in zip(races, documents, strict=True):
+        _print(race)
+        _print_scale(document)
+    return 0
+
+
+def _print_scale(document: dict[str, Any]) -> None:
+    from .text import aligned
+
+    rows = [("", "samples/s", "efficiency", "predicted")]
+    for row in document["scale"]:
+        efficiency, predicted = row["efficiency"], row["predicted_per_s"]
+        rows.append(
+            (
+                row["peer"],
+                f"{row['samples_per_s']:,.0f}",
+                "" if efficiency is None else f"{efficiency:.0%}",
+                "" if predicted is None else f"{predicted:,.0f}",
+            )
+        )
+    for row in document["predictions"]:
+        title = f"{row['num_workers']} workers, batch {row['batch_size']:,}, simulated"
+        rows.append((title, "", f"{row['efficiency']:.0%}", f"{row['samples_per_s']:,.0f}"))
+    print(aligned(rows, right=(1, 2, 3)) + "\n")
 
 
 def _print(race: Race) -> None:

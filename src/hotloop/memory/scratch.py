@@ -41,6 +41,13 @@ def note_with_scratch(name: str, args: Any, result: Any, allocate: Allocate, not
     if name == "aten::convolution_backward" and _is_copied(args[1]):
         _backward(args[0], args[1], result, allocate, note)
         return True
+    if name == "aten::max_pool2d_with_indices_backward" and _is_adjacent(args[1]):
+        note(result)
+        # The indices laid out like the image, and the gradient once more.
+        frees = [allocate(_bytes(args[-1])), allocate(_bytes(result))]
+        for free in frees:
+            free()
+        return True
     return False
 
 
@@ -80,7 +87,13 @@ def _backward(
 
 
 def _is_copied(tensor: torch.Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.dim() in (3, 4, 5) and tensor.is_contiguous()
+    plain = tensor.is_contiguous() and not _is_adjacent(tensor)
+    return tensor.dtype == torch.float32 and tensor.dim() in (3, 4, 5) and plain
+
+
+def _is_adjacent(tensor: torch.Tensor) -> bool:
+    """Whether an image says that its channels are adjacent; one channel may."""
+    return tensor.dim() == 4 and tensor.stride(1) == 1 and tensor.shape[2:].numel() > 1
 
 
 def _blocked_bytes(tensor: torch.Tensor) -> int:

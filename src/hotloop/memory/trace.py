@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from .image_layout import preferred
 from .scratch import note_with_scratch
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -206,6 +207,10 @@ def trace_step(
     """
     trace = StepTrace()
     recorder = _Recorder(trace)
+    first = example[0]
+    laid_out = preferred(
+        model, torch.empty((batch_size, *first.shape[1:]), dtype=first.dtype, device="meta")
+    )
     with _training_mode(model, phase == "train"), FakeTensorMode(allow_non_fake_inputs=True):
         fake_of: dict[int, nn.Parameter] = {}
         state: dict[str, torch.Tensor] = {}
@@ -217,6 +222,7 @@ def trace_step(
         buffers = {name: _fake_like(buffer) for name, buffer in model.named_buffers()}
         state.update(buffers)
         inputs = [torch.empty((batch_size, *t.shape[1:]), dtype=t.dtype) for t in example]
+        inputs[0] = laid_out(inputs[0])
         for tensor in [*state.values(), *inputs]:
             recorder.ignore(tensor)
 

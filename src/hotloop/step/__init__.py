@@ -3,11 +3,17 @@
 check         what must hold of model, loss and optimizer before the first step
 step          compile_step, and the choice between the compiled and the plain path
 capture       the whole step as one graph
+chunk         the gradients of a part of a batch
 updates       optimizer rules in that graph
 operators     hotloop's own operators, and the passes that put them there
 graph_file    a graph as plain values
 compile_worker  the process that compiles
 program       compiled code: load, bind, run one step or many
+operations    where the time goes: products and convolutions, timed alone
+cuda          the step on a GPU, captured in a CUDA graph
+precision     precision auto: a probe on copies
+pooling       max pooling and its relu as two operators
+routes        which kernel makes each matrix product, by measurement
 compiled      a compiled step bound to a model and an optimizer
 accumulator   GradientAccumulator
 kernels/      matrix products with the update fused in; the loop over steps (C++)

@@ -18,7 +18,8 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from . import image_layout, operators, pooling
+from ..memory.image_layout import preferred
+from . import operators, pooling
 from .chunk import Part, hand_over, parts_of
 from .updates import Update
 
@@ -66,7 +67,7 @@ class _Flat(nn.Module):
 
     def __init__(self, model: nn.Module, loss_fn: LossFn, autocast: bool, x: torch.Tensor) -> None:
         super().__init__()
-        self._laid_out = image_layout.preferred(model, x)
+        self._laid_out = preferred(model, x)
         self._call = (model, loss_fn)  # A tuple: not registered, so not traced as a submodule.
         self._autocast = autocast
         self._names: dict[str, str] = {}

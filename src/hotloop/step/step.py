@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ..errors import ModelError, RunError
+from ..memory.image_layout import preferred
 from ..plan import Plan
 from .check import check_parts
 from .compiled import CompiledStep, try_compiled
 from .cuda import CudaStep, try_cuda
-from .image_layout import preferred
 from .operations import Operation
 from .precision import Batches, probe
 from .program import has_compiled_steps

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..data import GlobalSampler, PackedDataset, Prefetcher
 from ..memory import MemoryPool
-from ..step.image_layout import preferred
+from ..memory.image_layout import preferred
 from ..step.step import LossFn
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import hotloop
+from hotloop.memory.image_layout import adjacent, preferred
 from hotloop.memory.native import has_compiler
 from hotloop.plan import Plan
-from hotloop.step.image_layout import adjacent, preferred
 
 
 class Viewing(nn.Module):
