@@ -40,6 +40,8 @@ FLAGS = {
     "--precision": "step.precision",
     "--num-workers": "parallel.num_workers",
     "--chunk-size": "parallel.chunk_size",
+    "--executor": "parallel.executor",
+    "--max-restarts": "parallel.max_restarts",
     "--steal-threshold": "parallel.steal_threshold",
     "--hang-s": "parallel.hang_s",
 }

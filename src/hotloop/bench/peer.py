@@ -79,11 +79,11 @@ def _hotloop(model: Any, x: Any, y: Any, setup: Any, say: Any, wanted: Any) -> N
         "step.compile": "always",
         "step.precision": setup["precision"],
     }
+    workers = setup["workers"]
     if setup["peer"].startswith("workers-"):
-        knobs |= {
-            "cpu.thread_affinity": "compact",
-            "parallel.num_workers": int(setup["peer"].removeprefix("workers-")),
-        }
+        workers = int(setup["peer"].removeprefix("workers-"))
+    if workers is not None:
+        knobs |= {"cpu.thread_affinity": "compact", "parallel.num_workers": workers}
     plan = Plan().replace(knobs)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, plan=plan)

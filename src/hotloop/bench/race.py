@@ -34,6 +34,7 @@ def race_training(
     rounds: int = 5,
     threads: int | None = None,
     precision: str = "float32",
+    workers: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Race:
     """Train ``model`` with each peer, epoch by epoch in turn, on the same batches of MNIST.
@@ -46,7 +47,7 @@ def race_training(
             on K workers) and ``ddp-K`` (DistributedDataParallel on K processes).
         rounds: measured epochs of each peer.
         threads: of each peer; ``None``: the usable CPUs.
-        precision: of hotloop's step.
+        precision: of hotloop's step. workers: of ``hotloop``; ``None``: one step with all threads.
         say: told what is going on.
     """
     import numpy
@@ -72,13 +73,14 @@ def race_training(
         del x, y
         setup = {
             "model": model, "folder": name, "batch_size": batch_size, "threads": threads,
-            "precision": precision, "epochs": rounds + 1,
+            "precision": precision, "workers": workers, "epochs": rounds + 1,
         }  # fmt: skip
         timings = _run(list(peers), setup, rounds, say)
     return Race(
         model, num_samples, batch_size, threads, timings, *floors,
         {"machine": machine.to_dict()["cpu_model"], "fingerprint": machine.fingerprint(),
-         "precision": precision, "versions": _versions(), "data": dataset.description},
+         "precision": precision, "workers": workers, "versions": _versions(),
+         "data": dataset.description},
     )  # fmt: skip
 
 

@@ -40,6 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--precision", default="float32", choices=("float32", "bfloat16", "auto"), help="of hotloop"
     )
     parser.add_argument(
+        "--num-workers", type=int, metavar="N", help="hotloop data-parallel on N workers"
+    )
+    parser.add_argument(
         "--guide", action="store_true", help="the guide's table: hotloop at three sizes"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(
                 f"--models must be of {', '.join(_MODELS)}", got=model, next_step="--models small"
             )
-    for name in ("num_samples", "batch_size", "rounds", "num_threads"):
+    for name in ("num_samples", "batch_size", "rounds", "num_threads", "num_workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1", got=value)
@@ -80,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     races = [
         race_training(
             model, peers, num_samples=size, batch_size=args.batch_size, rounds=args.rounds,
-            threads=args.num_threads, precision=args.precision,
+            threads=args.num_threads, precision=args.precision, workers=args.num_workers,
             say=lambda line: print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
             if sys.stderr.isatty() else None,
         )

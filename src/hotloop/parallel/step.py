@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from ..step.operations import Operation
 from ..step.step import TrainStep
 from ..units import MIB
 from .balance import LoadBalancer, WorkerStats
+from .processes import ProcessTeam
 from .team import Team, WorkerHangs
 
 # Weights beyond this come from memory for every chunk: larger chunks read them less often.
@@ -149,7 +152,10 @@ class ParallelStep(TrainStep):
 
     def _new_team(self) -> Team:
         cpus = self.cpus or ()
-        return Team(
+        kind: Callable[..., Team] = Team
+        if self.config.executor == "processes":
+            kind = functools.partial(ProcessTeam, max_restarts=self.config.max_restarts)
+        return kind(
             self.model,
             self.loss_fn,
             self.optimizer,

@@ -214,10 +214,10 @@ class Team:
         rows = [stats[at : at + 5] for at in range(0, len(stats), 5)]
         return losses, [LaneStats(c, s, b / 1e9, w / 1e9, u / 1e9) for c, s, b, w, u in rows]
 
-    def inject_fault(self, worker: int, *, sleep_s: float | None = None) -> None:
-        """For tests: the worker's next chunk fails, or sleeps first."""
+    def inject_fault(self, number: int, *, sleep_s: float | None = None) -> None:
+        """For tests: the next chunk of worker ``number`` fails, or sleeps first."""
         self._library.hotloop_team_fault(
-            self._handle, worker, 1 if sleep_s is None else 2, ctypes.c_double(sleep_s or 0.0)
+            self._handle, number, 1 if sleep_s is None else 2, ctypes.c_double(sleep_s or 0.0)
         )
 
     def close(self) -> None:

@@ -288,6 +288,9 @@ class ParallelConfig:
             are the same to the last bit for any number of workers.
         chunk_size: samples of a part; another size adds in another order. ``None``: 16, or 32 where
             weights are larger than 16 MiB, halved until it divides the batch.
+        executor: ``"threads"``, or ``"processes"``: slower, but a worker that crashes is started
+            anew and the run goes on.
+        max_restarts: of such processes in a run, before it is given up.
         steal_threshold: chunks a worker must have left for an idle one to take one of them.
         hang_s: a worker that runs a chunk for longer is given up; 0: never.
 
@@ -301,6 +304,12 @@ class ParallelConfig:
     chunk_size: int | None = knob(
         None, help="samples that a worker runs at a time", parse=parse_int, metavar="N"
     )
+    executor: Literal["threads", "processes"] = knob(
+        "threads", help="workers are threads or processes", parse=str, metavar="KIND"
+    )
+    max_restarts: int = knob(
+        10, help="restarts of worker processes in a run", parse=parse_int, metavar="N"
+    )
     steal_threshold: int = knob(
         1, help="chunks left from which an idle worker takes one", parse=parse_int, metavar="N"
     )
@@ -313,6 +322,8 @@ class ParallelConfig:
             value = getattr(self, name)
             if value is not None or name == "steal_threshold":
                 require_int(name, value, at_least=1, flag=f"--{name.replace('_', '-')}")
+        require_int("max_restarts", self.max_restarts, at_least=0, flag="--max-restarts")
+        require_choice("executor", self.executor, ("threads", "processes"))
         numeric = isinstance(self.hang_s, int | float) and not isinstance(self.hang_s, bool)
         if not numeric or not math.isfinite(self.hang_s) or self.hang_s < 0:
             raise PlanError(

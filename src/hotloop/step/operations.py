@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils.flop_counter import conv_backward_flop, conv_flop_count
+from torch.utils.flop_counter import conv_flop_count
 
 from ..machine.threads import num_threads as threads_set
 from .operators import GEMM_UPDATES
@@ -112,15 +112,10 @@ class _Timed:
         if self.kind == "product and update":
             m, k, n = self.sizes[:3]
             return int(2 * m * k * n)
-        x, w, grad, _, _, _, transposed, _, groups, mask = self.sizes
-        if self.kind == "convolution":
-            return int(conv_flop_count(list(x), list(w), list(grad), transposed=transposed))
-        return int(
-            conv_backward_flop(
-                grad, x, w, None, None, None, None, transposed, None, groups, mask,
-                out_shape=(x, w, None),
-            )
-        )  # fmt: skip
+        x, w, out, _, _, _, transposed, *_, mask = self.sizes
+        forward = conv_flop_count(list(x), list(w), list(out), transposed=transposed)
+        # Backwards: one such product for the gradient of the image, one for the weight's.
+        return int(forward) * (sum(mask[:2]) if self.kind == "convolution backward" else 1)
 
     def text(self) -> str:
         if self.kind == "product and update":

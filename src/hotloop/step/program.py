@@ -165,14 +165,15 @@ class Program:
         self,
         x: torch.Tensor,
         y: torch.Tensor,
-        tables: torch.Tensor,
+        tables: torch.Tensor | None,
         steps: int = 1,
     ) -> torch.Tensor:
         """Run ``steps`` steps; batch i is rows ``[i*rows, (i+1)*rows)`` of x and y.
 
         Args:
             x, y: ``[steps * rows, ...]``.
-            tables: float64 ``[steps, ...]`` as ``control``.
+            tables: ``[steps, ...]``, each like ``control``, which it overwrites before its step;
+                ``None``: ``control`` stays.
 
         Returns:
             The losses, float32 ``[steps]``.
@@ -192,9 +193,9 @@ class Program:
             ctypes.c_int64(rows * x.stride(0) * x.element_size()),
             ctypes.c_int64(rows * y.stride(0) * y.element_size()),
             ctypes.c_int64(steps),
-            ctypes.c_void_p(tables.data_ptr()),
+            ctypes.c_void_p(None if tables is None else tables.data_ptr()),
             ctypes.c_void_p(self._control.data_ptr()),
-            ctypes.c_int64(self._control.numel()),
+            ctypes.c_int64(self._control.nbytes),
             ctypes.c_void_p(losses.data_ptr()),
             self._counters,
             ctypes.c_int64(len(self._steps)),

@@ -313,8 +313,8 @@ EXPORT void hotloop_set_threads(int32_t count) { threads = count; }
 // Before step i, row i of `tables` is copied to `control`. Losses go to `losses`; counters[j], the
 // optimizer's float step counts, grow by one a step.
 EXPORT int hotloop_program_run(void* opened, const int64_t* batch, int64_t x_step, int64_t y_step,
-                               int64_t steps, const double* tables, double* control,
-                               int64_t table_doubles, float* losses, float** counters,
+                               int64_t steps, const char* tables, char* control,
+                               int64_t table_bytes, float* losses, float** counters,
                                int64_t num_counters) {
   auto* program = static_cast<Program*>(opened);
   const size_t fixed = program->bound.size();
@@ -323,7 +323,7 @@ EXPORT int hotloop_program_run(void* opened, const int64_t* batch, int64_t x_ste
   const int64_t* second = batch + described.size();
   std::vector<int64_t> described_y(second, second + 3 + 2 * second[2]);
   for (int64_t i = 0; i < steps; ++i) {
-    if (tables) std::memcpy(control, tables + i * table_doubles, table_doubles * sizeof(double));
+    if (tables) std::memcpy(control, tables + i * table_bytes, table_bytes);
     for (size_t j = 0; j < fixed; ++j)
       TRY(aoti_torch_new_tensor_handle(program->bound[j], &inputs[j]));
     int error = 0;

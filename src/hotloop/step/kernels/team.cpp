@@ -411,7 +411,7 @@ EXPORT int hotloop_team_bind(void* opened, int32_t chunks, const int64_t* tensor
   team->weights.assign(weights, weights + num_weights);
   team->buffers.assign(buffers, buffers + num_buffers);
   team->shares.assign(shares, shares + chunks);
-  team->chunk_losses.assign(chunks, 0);
+  team->chunk_losses.resize(chunks);
   team->failed.assign(chunks, 0);
   return 0;
 }
@@ -423,6 +423,12 @@ EXPORT void hotloop_team_balance(void* opened, const int32_t* quota, int32_t ste
   team->quota.assign(quota, quota + team->workers);
   team->steal_threshold = steal_threshold;
   team->hang_ns = int64_t(hang_s * 1e9);
+}
+
+// Losses of chunks that ran elsewhere: with no quota, a step is the update alone.
+EXPORT void hotloop_team_losses(void* opened, const float* losses) {
+  auto* team = static_cast<Team*>(opened);
+  std::copy(losses, losses + team->chunk_losses.size(), team->chunk_losses.begin());
 }
 
 EXPORT void hotloop_team_fault(void* opened, int32_t worker, int32_t kind, double seconds) {

@@ -1,0 +1,296 @@
+"""``ProcessTeam``: workers that are processes, so that one that crashes takes nobody with it.
+
+Weights, buffers, batch and what chunks hand over lie in one shared block, of which there is one
+copy. Workers only write what their chunk hands over; sums and updates are made by threads of the
+trainer's process, as in ``Team``, when all chunks of a step are there. A worker that dies or hangs
+is ended and started anew, and its chunk run again: nothing of a step counts before it is whole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import multiprocessing
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing import connection as connections
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+import torch
+
+from ..errors import RunError
+from ..step.program import compiled_path
+from . import shared, worker
+from .team import LaneStats, Team
+
+# A process needs so long at most to start.
+_START_S = 120.0
+
+
+class _Process:
+    """One worker's process, its pipe, and the chunk it is at."""
+
+    def __init__(self, context: Any, job: worker.Job) -> None:
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=worker.main, args=(theirs, job), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.chunk: int | None = None
+        self.since_s = time.monotonic()
+        self.ready = False
+
+    def send(self, number: int) -> bool:
+        """Whether the worker could be told."""
+        try:
+            self.pipe.send_bytes(worker.REQUEST.pack(number))
+        except OSError:
+            return False
+        return True
+
+    def end(self) -> None:
+        """At once, and for certain."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+class ProcessTeam(Team):
+    """As ``Team``, with ``num_workers`` processes for the chunks and as many threads for updates.
+
+    Parameters and buffers of the model move into the shared block; they stay the same objects.
+
+    Args:
+        max_restarts: of all workers together, before the run is given up.
+        Others: those of ``Team``.
+    """
+
+    def __init__(self, *parts: Any, max_restarts: int = 10, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        x, y = parts[3:5]
+        self.max_restarts, self.restarts = max_restarts, 0
+        self._cpus: Sequence[int] = options.get("cpus") or ()
+        self._context = multiprocessing.get_context("forkserver")
+        # Forked from a process that has imported torch but never run it: ready in milliseconds.
+        self._context.set_forkserver_preload(["hotloop.parallel.worker"])
+        self._processes: list[_Process] = []
+        self._batch = [
+            torch.empty_strided(
+                (self.num_chunks * len(t), *t.shape[1:]), t.stride(), dtype=t.dtype, device="meta"
+            )
+            for t in (x, y)
+        ]
+        self._faults: deque[tuple[int, int]] = deque()
+        self._addresses: list[int] = []
+        self._descriptor: int | None = None
+
+    def run(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        steps: int = 1,
+        rates: list[list[float]] | None = None,
+    ) -> tuple[torch.Tensor, list[LaneStats]]:
+        """See ``Team.run``.
+
+        Raises:
+            RunError: more than ``max_restarts`` restarts.
+        """
+        self._share_memory()
+        total = [[0, 0, 0.0, 0.0, 0.0] for _ in range(self.num_workers)]
+        self._rebind()
+        losses = []
+        rows = len(x) // steps
+        for step in range(steps):
+            part = slice(step * rows, (step + 1) * rows)
+            images, targets = self._views
+            images.copy_(x[part])
+            targets.copy_(y[part])
+            found = self._run_chunks(total)
+            self._library.hotloop_team_losses(
+                self._handle, (ctypes.c_float * self.num_chunks)(*found)
+            )
+            made, stats = super().run(
+                images, targets, 1, None if rates is None else rates[step : step + 1]
+            )
+            losses.append(made)
+            for row, lane in zip(total, stats, strict=True):
+                row[4] += lane.update_s
+        return torch.cat(losses), [LaneStats(int(c), int(s), b, w, u) for c, s, b, w, u in total]
+
+    def balance(self, quota: Sequence[int]) -> None:
+        """See ``Team.balance``; the threads begin with none."""
+        super().balance(quota)
+        none = (ctypes.c_int32 * self.num_workers)()
+        self._library.hotloop_team_balance(
+            self._handle, none, ctypes.c_int32(1), ctypes.c_double(0.0)
+        )
+
+    def inject_fault(self, number: int, *, sleep_s: float | None = None) -> None:
+        """For tests: the worker dies before its next chunk, or never comes back."""
+        self._faults.append((number, worker.DIE if sleep_s is None else worker.SLEEP))
+
+    def pids(self) -> list[int]:
+        """Process numbers of the workers; none before the first step."""
+        return [p.process.pid for p in self._processes]
+
+    def close(self) -> None:
+        """End processes and threads. Twice is allowed."""
+        for process in getattr(self, "_processes", []):
+            process.end()
+        self._processes = []
+        descriptor, self._descriptor = getattr(self, "_descriptor", None), None
+        if descriptor is not None:
+            os.close(descriptor)
+        super().close()
+
+    def _share_memory(self) -> None:
+        """Move into the block what is not there: the first time, or when a parameter was moved."""
+        owned = [*self.weights, *self.captured.frozen, *self.captured.buffers]
+        if self._processes and [t.data_ptr() for t in owned] == self._addresses:
+            return
+        for process in self._processes:
+            process.end()
+        slots = [slot for mine in self._slots for slot in mine]
+        found, num_bytes = shared.places([*owned, *slots, *self._copies, self._share, *self._batch])
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = shared.create(num_bytes)
+        block = shared.opened(self._descriptor, num_bytes)
+        views = iter([place.view(block) for place in found])
+        with torch.no_grad():
+            for tensor in owned:
+                tensor.data = next(views).copy_(tensor)
+            self._slots = [[next(views) for _ in mine] for mine in self._slots]
+            self._copies = [next(views) for _ in self._copies]
+            self._share = next(views).copy_(self._share)
+            self._views = list(views)
+        self._addresses = [t.data_ptr() for t in owned]
+        fixed, changed = len(self.weights) + len(self.captured.frozen), len(self.captured.buffers)
+        self._job = self._describe(found, fixed, changed, len(slots), num_bytes)
+        self._processes = [self._start(number) for number in range(self.num_workers)]
+
+    def _describe(
+        self,
+        found: list[shared.Place],
+        num_fixed: int,
+        num_buffers: int,
+        num_slots: int,
+        num_bytes: int,
+    ) -> worker.Job:
+        """The job, but for its descriptor and CPU."""
+        at = iter(found)
+        fixed = [next(at) for _ in range(num_fixed)]
+        buffers = [next(at) for _ in range(num_buffers)]
+        slots = [next(at) for _ in range(num_slots)]
+        copies = [next(at) for _ in range(num_buffers)]
+        control, *batch = at
+        of_chunks = []
+        for chunk in range(self.num_chunks):
+            own = [
+                shared.Place(
+                    copy.offset + chunk * copy.stride[0] * copy.dtype.itemsize,
+                    value.shape,
+                    value.stride,
+                    value.dtype,
+                )
+                for copy, value in zip(copies, buffers, strict=True)
+            ]
+            of_chunks.append([*own, *(slot.part(chunk, 1)[0] for slot in slots)])
+        x, y = (place.part(0, self.num_chunks, rows=True) for place in batch)
+        path = str(compiled_path(self.captured, 1))
+        return worker.Job(path, None, num_bytes, fixed, buffers, of_chunks, control, x, y, None)
+
+    def _start(self, number: int) -> _Process:
+        cpu = self._cpus[number % len(self._cpus)] if self._cpus else None
+        assert self._descriptor is not None
+        job = dataclasses.replace(self._job, block=DupFd(self._descriptor), cpu=cpu)
+        return _Process(self._context, job)
+
+    def _run_chunks(self, total: list[list[Any]]) -> list[float]:
+        """Every chunk of the batch in the block; their losses."""
+        begin, queues = 0, []
+        for count in self.quota:
+            queues.append(deque(range(begin, begin + count)))
+            begin += count
+        losses: dict[int, float] = {}
+        while self._faults:
+            number, kind = self._faults.popleft()
+            self._processes[number].send(kind)
+        while len(losses) < self.num_chunks:
+            for number, process in enumerate(self._processes):
+                if process.ready and process.chunk is None:
+                    self._give(number, process, queues, total)
+            for number in self._wait():
+                self._hear(number, queues, losses, total)
+        return [losses[chunk] for chunk in range(self.num_chunks)]
+
+    def _give(
+        self, number: int, process: _Process, queues: list[deque[int]], total: list[list[Any]]
+    ) -> None:
+        """The worker's next chunk, or the last one of whoever has most."""
+        own = queues[number]
+        if own:
+            process.chunk = own.popleft()
+        else:
+            most = max(queues, key=len)
+            if len(most) < self.steal_threshold:
+                return
+            process.chunk = most.pop()
+            total[number][1] += 1
+        process.since_s = time.monotonic()
+        process.send(process.chunk)  # Where that fails, the pipe says so when it is heard.
+
+    def _wait(self) -> list[int]:
+        """Numbers of the workers that answered, died or hang; waits for the first."""
+        now = time.monotonic()
+        limits = [
+            p.since_s + (_START_S if not p.ready else self.hang_s or _START_S) - now
+            for p in self._processes
+            if p.chunk is not None or not p.ready
+        ]
+        heard = connections.wait(
+            [p.pipe for p in self._processes], max(0.0, min(limits, default=_START_S))
+        )
+        now = time.monotonic()
+        return [
+            number
+            for number, p in enumerate(self._processes)
+            if p.pipe in heard
+            or (p.chunk is not None and self.hang_s and now - p.since_s > self.hang_s)
+            or (not p.ready and now - p.since_s > _START_S)
+        ]
+
+    def _hear(
+        self,
+        number: int,
+        queues: list[deque[int]],
+        losses: dict[int, float],
+        total: list[list[Any]],
+    ) -> None:
+        process = self._processes[number]
+        try:
+            if not process.pipe.poll():
+                raise TimeoutError
+            chunk, loss = worker.ANSWER.unpack(process.pipe.recv_bytes())
+        except (EOFError, OSError):  # TimeoutError is one: dead, or as good as dead.
+            process.end()
+            self.restarts += 1
+            if self.restarts > self.max_restarts:
+                raise RunError(
+                    f"workers must not need more than {self.max_restarts} restarts",
+                    next_step="look for what kills them; raise parallel.max_restarts",
+                ) from None
+            if process.chunk is not None:
+                queues[number].appendleft(process.chunk)
+            self._processes[number] = self._start(number)
+            return
+        if chunk == worker.END:
+            process.ready = True
+            return
+        losses[chunk] = loss
+        total[number][0] += 1
+        total[number][2] += time.monotonic() - process.since_s
+        process.chunk = None
