@@ -1,6 +1,7 @@
 """Data-parallel training on one machine: chunks of a batch on workers that share the weights.
 
 team          threads that run chunks and update their share of the weights
+processes     the same with processes; shared: the memory they share; worker: what one runs
 step          ParallelStep: a train step on a team; what to do when a worker hangs
 balance       LoadBalancer, WorkerStats, BatchSizeAdjuster: how many chunks each worker begins with
 synchronizer  GradientSynchronizer: the weighted sum of gradients, for loops of one's own
