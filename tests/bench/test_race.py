@@ -102,4 +102,4 @@ def test_workers_against_ddp_for_real(capsys, tmp_path):
     losses = {t["peer"]: t["losses"][1] for t in document["timings"]}
     assert all(loss == pytest.approx(losses["hotloop"], rel=0.02) for loss in losses.values())
     printed = capsys.readouterr().out
-    assert "256 workers, batch 16,384, simulated" in printed
+    assert "256 workers, batch" in printed

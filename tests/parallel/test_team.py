@@ -13,6 +13,7 @@ from torch import nn
 from hotloop import DataParallelTrainer, InputError, Plan, RunError, Trainer
 from hotloop.memory import native
 from hotloop.parallel import ParallelStep
+from hotloop.parallel.step import default_chunk_size
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
@@ -240,3 +241,10 @@ def test_what_cannot_be_cut_takes_the_plain_path() -> None:
     assert step(x[:27], y[:27]).item() > 0
     off = plan(2).replace({"step.compile": "off"})
     assert ParallelStep(model, CROSS, optimizer, x, y, off).reason == "compile is off in the plan"
+
+
+@pytest.mark.parametrize(
+    ("batch", "cpus", "size"), [(64, 2, 32), (64, 8, 8), (64, 64, 4), (4096, 8, 32), (27, 2, 1)]
+)
+def test_the_default_chunk(batch: int, cpus: int, size: int) -> None:
+    assert default_chunk_size(batch, cpus) == size

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
 from ..errors import RunError
 from ..machine import Machine
-from ..machine.affinity import pinned
 from ..machine.threads import num_threads
 from ..plan import ParallelConfig, Plan
 from ..step.capture import LossFn, NotCapturable
 from ..step.operations import Operation
 from ..step.step import TrainStep
-from ..units import MIB
 from .balance import LoadBalancer, WorkerStats
 from .processes import ProcessTeam
 from .team import Team, WorkerHangs
 
-# Weights beyond this come from memory for every chunk: larger chunks read them less often.
-_CACHED_WEIGHTS_BYTES = 16 * MIB
-_SMALL_CHUNK, _LARGE_CHUNK = 16, 32
+_LARGEST_CHUNK, _SMALLEST_CHUNK = 32, 4
 # A team that was given up: a thread that hangs may still write there.
 _ABANDONED: list[Team] = []
 
 
-def default_chunk_size(model: nn.Module, batch_size: int) -> int:
-    """Samples of a chunk: a function of model and batch alone, so that results are too."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    size = _SMALL_CHUNK if weights <= _CACHED_WEIGHTS_BYTES else _LARGE_CHUNK
-    while size > 1 and batch_size % size:
+def default_chunk_size(batch_size: int, usable_cpus: int) -> int:
+    """Samples of a chunk: one chunk for each CPU, but 4 to 32 samples, and dividing the batch.
+
+    It does not depend on the number of workers, so that results do not either. Larger chunks make
+    better use of a core: each reads all the weights.
+    """
+    size = _LARGEST_CHUNK
+    while size > _SMALLEST_CHUNK and batch_size < size * usable_cpus:
+        size //= 2
+    while batch_size % size:
         size //= 2
     return size
 
@@ -81,8 +84,10 @@ class ParallelStep(TrainStep):
         )
         self.config: ParallelConfig = plan.parallel
         self.num_workers = plan.parallel.num_workers or 1
-        self.cpus = plan.cpu.thread_affinity.cpus(machine or Machine.probe(), self.num_workers)
-        self.chunk_size = plan.parallel.chunk_size or default_chunk_size(model, len(x))
+        machine = machine or Machine.probe()
+        self.cpus = plan.cpu.thread_affinity.cpus(machine, self.num_workers)
+        default = default_chunk_size(len(x), machine.usable_cpus)
+        self.chunk_size = plan.parallel.chunk_size or default
         self.num_chunks = len(x) // self.chunk_size
         self.faults: list[str] = []
         self._example = (x[: self.chunk_size], y[: self.chunk_size])
@@ -183,7 +188,7 @@ class ParallelStep(TrainStep):
             part = slice(done * size, steps * size)
             left = None if rates is None else rates[done:]
             try:
-                with pinned(self.cpus[:1]) if self.cpus else num_threads(torch.get_num_threads()):
+                with _here(self.cpus):
                     made, stats = self._team.run(x[part], y[part], steps - done, left)
             except WorkerHangs as hang:
                 losses.append(hang.losses[: hang.steps_done])
@@ -220,3 +225,19 @@ class ParallelStep(TrainStep):
         self.num_workers -= 1
         self._team = self._new_team()
         self.balancer = LoadBalancer(self.num_workers, self.num_chunks)
+
+
+@contextlib.contextmanager
+def _here(cpus: Sequence[int] | None) -> Iterator[None]:
+    """The calling thread, worker 0, on the first CPU; only this thread, and only for a call."""
+    if not cpus:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, {cpus[0]})
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, before)

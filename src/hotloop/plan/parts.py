@@ -286,8 +286,8 @@ class ParallelConfig:
         num_workers: threads of one core each that share a batch and one copy of the weights;
             ``None``: none, one step with ``cpu.num_threads`` threads inside each operation. Results
             are the same to the last bit for any number of workers.
-        chunk_size: samples of a part; another size adds in another order. ``None``: 16, or 32 where
-            weights are larger than 16 MiB, halved until it divides the batch.
+        chunk_size: samples of a part; another size adds in another order. ``None``: one part for
+            each usable CPU, but 4 to 32 samples, halved until it divides the batch.
         executor: ``"threads"``, or ``"processes"``: slower, but a worker that crashes is started
             anew and the run goes on.
         max_restarts: of such processes in a run, before it is given up.

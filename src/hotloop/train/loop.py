@@ -15,6 +15,7 @@ from torch import nn
 
 from ..data import GlobalSampler, PackedDataset, Prefetcher
 from ..errors import DivergedError
+from ..machine.threads import num_threads
 from ..memory import BatchBuffer, MemoryPool
 from ..plan import Plan
 from ..step import TrainStep
@@ -199,14 +200,15 @@ class TrainLoop:
         state = self.state
         result: Evaluation | None = None
         if self.validation is not None:
-            result = evaluate(
-                self.model,
-                self.step.loss_fn,
-                self.validation,
-                self.pool,
-                batch_size=self.identity.batch_size,
-                queue_size=self.plan.cpu.queue_size,
-            )
+            with num_threads(self.plan.parallel.num_workers or self.num_threads):
+                result = evaluate(
+                    self.model,
+                    self.step.loss_fn,
+                    self.validation,
+                    self.pool,
+                    batch_size=self.identity.batch_size,
+                    queue_size=self.plan.cpu.queue_size,
+                )
             self.watch.lap("evaluate")
         accuracy = result.accuracy if result else None
         state.finish_epoch(
