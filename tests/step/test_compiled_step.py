@@ -281,3 +281,32 @@ def test_what_cannot_be_captured_trains_on_the_plain_path(make, reason):
     assert reason in step.reason
     before = step(x, y)
     assert step(x, y) < before
+
+
+def test_operations_tell_where_the_time_goes():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(128, 10)
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    x, y = torch.randn(16, 1, 8, 8), torch.randint(0, 10, (16,))
+    plan = hotloop.Plan().replace({"step.compile": "always"})
+    step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x, y), plan)
+    found = {}
+    for work in step.operations():
+        row = work.to_dict(step_s=1.0, ceiling_flop_per_s=1e12)
+        found[row["kind"], row["shape"]] = row
+        assert row["s"] > 0
+        assert row["time_share"] == row["count"] * row["s"]
+        assert row["share_of_ceiling"] == row["flop_per_s"] / 1e12
+        assert row["candidates_s"][row["kernel"]] == row["s"]
+    flop = {key: row["flop_per_s"] * row["s"] for key, row in found.items()}
+    image = "[16, 4, 6, 6] by [8, 4, 3, 3]"
+    one = 2 * 16 * 8 * 16 * 4 * 9
+    assert flop["convolution", image] == pytest.approx(one)
+    assert flop["convolution backward", image] == pytest.approx(2 * one)
+    # The gradient of the first image is nobody's.
+    first = "[16, 1, 8, 8] by [4, 1, 3, 3]"
+    assert flop["convolution backward", first] == pytest.approx(flop["convolution", first])
+    assert flop["product and update", "10 x 16 x 128"] == pytest.approx(2 * 10 * 16 * 128)
+    assert flop["product", "16 x 128 x 10 nt"] == pytest.approx(2 * 16 * 128 * 10)
