@@ -248,3 +248,22 @@ def test_what_cannot_be_cut_takes_the_plain_path() -> None:
 )
 def test_the_default_chunk(batch: int, cpus: int, size: int) -> None:
     assert default_chunk_size(batch, cpus) == size
+
+
+def test_calls_of_different_lengths_one_after_the_other() -> None:
+    """A worker that leaves a call late must not take the next call's length for its own."""
+    x, y = data()
+    results = []
+    for workers in (1, 3):
+        model, optimizer = built(perceptron)
+        step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(workers))
+        losses = []
+        for number in range(400):
+            steps = 1 + number % 5
+            made = step.many(x[: steps * BATCH], y[: steps * BATCH], steps)
+            assert made is not None
+            losses += made.tolist()
+        results.append((losses, dict(model.state_dict())))
+        step.close()
+    assert results[0][0] == results[1][0]
+    assert same(*(weights for _, weights in results))

@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from multiprocessing import connection as connections
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 import torch
@@ -201,12 +200,13 @@ class ProcessTeam(Team):
             of_chunks.append([*own, *(slot.part(chunk, 1)[0] for slot in slots)])
         x, y = (place.part(0, self.num_chunks, rows=True) for place in batch)
         path = str(compiled_path(self.captured, 1))
-        return worker.Job(path, None, num_bytes, fixed, buffers, of_chunks, control, x, y, None)
+        return worker.Job(path, "", num_bytes, fixed, buffers, of_chunks, control, x, y, None)
 
     def _start(self, number: int) -> _Process:
         cpu = self._cpus[number % len(self._cpus)] if self._cpus else None
         assert self._descriptor is not None
-        job = dataclasses.replace(self._job, block=DupFd(self._descriptor), cpu=cpu)
+        block = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        job = dataclasses.replace(self._job, block=block, cpu=cpu)
         return _Process(self._context, job)
 
     def _run_chunks(self, total: list[list[Any]]) -> list[float]:

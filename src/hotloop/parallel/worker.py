@@ -9,7 +9,6 @@ import struct
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ class Job:
     """What a worker needs to know, all of it small.
 
     Attributes:
-        path: the compiled chunk. block: ``DupFd`` of the shared block, of ``num_bytes``.
+        path: the compiled chunk. block: path of the shared block, of ``num_bytes``.
         fixed: inputs that all chunks share; shared: buffers, which each chunk copies first.
         of_chunks: for each chunk, the copies and then the slots. control: last but x and y.
         x, y: of each chunk.
@@ -34,7 +33,7 @@ class Job:
     """
 
     path: str
-    block: Any
+    block: str
     num_bytes: int
     fixed: list[Place]
     shared: list[Place]
@@ -52,7 +51,10 @@ def main(connection: Connection, job: Job) -> None:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, {job.cpu})
     torch.set_num_threads(1)
-    block = opened(job.block.detach(), job.num_bytes)
+    # By its path, which costs the trainer nothing when this process dies on the way.
+    descriptor = os.open(job.block, os.O_RDWR)
+    block = opened(descriptor, job.num_bytes)
+    os.close(descriptor)
     shared = [place.view(block) for place in job.shared]
     control = job.control.view(block)
     programs, copies, batches = [], [], []

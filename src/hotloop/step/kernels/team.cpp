@@ -293,7 +293,9 @@ void assign(Team& team) {
 // What a worker does in one call; worker 0 is the caller. 0 done, 1 failed, 2 a worker hangs.
 int work(Team& team, int me, int64_t* steps_done) {
   Lane& lane = team.lanes[me];
-  for (int64_t step = 0; step < team.job.steps; ++step) {
+  // Read once: the caller may prepare its next call while the others leave this one's last meeting.
+  const int64_t steps = team.job.steps;
+  for (int64_t step = 0; step < steps; ++step) {
     run_chunks(team, me, step);
     int64_t began = now_ns();
     if (!meet(team, me == 0)) return 2;
