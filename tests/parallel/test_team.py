@@ -106,6 +106,26 @@ def test_the_same_bits_for_any_number_of_workers(case: str) -> None:
     alone[3].close()
 
 
+def test_gradients_that_a_plain_step_dropped_are_made_anew() -> None:
+    """A smaller batch takes the plain path, which frees the gradients that workers wrote to."""
+    model, optimizer = built(perceptron)
+    plain, its_optimizer = built(perceptron)
+    x, y = data()
+    step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(2), clip_norm=0.1)
+    assert step.path == "parallel"
+    for rows in (slice(0, BATCH), slice(BATCH, BATCH + 3), slice(2 * BATCH, 3 * BATCH)):
+        step(x[rows], y[rows])
+        its_optimizer.zero_grad()
+        CROSS(plain(x[rows]), y[rows]).backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        its_optimizer.step()
+        for mine, expected in zip(model.parameters(), plain.parameters(), strict=True):
+            assert mine.grad is not None
+            assert expected.grad is not None
+            assert torch.allclose(mine.grad, expected.grad, rtol=1e-4, atol=1e-6)
+    step.close()
+
+
 @pytest.mark.parametrize("case", ["adam", "momentum", "an optimizer of its own", "clipping"])
 def test_it_trains_as_pytorch_does(case: str) -> None:
     make, kind, limits = CASES[case]

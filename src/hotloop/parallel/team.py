@@ -232,22 +232,21 @@ class Team:
 
     def _rebind(self) -> None:
         """Hand over where everything lies, again where something was replaced."""
-        tensors = [*self.weights, *self.captured.frozen, *self.captured.buffers]
-        state = self.optimizer.state
-        now = (
-            id(state),
-            [t.data_ptr() for t in tensors],
-            [t.data_ptr() for w in self.weights for t in _tensors(state.get(w, {}))],
-        )
+        now = self._where()
         if now == self._bound:
             return
         with torch.no_grad():
             self._bind()
-        self._bound = (
-            id(self.optimizer.state),
-            now[1],
-            [t.data_ptr() for w in self.weights for t in _tensors(self.optimizer.state.get(w, {}))],
-        )
+        self._bound = self._where()  # Binding makes what is missing.
+
+    def _where(self) -> tuple[Any, ...]:
+        """Where the tensors lie that the threads read and write."""
+        state = self.optimizer.state
+        tensors = [*self.weights, *self.captured.frozen, *self.captured.buffers]
+        tensors += [t for w in self.weights for t in _tensors(state.get(w, {}))]
+        # A plain step in between drops the gradients, which the threads would still write to.
+        grads = [] if self.whole else [self.weights[n].grad for n in self.update.used]
+        return id(state), [None if t is None else t.data_ptr() for t in (*tensors, *grads)]
 
     def _bind(self) -> None:
         states: list[torch.Tensor] = []
