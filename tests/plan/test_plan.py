@@ -44,6 +44,8 @@ FLAGS = {
     "--max-restarts": "parallel.max_restarts",
     "--steal-threshold": "parallel.steal_threshold",
     "--hang-s": "parallel.hang_s",
+    "--host-shares": "parallel.host_shares",
+    "--host-timeout-s": "parallel.host_timeout_s",
 }
 
 counts = st.integers(1, 10**6)

@@ -1,16 +1,18 @@
-"""Data-parallel training on one machine: chunks of a batch on workers that share the weights.
+"""Data-parallel training: chunks of a batch on workers that share the weights; several machines.
 
 team          threads that run chunks and update their share of the weights
 processes     the same with processes; shared: the memory they share; worker: what one runs
 step          ParallelStep: a train step on a team; what to do when a worker hangs
 balance       LoadBalancer, WorkerStats, BatchSizeAdjuster: how many chunks each worker begins with
 synchronizer  GradientSynchronizer: the weighted sum of gradients, for loops of one's own
+hosts         Hosts: several machines under torchrun, one reduction between them
 simulate      what a number of workers of given speeds would do
 trainer       DataParallelTrainer
 """
 
 from .balance import BatchSizeAdjuster, LoadBalancer, WorkerStats
-from .step import ParallelStep
+from .hosts import Hosts, joined
+from .step import ParallelStep, default_chunk_size
 from .synchronizer import GradientSynchronizer
 from .trainer import DataParallelTrainer
 
@@ -18,7 +20,10 @@ __all__ = [
     "BatchSizeAdjuster",
     "DataParallelTrainer",
     "GradientSynchronizer",
+    "Hosts",
     "LoadBalancer",
     "ParallelStep",
     "WorkerStats",
+    "default_chunk_size",
+    "joined",
 ]

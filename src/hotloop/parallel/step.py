@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -17,7 +18,7 @@ from ..machine.threads import num_threads
 from ..plan import ParallelConfig, Plan
 from ..step.capture import LossFn, NotCapturable
 from ..step.operations import Operation
-from ..step.step import TrainStep
+from ..step.step import Between, TrainStep
 from .balance import LoadBalancer, WorkerStats
 from .processes import ProcessTeam
 from .team import Team, WorkerHangs
@@ -59,6 +60,7 @@ class ParallelStep(TrainStep):
         x, y: a batch as later calls will give it; only shapes, strides and dtypes count.
         plan: ``parallel``, ``cpu.thread_affinity`` and ``step.compile`` are used.
         machine: for placing workers; probed when ``None``.
+        between: see ``TrainStep``.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ParallelStep(TrainStep):
         clip_norm: float | None = None,
         clip_value: float | None = None,
         machine: Machine | None = None,
+        between: Between | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -81,6 +84,7 @@ class ParallelStep(TrainStep):
             micro_batch_size=plan.memory.micro_batch_size,
             clip_norm=clip_norm,
             clip_value=clip_value,
+            between=between,
         )
         self.config: ParallelConfig = plan.parallel
         self.num_workers = plan.parallel.num_workers or 1
@@ -119,7 +123,7 @@ class ParallelStep(TrainStep):
     @property
     def makes_many(self) -> bool:
         """Whether ``many`` works on batches of the captured shape."""
-        return self._team is not None and self._team.whole and not self._clips
+        return self._team is not None and self._team.whole and not self._partial
 
     @property
     def workers(self) -> list[WorkerStats]:
@@ -144,6 +148,15 @@ class ParallelStep(TrainStep):
         """Several steps in one call; see ``TrainStep``."""
         return self._on_team(x, y, steps, rates) if self.makes_many else None
 
+    def resize(self, num_chunks: int) -> None:
+        """Batches have so many chunks from now on."""
+        if num_chunks == self.num_chunks or self._team is None:
+            return
+        self._team.close()
+        self.num_chunks = num_chunks
+        self.balancer = LoadBalancer(self.num_workers, num_chunks)
+        self._team = self._new_team()
+
     def close(self) -> None:
         """End the workers; batches take the plain path from then on."""
         if self._team is not None:
@@ -152,8 +165,9 @@ class ParallelStep(TrainStep):
             self.reason = "the workers were ended"
 
     @property
-    def _clips(self) -> bool:
-        return self.clip_norm is not None or self.clip_value is not None
+    def _partial(self) -> bool:
+        """Whether something comes between the gradients and the update."""
+        return (self.clip_norm, self.clip_value, self.between) != (None, None, None)
 
     def _new_team(self) -> Team:
         cpus = self.cpus or ()
@@ -168,7 +182,7 @@ class ParallelStep(TrainStep):
             num_chunks=self.num_chunks,
             num_workers=self.num_workers,
             cpus=[cpus[w % len(cpus)] for w in range(self.num_workers)] if cpus else (),
-            whole=not self._clips,
+            whole=not self._partial,
             hang_s=self.config.hang_s,
             steal_threshold=self.config.steal_threshold,
         )
@@ -184,6 +198,7 @@ class ParallelStep(TrainStep):
         ):
             return None
         losses, done = [], 0
+        began_s = time.monotonic()
         while done < steps:
             part = slice(done * size, steps * size)
             left = None if rates is None else rates[done:]
@@ -200,6 +215,9 @@ class ParallelStep(TrainStep):
             for worker, row in enumerate(stats):
                 self.balancer.record(worker, **dataclasses.asdict(row))
             self._team.balance(self.balancer.balance_load())
+        if self.between is not None:
+            busy_s = time.monotonic() - began_s
+            losses = [self.between(losses[0][0], len(x), busy_s).reshape(1)]
         self._finish(self._team)
         return torch.cat(losses) if len(losses) > 1 else losses[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ class DataParallelTrainer:
             plan = plan.replace({"parallel.num_workers": self.machine.usable_cpus})
         self.plan = plan
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
-        self._clip = {"clip_norm": clip_norm, "clip_value": clip_value}
+        self._clip: dict[str, Any] = {"clip_norm": clip_norm, "clip_value": clip_value}
         self._step: ParallelStep | None = None
         # One thread that is worker 0: OpenMP keeps a set of threads for each thread that calls it.
         self._caller = ThreadPoolExecutor(1, thread_name_prefix="hotloop-worker-0")

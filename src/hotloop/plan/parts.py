@@ -293,6 +293,9 @@ class ParallelConfig:
         max_restarts: of such processes in a run, before it is given up.
         steal_threshold: chunks a worker must have left for an idle one to take one of them.
         hang_s: a worker that runs a chunk for longer is given up; 0: never.
+        host_shares: of several hosts: ``"measured"``: by the rates they show, so that the last bits
+            depend on them; ``"cpus"``: by their CPUs, the same in every run.
+        host_timeout_s: a host that does not answer for so long ends the run on all hosts.
 
     Raises:
         PlanError: a value breaks its rule.
@@ -316,6 +319,13 @@ class ParallelConfig:
     hang_s: float = knob(
         5.0, help="give a worker up after so many seconds; 0: never", parse=parse_float, metavar="S"
     )
+    host_shares: Literal["measured", "cpus"] = knob(
+        "measured", help="parts of hosts by: measured, cpus", parse=str, metavar="RULE"
+    )
+    host_timeout_s: float = knob(
+        300.0, help="give the run up when a host is silent for so long", parse=parse_float,
+        metavar="S",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "chunk_size", "steal_threshold"):
@@ -330,6 +340,15 @@ class ParallelConfig:
                 "hang_s must be a number of seconds, or 0 for never",
                 got=repr(self.hang_s),
                 next_step="set hang_s = 5 (--hang-s)",
+            )
+        require_choice("host_shares", self.host_shares, ("measured", "cpus"))
+        timeout = self.host_timeout_s
+        numeric = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if not numeric or not math.isfinite(timeout) or timeout <= 0:
+            raise PlanError(
+                "host_timeout_s must be a number of seconds above 0",
+                got=repr(timeout),
+                next_step="set host_timeout_s = 300 (--host-timeout-s)",
             )
 
 

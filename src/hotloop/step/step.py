@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from .precision import Batches, probe
 from .program import has_compiled_steps
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Called with loss, samples and seconds when gradients are there; gives the loss of all hosts.
+Between = Callable[[torch.Tensor, int, float], torch.Tensor]
 
 # A run of so many seconds on the plain path gains more than the 20 seconds that compiling takes.
 PAYS_BACK_S = 60.0
@@ -42,6 +45,7 @@ class TrainStep:
         path: ``"compiled"`` or ``"plain"``.
         reason: why this path.
         precision: ``"float32"``, or ``"bfloat16"`` for forward and backward.
+        between: called when the gradients are there, before they are clipped and used.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class TrainStep:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         precision: str = "float32",
+        between: Between | None = None,
     ) -> None:
         self.model = model
         self.loss_fn = loss_fn
@@ -62,6 +67,7 @@ class TrainStep:
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.precision = precision
+        self.between = between
         self.reason = "the compiled path was not asked for"
         self._compiled: CompiledStep | CudaStep | None = None
         self._layout_of: Any = None
@@ -113,8 +119,11 @@ class TrainStep:
             self.optimizer._opt_called = True  # type: ignore[attr-defined]
             return loss
         self.optimizer.zero_grad(set_to_none=True)
+        began_s = time.monotonic()
         micro = self.micro_batch_size or len(x)
-        if micro >= len(x):
+        if self.between is not None and len(x) == 0:
+            total = torch.zeros(())  # A last, smaller batch leaves this host nothing.
+        elif micro >= len(x):
             total = self._backward(x, y, 1.0, first=True)
         else:
             total = torch.zeros(())
@@ -123,6 +132,8 @@ class TrainStep:
             ):
                 weight = 1.0 if self._sums else len(part_x) / len(x)
                 total = total + self._backward(part_x, part_y, weight, first=number == 0)
+        if self.between is not None:
+            total = self.between(total, len(x), time.monotonic() - began_s)
         self._clip()
         self.optimizer.step()
         return total

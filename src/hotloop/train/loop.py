@@ -17,6 +17,7 @@ from ..data import GlobalSampler, PackedDataset, Prefetcher
 from ..errors import DivergedError
 from ..machine.threads import num_threads
 from ..memory import BatchBuffer, MemoryPool
+from ..parallel import Hosts
 from ..plan import Plan
 from ..step import TrainStep
 from .checkpoint import CheckpointStore
@@ -61,6 +62,7 @@ class TrainLoop:
     on_progress: Callable[[Progress], None] | None = None
     checkpoint: Path | None = None
     saved_step: int | None = None
+    hosts: Hosts | None = None
 
     def __post_init__(self) -> None:
         self.sampler = GlobalSampler(
@@ -95,7 +97,7 @@ class TrainLoop:
                 state.stopped = "epochs done"
             elif self.max_steps is not None and state.step >= self.max_steps:
                 state.stopped = "max steps reached"
-            elif self.stop.requested:
+            elif self._stopping:
                 state.stopped = "interrupted"
             else:
                 self._epoch()
@@ -110,6 +112,10 @@ class TrainLoop:
                 state.train_s += lap("data_wait")
                 x, y = buffer.rows()
                 count = len(x)
+                if self.hosts is not None:
+                    # Of all hosts: what is left of the epoch, or a whole batch.
+                    size = self.identity.batch_size
+                    count = min(size, self.dataset.num_samples - state.batch * size)
                 losses = self._steps(x, y)
                 release(buffer)
                 for loss in losses:
@@ -119,7 +125,7 @@ class TrainLoop:
                 self.samples_trained += count
                 state.train_s += lap("step")
                 self._show(losses[-1])
-                if self.stop.requested or state.step == self.max_steps:
+                if self._stopping or state.step == self.max_steps:
                     break
                 if state.batch < self.sampler.num_batches and self._save_is_due():
                     self._save()
@@ -128,7 +134,7 @@ class TrainLoop:
 
     def _batches(self, stack: contextlib.ExitStack) -> Iterator[BatchBuffer]:
         """Filled buffers of the epoch under way, each for one call of the step."""
-        if self.steps_per_call > 1:
+        if self.steps_per_call > 1 or self.hosts is not None:
             return self._filled_here()
         return iter(
             stack.enter_context(
@@ -150,8 +156,11 @@ class TrainLoop:
         for indices in self._chunks():
             buffer = self.pool.acquire()
             assert buffer is not None
+            if self.hosts is not None:
+                indices = self.hosts.part(indices)
             buffer.num_rows = len(indices)
-            self.dataset.gather(indices, *buffer.rows(), epoch=epoch, training=True)
+            if len(indices):
+                self.dataset.gather(indices, *buffer.rows(), epoch=epoch, training=True)
             yield buffer
 
     def _chunks(self) -> Iterator[torch.Tensor]:
@@ -210,6 +219,9 @@ class TrainLoop:
                     queue_size=self.plan.cpu.queue_size,
                 )
             self.watch.lap("evaluate")
+        if self.hosts is not None and result is not None:
+            mine = result  # Unlike machines may differ in the last bit, and then in what follows.
+            result = self.hosts.first(lambda: mine)
         accuracy = result.accuracy if result else None
         state.finish_epoch(
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
@@ -231,6 +243,11 @@ class TrainLoop:
             self.scheduler.step(last.train_loss if watched is None else watched)
         else:
             self.scheduler.step()
+
+    @property
+    def _stopping(self) -> bool:
+        """With several hosts, what they agreed on in the last step."""
+        return self.stop.requested if self.hosts is None else self.hosts.stopping
 
     def _save_is_due(self) -> bool:
         config = self.plan.checkpoint

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from ..data import GlobalSampler, PackedDataset, open_dataset
+from ..data.hashing import mix
 from ..errors import CheckpointError, DataError, InputError, PlanError
 from ..machine import Ceilings, Machine
 from ..machine.affinity import pinned
 from ..machine.threads import num_threads
 from ..memory import BatchLayout, Budget, MemoryPool, TensorArena, largest_micro_batch, pool_buffers
 from ..monitor import peak_resident_bytes, reset_peak_resident
-from ..parallel import ParallelStep
+from ..parallel import Hosts, ParallelStep, joined
 from ..plan import AUTO, Plan
 from ..step import TrainStep, compile_step
 from ..step.check import check_classes, check_parts
@@ -28,6 +29,7 @@ from ..step.precision import Batches
 from ..step.step import LossFn
 from ..units import MIB
 from .checkpoint import Checkpoint, CheckpointStore
+from .hosts import plan_of, step_of
 from .interrupt import StopRequest
 from .loop import TrainLoop
 from .progress import Progress, RunState, Stopwatch
@@ -138,87 +140,104 @@ class Trainer:
         """
         watch = Stopwatch()
         _check_arguments(batch_size, epochs, target_accuracy, max_steps, validation)
-        store, found = self._open_store(checkpoint_dir, resume)
-        plan = self._resolve(found)
-        above = plan.memory.mmap_above_bytes
-        dataset = open_dataset(data, seed=seed, mmap_above_bytes=above)
-        tested = None
-        if validation is not None:
-            tested = open_dataset(validation, split="test", seed=seed, mmap_above_bytes=above)
-            _check_alike(dataset, tested)
-        example = dataset.example()
-        plan, budget = self._budget(example, dataset, tested, batch_size, plan, fit_memory)
-        classes = [d.num_classes for d in (dataset, tested) if d and d.num_classes]
-        check_classes(self.loss_fn, budget.output_shape, max(classes, default=None))
-        identity = RunIdentity(
-            seed=seed,
-            batch_size=batch_size,
-            num_samples=dataset.num_samples,
-            data=dataset.description,
-            optimizer=type(self.optimizer).__name__,
-            scheduler=None if self.scheduler is None else type(self.scheduler).__name__,
-        )
-        notes = [*budget.assumptions, *(found.skipped if found else ())]
-        reset_peak_resident()
-        with self._surroundings(plan, seed, notes) as (stop, arena):
-            line_bytes = plan.memory.line_bytes or 64
-            layouts = dataset.layouts(batch_size, line_bytes=line_bytes)
-            # Rows are padded to the line: the graph is made for the strides of the buffers.
-            shapes = tuple(
-                layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8, device="meta"))
-                for layout in layouts
+        timeout_s = self.plan.parallel.host_timeout_s
+        with joined(timeout_s, next(self.model.parameters()).device) as hosts:
+            store, found = self._open_store(checkpoint_dir, resume, hosts)
+            plan = self._resolve(found)
+            if hosts is not None:
+                plan = plan_of(hosts, plan, batch_size, self.machine)
+            above = plan.memory.mmap_above_bytes
+            dataset = open_dataset(data, seed=seed, mmap_above_bytes=above)
+            tested = None
+            if validation is not None:
+                tested = open_dataset(validation, split="test", seed=seed, mmap_above_bytes=above)
+                _check_alike(dataset, tested)
+            example = dataset.example()
+            plan, budget = self._budget(example, dataset, tested, batch_size, plan, fit_memory)
+            classes = [d.num_classes for d in (dataset, tested) if d and d.num_classes]
+            check_classes(self.loss_fn, budget.output_shape, max(classes, default=None))
+            identity = RunIdentity(
+                seed=seed,
+                batch_size=batch_size,
+                num_samples=dataset.num_samples,
+                data=dataset.description,
+                optimizer=type(self.optimizer).__name__,
+                scheduler=None if self.scheduler is None else type(self.scheduler).__name__,
             )
-            step = self._make_step(
-                shapes,
-                plan,
-                _expected_s(budget, dataset, batch_size, epochs, max_steps, plan),
-                lambda: _first_batches(dataset, layouts, plan, seed),
-            )
-            num_buffers, steps_per_call = pool_buffers(plan), 1
-            if step.makes_many:
-                bytes_of_batch = sum(layout.total_bytes for layout in layouts)
-                steps_per_call = max(1, min(_MOST_STEPS, _CALL_BYTES // bytes_of_batch))
-            if steps_per_call > 1:
-                num_buffers = _CALL_BUFFERS
-                layouts = dataset.layouts(batch_size * steps_per_call, line_bytes=line_bytes)
-                more = MemoryPool.predict_bytes(layouts, num_buffers) - MemoryPool.predict_bytes(
-                    dataset.layouts(batch_size, line_bytes=line_bytes), pool_buffers(plan)
+            notes = [*budget.assumptions, *(found.skipped if found else ())]
+            reset_peak_resident()
+            with self._surroundings(plan, seed, notes) as (stop, arena):
+                line_bytes = plan.memory.line_bytes or 64
+                layouts = dataset.layouts(batch_size, line_bytes=line_bytes)
+                # Rows are padded to the line: the graph is made for the strides of the buffers.
+                shapes = tuple(
+                    layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8, device="meta"))
+                    for layout in layouts
                 )
-                budget = dataclasses.replace(
-                    budget, batch_data_bytes=budget.batch_data_bytes + more
+                step = self._make_step(
+                    shapes,
+                    plan,
+                    _expected_s(budget, dataset, batch_size, epochs, max_steps, plan),
+                    lambda: _first_batches(dataset, layouts, plan, seed),
+                    hosts,
                 )
-            pool = MemoryPool(layouts, num_buffers, huge_pages=plan.memory.huge_pages)
-            loop = TrainLoop(
-                model=self.model,
-                optimizer=self.optimizer,
-                scheduler=self.scheduler,
-                scheduler_interval=self.scheduler_interval,
-                step=step,
-                steps_per_call=steps_per_call,
-                dataset=dataset,
-                validation=tested,
-                pool=pool,
-                plan=plan,
-                num_threads=_threads(plan),
-                identity=identity,
-                state=RunState(),
-                store=store,
-                watch=watch,
-                stop=stop,
-                epochs=epochs,
-                max_steps=max_steps,
-                target_accuracy=target_accuracy,
-                on_progress=on_progress,
-            )
-            if found is not None:
-                self._restore(loop, found, notes)
-            with pool, page_locked(pool.memory, step.device):
-                loop.run()
-            if isinstance(step, ParallelStep):
-                notes += step.faults
-            peak = peak_resident_bytes()
-            arena_use = None if arena is None else dataclasses.asdict(arena.stats())
-        return self._report(loop, budget, peak, arena_use, notes)
+                num_buffers, steps_per_call = pool_buffers(plan), 1
+                if step.makes_many:
+                    bytes_of_batch = sum(layout.total_bytes for layout in layouts)
+                    steps_per_call = max(1, min(_MOST_STEPS, _CALL_BYTES // bytes_of_batch))
+                if steps_per_call > 1:
+                    num_buffers = _CALL_BUFFERS
+                    layouts = dataset.layouts(batch_size * steps_per_call, line_bytes=line_bytes)
+                    more = MemoryPool.predict_bytes(
+                        layouts, num_buffers
+                    ) - MemoryPool.predict_bytes(
+                        dataset.layouts(batch_size, line_bytes=line_bytes), pool_buffers(plan)
+                    )
+                    budget = dataclasses.replace(
+                        budget, batch_data_bytes=budget.batch_data_bytes + more
+                    )
+                pool = MemoryPool(layouts, num_buffers, huge_pages=plan.memory.huge_pages)
+                loop = TrainLoop(
+                    model=self.model,
+                    optimizer=self.optimizer,
+                    scheduler=self.scheduler,
+                    scheduler_interval=self.scheduler_interval,
+                    step=step,
+                    steps_per_call=steps_per_call,
+                    dataset=dataset,
+                    validation=tested,
+                    pool=pool,
+                    plan=plan,
+                    num_threads=_threads(plan),
+                    identity=identity,
+                    state=RunState(),
+                    store=store,
+                    watch=watch,
+                    stop=stop,
+                    epochs=epochs,
+                    max_steps=max_steps,
+                    target_accuracy=target_accuracy,
+                    on_progress=on_progress if hosts is None or hosts.rank == 0 else None,
+                    hosts=hosts,
+                )
+                if found is not None:
+                    self._restore(loop, found, notes)
+                if hosts is not None:
+                    hosts.same_model(self.model)
+                    hosts.asked_to_stop = lambda: stop.requested
+                    if hosts.rank:  # Others than host 0's, for dropout.
+                        torch.manual_seed(mix(seed, loop.state.step, hosts.rank) >> 1)
+                with pool, page_locked(pool.memory, step.device):
+                    loop.run()
+                if isinstance(step, ParallelStep):
+                    notes += step.faults
+                if hosts is not None:
+                    notes.append(
+                        f"host {hosts.rank} of {hosts.count}; chunks of each: {hosts.shares}"
+                    )
+                peak = peak_resident_bytes()
+                arena_use = None if arena is None else dataclasses.asdict(arena.stats())
+            return self._report(loop, budget, peak, arena_use, notes)
 
     def _make_step(
         self,
@@ -226,9 +245,12 @@ class Trainer:
         plan: Plan,
         expected_s: float | None,
         batches: Batches,
+        hosts: Hosts | None = None,
     ) -> TrainStep:
         parts = self.model, self.loss_fn, self.optimizer
         limits: Any = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
+        if hosts is not None:
+            return step_of(hosts, *parts, example, plan, self.machine, limits)
         if plan.parallel.num_workers is not None:
             x, y = example
             return ParallelStep(*parts, x, y, plan, machine=self.machine, **limits)
@@ -246,20 +268,27 @@ class Trainer:
             )
 
     def _open_store(
-        self, folder: str | os.PathLike[str] | None, resume: bool
+        self, folder: str | os.PathLike[str] | None, resume: bool, hosts: Hosts | None = None
     ) -> tuple[CheckpointStore | None, Checkpoint | None]:
         if folder is None:
             if resume:
                 raise InputError("resume needs checkpoint_dir", next_step="pass checkpoint_dir=...")
             return None, None
         store = CheckpointStore(Path(folder), keep_last=self.plan.checkpoint.keep_last)
-        found = store.latest()
-        if found is not None and not resume:
-            raise CheckpointError(
-                f"{folder} already holds a run, at step {found.step}",
-                next_step="resume it, or choose another folder",
-            )
-        return store, found
+
+        def latest() -> Checkpoint | None:
+            found = store.latest()
+            if found is not None and not resume:
+                raise CheckpointError(
+                    f"{folder} already holds a run, at step {found.step}",
+                    next_step="resume it, or choose another folder",
+                )
+            return found
+
+        if hosts is None:
+            return store, latest()
+        # Host 0 reads and writes; the others need no common folder.
+        return store if hosts.rank == 0 else None, hosts.first(latest)
 
     def _resolve(self, found: Checkpoint | None) -> Plan:
         """The plan for this machine; a resumed run keeps its thread count unless told otherwise."""

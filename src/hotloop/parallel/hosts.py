@@ -1,0 +1,259 @@
+"""``Hosts``: several machines that train one model, one process each, as ``torchrun`` starts them.
+
+Each host runs its part of every batch on its own workers. Then one reduction adds everything that
+hosts must agree on: gradients, float buffers, the loss, who was asked to stop, how long each took.
+So all hosts make the same update, and the next decision, from the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ..errors import HotloopError, InputError, RunError
+from .balance import LoadBalancer
+
+# Shares are looked at again after so many batches; the first ones still pay for loading.
+REBALANCE_STEPS = 20
+_WARM_STEPS = 3
+_LOSS, _ROWS, _STOP, _SECONDS = 0, 1, 2, 3
+
+
+class Hosts:
+    """The hosts of a run; this one is number ``rank`` of ``count``.
+
+    Attributes:
+        shares: chunks of a whole batch that each host runs.
+        stopping: whether any host was asked to stop; the same on all hosts after each step.
+        asked_to_stop: tells whether this one was.
+        resize: told the chunks of this host when its share changes.
+    """
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count = rank, count
+        self.shares: list[int] = []
+        self.stopping = False
+        self.asked_to_stop: Callable[[], bool] = lambda: False
+        self.resize: Callable[[int], None] = lambda num_chunks: None
+        self._chunk_size = 0
+        self._measured = False
+        self._steps = 0
+        self._balancer: LoadBalancer | None = None
+        self._flat = torch.empty(0)
+
+    def first(self, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives on host 0, on all hosts; its error too.
+
+        Raises:
+            RunError: host 0 could not make it, or could not be reached.
+        """
+        found: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                found[0] = make()
+            except HotloopError as error:
+                found[1] = type(error), str(error)
+        with _answering():
+            dist.broadcast_object_list(found, src=0)
+        if found[1] is not None:
+            kind, line = found[1]
+            raise kind(line)
+        return found[0]
+
+    def gather(self, value: int) -> list[int]:
+        """The value of each host."""
+        found: list[Any] = [None] * self.count
+        with _answering():
+            dist.all_gather_object(found, value)
+        return found
+
+    def same_model(self, model: nn.Module) -> None:
+        """Give every host the parameters and buffers of host 0.
+
+        Raises:
+            RunError: the models are not alike.
+        """
+        tensors = [*model.parameters(), *model.buffers()]
+        sizes = self.gather(hash(tuple(tuple(t.shape) for t in tensors)))
+        if len(set(sizes)) != 1:
+            raise RunError("all hosts must build the same model", next_step="start one script")
+        with torch.no_grad(), _answering():
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def cut(self, batch_size: int, chunk_size: int, cpus: list[int], *, measured: bool) -> None:
+        """Cut batches: first by the CPUs of the hosts, then, if ``measured``, by their rates.
+
+        Raises:
+            InputError: not whole chunks, or fewer than hosts.
+        """
+        num_chunks, rest = divmod(batch_size, chunk_size)
+        if rest or num_chunks < self.count:
+            raise InputError(
+                f"a batch must be whole chunks of {chunk_size} samples, one for each of "
+                f"{self.count} hosts or more",
+                got=f"batch_size {batch_size}",
+                next_step="raise batch_size, or set parallel.chunk_size",
+            )
+        self._chunk_size, self._measured = chunk_size, measured
+        self._balancer = LoadBalancer(self.count, num_chunks)
+        self.shares = _one_each(
+            self._balancer.adjuster.shares(num_chunks, [float(c) for c in cpus])
+        )
+
+    def sizes(self, num_rows: int) -> list[int]:
+        """Samples of each host in a batch of ``num_rows``; a smaller batch in proportion."""
+        total = sum(self.shares)
+        ends = [num_rows * end // total for end in accumulate(self.shares)]
+        return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+    def part(self, batch: torch.Tensor) -> torch.Tensor:
+        """This host's samples of a batch; may be none of a last, smaller one."""
+        if len(batch) == sum(self.shares) * self._chunk_size:
+            self.resize(self.shares[self.rank])
+        begins = [0, *accumulate(self.sizes(len(batch)))]
+        return batch[begins[self.rank] : begins[self.rank + 1]]
+
+    def combine(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: torch.Tensor,
+        num_rows: int,
+        busy_s: float,
+        *,
+        sums: bool = False,
+    ) -> torch.Tensor:
+        """Make ``grad``, float buffers and the loss those of the whole batch, on every host.
+
+        Args:
+            loss: of this host's ``num_rows`` samples, which took ``busy_s``.
+            sums: the loss is a sum over samples, not a mean.
+
+        Raises:
+            RunError: a host did not answer in time.
+        """
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        buffers = [b for b in model.buffers() if b.is_floating_point()]
+        head = _SECONDS + self.count
+        sizes = [head + len(weights), *(t.numel() for t in (*weights, *buffers))]
+        device = weights[0].device
+        if self._flat.numel() != sum(sizes) or self._flat.device != device:
+            wide = any(t.dtype == torch.float64 for t in weights)
+            kind = torch.float64 if wide else torch.float32
+            self._flat = torch.empty(sum(sizes), dtype=kind, device=device)
+        fields, *views = self._flat.split(sizes)
+        views = [v.view(t.shape) for v, t in zip(views, (*weights, *buffers), strict=True)]
+        fields.zero_()
+        scale = (1 if num_rows else 0) if sums else num_rows
+        fields[_LOSS] = loss.detach() * scale
+        fields[_ROWS], fields[_STOP] = num_rows, float(self.asked_to_stop())
+        fields[_SECONDS + self.rank] = busy_s
+        with torch.no_grad():
+            for number, (weight, view) in enumerate(zip(weights, views, strict=False)):
+                if weight.grad is None:
+                    view.zero_()
+                else:
+                    fields[head + number] = 1
+                    torch.mul(weight.grad, scale, out=view)
+            for buffer, view in zip(buffers, views[len(weights) :], strict=True):
+                torch.mul(buffer, num_rows, out=view)
+            with _answering():
+                dist.all_reduce(self._flat)
+            known = fields.tolist()
+            total = known[_ROWS]
+            divisor = 1.0 if sums else total
+            for number, (weight, view) in enumerate(zip(weights, views, strict=False)):
+                if not known[head + number]:
+                    continue
+                if weight.grad is None:
+                    weight.grad = torch.empty_like(weight)
+                torch.div(view, divisor, out=weight.grad)
+            for buffer, view in zip(buffers, views[len(weights) :], strict=True):
+                torch.div(view, total, out=buffer)
+        self._copy_counters(model, int(total))
+        self.stopping = known[_STOP] > 0
+        self._note(int(total), known[_SECONDS:head])
+        combined: torch.Tensor = fields[_LOSS] / divisor
+        return combined
+
+    def _copy_counters(self, model: nn.Module, total: int) -> None:
+        """A host without samples did not count this batch."""
+        sizes = self.sizes(total)
+        if min(sizes) == 0:
+            busiest = sizes.index(max(sizes))
+            with _answering():
+                for buffer in model.buffers():
+                    if not buffer.is_floating_point():
+                        dist.broadcast(buffer, src=busiest)
+
+    def _note(self, total: int, seconds: list[float]) -> None:
+        """Rates of the hosts; from time to time, new shares."""
+        if total != sum(self.shares) * self._chunk_size or self._balancer is None:
+            return
+        self._steps += 1
+        if not self._measured or self._steps <= _WARM_STEPS:
+            return
+        for host, (share, busy_s) in enumerate(zip(self.shares, seconds, strict=True)):
+            self._balancer.record(host, share, busy_s)
+        if self._steps % REBALANCE_STEPS == 0:
+            rates = [w.rate_per_s or 1.0 for w in self._balancer.workers]
+            self.shares = _one_each(
+                self._balancer.adjuster.shares(self._balancer.num_chunks, rates, self.shares)
+            )
+
+
+@contextlib.contextmanager
+def joined(timeout_s: float, device: torch.device) -> Iterator[Hosts | None]:
+    """The hosts that ``torchrun`` started, or of a process group that is there; else ``None``.
+
+    Raises:
+        RunError: they did not all come within ``timeout_s``.
+    """
+    there = dist.is_available() and dist.is_initialized()
+    if not there and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield None
+        return
+    if not there:
+        with _answering():
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                timeout=datetime.timedelta(seconds=timeout_s),
+            )
+    try:
+        count = dist.get_world_size()
+        yield Hosts(dist.get_rank(), count) if count > 1 else None
+    finally:
+        if not there:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, HotloopError):
+            raise
+        raise RunError(
+            "every host must answer in time",
+            got=str(error).splitlines()[0][:200],
+            next_step="start all hosts again with resume; torchrun --max-restarts does so",
+        ) from error
+
+
+def _one_each(shares: list[int]) -> list[int]:
+    """At least one chunk for each host, from whoever has most."""
+    shares = list(shares)
+    while min(shares) == 0:
+        shares[shares.index(max(shares))] -= 1
+        shares[shares.index(0)] += 1
+    return shares

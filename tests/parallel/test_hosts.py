@@ -1,0 +1,187 @@
+"""Several hosts: as processes here, and as network namespaces, one of which is cut off."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hotloop import InputError
+from hotloop.parallel import Hosts
+
+SCRIPT = str(Path(__file__).with_name("host_script.py"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(rank: int, count: int, port: int, address: str = "127.0.0.1") -> dict[str, str]:
+    return {
+        **os.environ, "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": address, "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def trained(
+    folder: Path, count: int, epochs: int = 3, shares: str = "cpus", slow_s: float = 0.0
+) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    port = free_port()
+    arguments = [sys.executable, SCRIPT, str(folder), str(epochs), shares, str(slow_s)]
+    hosts = [
+        subprocess.Popen(arguments, env=environment(rank, count, port)) for rank in range(count)
+    ]
+    assert [host.wait(240) for host in hosts] == [0] * count
+    return [torch.load(folder / f"result-{rank}.pt") for rank in range(count)]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_three_hosts_make_the_weights_of_one(tmp_path: Path) -> None:
+    """520 samples in batches of 64: the last batch has 8, and one host may have none of them."""
+    (alone,) = trained(tmp_path / "one", 1)
+    hosts = trained(tmp_path / "three", 3)
+    assert [h["path"] for h in hosts] == ["parallel"] * 3
+    assert all(same(hosts[0]["model"], h["model"]) for h in hosts[1:])
+    for name, weight in alone["model"].items():
+        assert torch.allclose(weight, hosts[0]["model"][name], rtol=1e-3, atol=1e-4), name
+    assert hosts[0]["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert hosts[2]["loss"] == hosts[0]["loss"]
+
+
+def test_a_slow_host_gets_a_smaller_share(tmp_path: Path) -> None:
+    results = trained(tmp_path / "slow", 2, epochs=6, shares="measured", slow_s=2e-3)
+    shares = [int(s) for s in results[0]["notes"][-1].split("[")[1].rstrip("]").split(", ")]
+    assert sum(shares) == 8
+    assert shares[1] < shares[0]
+    assert same(results[0]["model"], results[1]["model"])
+
+
+def test_going_on_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", 2, epochs=4)
+    trained(tmp_path / "parts", 2, epochs=2)
+    parts = trained(tmp_path / "parts", 2, epochs=4)
+    assert same(whole[0]["model"], parts[0]["model"])
+    assert parts[1]["steps"] == whole[1]["steps"]
+
+
+def test_batches_are_cut_without_loss() -> None:
+    hosts = Hosts(0, 3)
+    hosts.cut(64, 8, [4, 2, 1], measured=False)
+    assert hosts.shares == [5, 2, 1]
+    for rows in range(1, 65):
+        assert sum(hosts.sizes(rows)) == rows
+    batch = torch.arange(64)
+    parts = []
+    for rank in range(3):
+        host = Hosts(rank, 3)
+        host.cut(64, 8, [4, 2, 1], measured=False)
+        parts.append(host.part(batch))
+    assert torch.equal(torch.cat(parts), batch)
+
+
+def test_a_batch_smaller_than_the_hosts_is_refused() -> None:
+    with pytest.raises(InputError, match="one for each of 3 hosts"):
+        Hosts(0, 3).cut(16, 8, [1, 1, 1], measured=True)
+
+
+class Namespaces:
+    """Two network namespaces joined by a cable that can be pulled."""
+
+    def __init__(self) -> None:
+        self.holders = [
+            subprocess.Popen(["unshare", "-n", "sleep", "600"], start_new_session=True)
+            for _ in range(2)
+        ]
+        time.sleep(0.5)
+        b = str(self.holders[1].pid)
+        self("ip", "link", "add", "hl0", "type", "veth", "peer", "name", "hl1", inside=0)
+        self("ip", "link", "set", "hl1", "netns", b, inside=0)
+        for number, link in enumerate(("hl0", "hl1")):
+            self("ip", "address", "add", f"10.77.0.{number + 1}/24", "dev", link, inside=number)
+            self("ip", "link", "set", link, "up", inside=number)
+            self("ip", "link", "set", "lo", "up", inside=number)
+
+    def command(self, inside: int) -> list[str]:
+        return ["nsenter", "-t", str(self.holders[inside].pid), "-n"]
+
+    def __call__(self, *command: str, inside: int) -> None:
+        subprocess.run([*self.command(inside), *command], check=True, capture_output=True)
+
+    def close(self) -> None:
+        for holder in self.holders:
+            os.killpg(holder.pid, signal.SIGKILL)
+            holder.wait()
+
+
+@pytest.fixture
+def namespaces() -> Iterator[Namespaces]:
+    if not all(map(shutil.which, ("ip", "unshare", "nsenter"))):
+        pytest.skip("needs ip, unshare and nsenter")
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to make network namespaces")
+    made = None
+    try:
+        made = Namespaces()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no virtual cable here: {error.stderr.decode().strip()}")
+    yield made
+    made.close()
+
+
+def test_a_host_cut_off_and_started_again(tmp_path: Path, namespaces: Namespaces) -> None:
+    """The cable is pulled in mid-run and both hosts end; started again, they end with the bits of a
+    run that nothing happened to."""
+    whole = trained(tmp_path / "whole", 2, epochs=30)
+    folder = tmp_path / "cut"
+    folder.mkdir()
+
+    def started(pace_s: float) -> list[subprocess.Popen[bytes]]:
+        made = []
+        for rank in range(2):
+            launch = [
+                *namespaces.command(rank), sys.executable, "-m", "torch.distributed.run",
+                "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}",
+                "--master-addr=10.77.0.1", "--master-port=29517",
+                SCRIPT, str(folder), "30", "cpus", "0",
+            ]  # fmt: skip
+            values = {**os.environ, "GLOO_SOCKET_IFNAME": f"hl{rank}", "OMP_NUM_THREADS": "1"}
+            values |= {"TIMEOUT_S": "15", "PACE_S": str(pace_s)}
+            made.append(
+                subprocess.Popen(launch, env=values, stderr=subprocess.PIPE, start_new_session=True)
+            )
+        return made
+
+    hosts = started(pace_s=0.4)
+    deadline_s = time.monotonic() + 120
+    while time.monotonic() < deadline_s and len(list((folder / "checkpoints").glob("step-*"))) < 2:
+        time.sleep(0.05)
+    namespaces("ip", "link", "set", "hl1", "down", inside=1)
+    for host in hosts:
+        _, said = host.communicate(timeout=120)
+        assert host.returncode != 0
+    assert not (folder / "result-0.pt").exists()
+    namespaces("ip", "link", "set", "hl1", "up", inside=1)
+    hosts = started(pace_s=0.0)
+    for host in hosts:
+        _, said = host.communicate(timeout=240)
+        assert host.returncode == 0, said.decode()
+    results = [torch.load(folder / f"result-{rank}.pt") for rank in range(2)]
+    assert any("resumed at step" in note for note in results[0]["notes"])
+    for result in results:
+        assert same(result["model"], whole[0]["model"])
+        assert result["steps"] == whole[0]["steps"]
