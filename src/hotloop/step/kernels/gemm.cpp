@@ -20,19 +20,24 @@ namespace {
 
 // The tile in registers: kRows x (kVectors * kLanes) sums. On AVX-512: 24 sums, 3 columns, 1 row.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kRows = 8, kVectors = 3;
+constexpr int kLanes = 16, kRows = 8, kVectors = 3, kFlatRows = 6, kFlatVectors = 4;
 #elif defined(__AVX__)
-constexpr int kLanes = 8, kRows = 4, kVectors = 3;
+constexpr int kLanes = 8, kRows = 4, kVectors = 3, kFlatRows = 4, kFlatVectors = 3;
 #else
-constexpr int kLanes = 4, kRows = 4, kVectors = 3;
+constexpr int kLanes = 4, kRows = 4, kVectors = 3, kFlatRows = 4, kFlatVectors = 3;
 #endif
 constexpr int kCols = kVectors * kLanes;
-// Depth of a streamed panel: kDepth * kCols floats stay in the first-level cache's neighbourhood.
-constexpr int64_t kDepth = 256;
+// Where the rows of one side lie along the sum, they need no packing: kFlatRows x (kFlatVectors *
+// kLanes) sums, kFlatGroup rows at a time, kFlatDepth of the packed side in the second-level cache.
+constexpr int64_t kFlatGroup = 48, kFlatDepth = 1024, kFlatCols = kFlatVectors * kLanes;
+// Depth of a streamed panel: kDepth * kCols floats, and the tiles that they add to, stay in a
+// first-level cache of 48 KiB.
+constexpr int64_t kDepth = 128;
 // Floats of the resident side that are used again and again before going on. Stored results take
 // half a second-level cache of 512 KiB; updates want runs of memory as long as can be, and a
 // resident side that comes from the third level costs them less than short runs do.
 constexpr int64_t kStoreBlock = 64 * 1024, kUpdateBlock = 1024 * 1024;
+constexpr int64_t kLineFloats = 16;
 // Below so many multiply-adds waking a second thread costs more than it brings.
 constexpr double kOneThread = 1e5;
 
@@ -106,37 +111,59 @@ void pack(const float* src, int64_t rs, int64_t ks, int64_t rows, int64_t depth,
   }
 }
 
-// tile[kRows][V * kLanes] (+)= a[depth][kRows]^T b[depth][V * kLanes]
-template <int V>
-void micro(int64_t depth, const float* a, const float* b, float* tile, int64_t ld, bool add) {
-  Vector sum[kRows][V];
+// tile[R][V * kLanes] (+)= a^T b: a[r * rs + k * ks], b[k * V * kLanes + column], k < depth.
+template <int R, int V>
+void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b, float* tile,
+           int64_t ld, bool add) {
+  Vector sum[R][V];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 3
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
       sum[r][v] = add ? *reinterpret_cast<Vector*>(tile + r * ld + v * kLanes) : Vector{};
   for (int64_t k = 0; k < depth; ++k) {
     Vector column[V];
-#pragma GCC unroll 3
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) column[v] = *reinterpret_cast<const Vector*>(b + v * kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) sum[r][v] += a[r] * column[v];
-    a += kRows;
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] += a[r * rs] * column[v];
+    a += ks;
     b += V * kLanes;
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 3
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) *reinterpret_cast<Vector*>(tile + r * ld + v * kLanes) = sum[r][v];
 }
 
+// Both sides packed.
 void multiply(int vectors, int64_t depth, const float* a, const float* b, float* tile, int64_t ld,
               bool add) {
-  if (vectors == 3) micro<3>(depth, a, b, tile, ld, add);
-  else if (vectors == 2) micro<2>(depth, a, b, tile, ld, add);
-  else micro<1>(depth, a, b, tile, ld, add);
+  if (vectors == 3) micro<kRows, 3>(depth, a, 1, kRows, b, tile, ld, add);
+  else if (vectors == 2) micro<kRows, 2>(depth, a, 1, kRows, b, tile, ld, add);
+  else micro<kRows, 1>(depth, a, 1, kRows, b, tile, ld, add);
+}
+
+// Rows of a as they lie in memory, fewer than a whole tile at the end.
+template <int V>
+void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, const float* b,
+                   float* tile, bool add) {
+  constexpr int64_t ld = V * kLanes;
+  for (; rows >= kFlatRows; rows -= kFlatRows, a += kFlatRows * rs, tile += kFlatRows * ld)
+    micro<kFlatRows, V>(depth, a, rs, 1, b, tile, ld, add);
+  for (; rows >= 2; rows -= 2, a += 2 * rs, tile += 2 * ld)
+    micro<2, V>(depth, a, rs, 1, b, tile, ld, add);
+  if (rows) micro<1, V>(depth, a, rs, 1, b, tile, ld, add);
+}
+
+void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs,
+                   const float* b, float* tile, bool add) {
+  if (vectors == 4) multiply_rows<4>(rows, depth, a, rs, b, tile, add);
+  else if (vectors == 3) multiply_rows<3>(rows, depth, a, rs, b, tile, add);
+  else if (vectors == 2) multiply_rows<2>(rows, depth, a, rs, b, tile, add);
+  else multiply_rows<1>(rows, depth, a, rs, b, tile, add);
 }
 
 struct Range {
@@ -152,12 +179,67 @@ Range share(int64_t count, int64_t grain, int index, int parts) {
 
 int vectors_for(int64_t cols) { return static_cast<int>((cols + kLanes - 1) / kLanes); }
 
+// out[r][c] = tile[c][r]: what `flat` has computed, turned.
+void turn(const float* tile, int64_t ld, int64_t rows, int64_t cols, float* out, int64_t out_ld) {
+  int64_t r = 0;
+#if defined(__AVX__)
+  for (; r + 8 <= rows; r += 8) {
+    int64_t c = 0;
+    for (; c + 8 <= cols; c += 8) transpose8(tile + c * ld + r, ld, out + r * out_ld + c, out_ld);
+    for (; c < cols; ++c)
+      for (int64_t i = r; i < r + 8; ++i) out[i * out_ld + c] = tile[c * ld + i];
+  }
+#endif
+  for (; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) out[r * out_ld + c] = tile[c * ld + r];
+}
+
+// A B where the columns of B are dense, as a weight's rows are in x W^T: B is read in place, A, the
+// batch, is packed; what comes out is turned before `finish`.
+template <class Finish>
+void flat(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs,
+          const float* B, int64_t b_cs, int num_threads, const Finish& finish) {
+  const int64_t strips = (M + kFlatCols - 1) / kFlatCols;
+  float* packed = resident_scratch.need(strips * kFlatCols * K);
+#pragma omp parallel num_threads(num_threads)
+  {
+    const int me = omp_get_thread_num(), all = omp_get_num_threads();
+    const auto width = [&](int64_t strip) {
+      return vectors_for(std::min(kFlatCols, M - strip * kFlatCols)) * kLanes;
+    };
+    const Range depths = share(K, kLanes, me, all);
+    for (int64_t s = 0; s < strips; ++s)
+      pack(A + s * kFlatCols * a_rs + depths.begin * a_cs, a_rs, a_cs,
+           std::min(kFlatCols, M - s * kFlatCols), depths.end - depths.begin,
+           packed + s * kFlatCols * K + depths.begin * width(s), width(s));
+#pragma omp barrier
+    const Range mine = share(N, kLanes, me, all);
+    float* tile = tile_scratch.need(2 * kFlatGroup * kFlatCols);
+    float* turned = tile + kFlatGroup * kFlatCols;
+    for (int64_t n = mine.begin; n < mine.end; n += kFlatGroup) {
+      const int64_t cols = std::min(kFlatGroup, mine.end - n);
+      for (int64_t s = 0; s < strips; ++s) {
+        const int64_t rows = std::min(kFlatCols, M - s * kFlatCols), ld = width(s);
+        for (int64_t k = 0; k < K; k += kFlatDepth)
+          multiply_rows(vectors_for(rows), cols, std::min(kFlatDepth, K - k), B + n * b_cs + k,
+                        b_cs, packed + s * kFlatCols * K + k * ld, tile, k > 0);
+        turn(tile, ld, rows, cols, turned, kFlatGroup);
+        finish(turned, kFlatGroup, s * kFlatCols, rows, n, cols);
+      }
+    }
+  }
+}
+
 // Every part of A B goes through `finish(sums, ld, i, rows, j, cols)` once, complete.
 template <class Finish>
 void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs,
              const float* B, int64_t b_rs, int64_t b_cs, int num_threads, const Finish& finish) {
   const int64_t row_tiles = (M + kRows - 1) / kRows, col_tiles = (N + kCols - 1) / kCols;
   if (double(M) * N * K < kOneThread) num_threads = 1;
+  if (b_rs == 1 && b_cs != 1 && M > kLanes / 2 && !Finish::kAlongRows) {
+    flat(M, N, K, A, a_rs, a_cs, B, b_cs, num_threads, finish);
+    return;
+  }
   // An update walks along rows, where memory is adjacent, if there are enough for every thread.
   const bool walk = M >= N || (Finish::kAlongRows && M >= 4 * kRows * num_threads);
   if (!walk) {
@@ -182,7 +264,15 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
           const int64_t depth = std::min(kDepth, K - k);
           pack(B + k * b_rs + j * b_cs, b_cs, b_rs, cols, depth, panel, ld);
           const bool last = k + depth == K;
+          // While this panel is used, the next one comes.
+          const bool down = k + depth < K;
+          const float* next = down ? B + (k + depth) * b_rs + j : B + j + kCols;
+          const bool more = b_cs == 1 && (down || j + kCols < mine.end);
+          const int64_t lines = more ? std::min(kDepth, down ? K - k - depth : K) : 0;
           for (int64_t t = 0; t < row_tiles; ++t) {
+            for (int64_t r = lines * t / row_tiles; r < lines * (t + 1) / row_tiles; ++r)
+              for (int64_t c = 0; c < kCols; c += kLineFloats)
+                __builtin_prefetch(next + r * b_rs + c, 0, 2);
             float* tile = tiles + t * kRows * ld;
             multiply(vectors, depth, packed + (t * K + k) * kRows, panel, tile, ld, k > 0);
             if (last)
@@ -218,6 +308,8 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
           pack(A + i * a_rs, a_rs, a_cs, rows, K, panel, kRows);
           for (int64_t t = first; t < end; ++t) {
             const int64_t j = t * kCols, cols = std::min<int64_t>(kCols, N - j);
+            if (Finish::kAlongRows)
+              finish.fetch(i + kRows, std::min(i + 2 * kRows, mine.end), j, cols);
             float* tile = Finish::kAlongRows ? sums + j - start : sums;
             multiply(vectors_for(cols), K, panel, packed + j * K, tile, ld, false);
             if (!Finish::kAlongRows) finish(tile, ld, i, rows, j, cols);
@@ -283,13 +375,22 @@ struct Store {
 
   static constexpr bool kAlongRows = false;
 
+  void fetch(int64_t, int64_t, int64_t, int64_t) const {}
+
   void operator()(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
                   int64_t cols) const {
+    // A known width lets the compiler keep a row in registers.
+    if (cols == kCols) store(tile, ld, i, rows, j, std::integral_constant<int64_t, kCols>{});
+    else store(tile, ld, i, rows, j, cols);
+  }
+
+  template <class Count>
+  void store(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j, Count cols) const {
     for (int64_t r = 0; r < rows; ++r) {
       const float* __restrict from = tile + r * ld;
       float* __restrict to = C + (i + r) * c_rs + j;
       if (bias) {
-        const float* offset = bias + j;
+        const float* __restrict offset = bias + j;
         if (act == 1)
           for (int64_t c = 0; c < cols; ++c) {
             const float value = from[c] + offset[c];
@@ -298,12 +399,12 @@ struct Store {
         else
           for (int64_t c = 0; c < cols; ++c) to[c] = from[c] + offset[c];
       } else if (mask) {
-        const float* gate = mask + (i + r) * mask_rs + j;
+        const float* __restrict gate = mask + (i + r) * mask_rs + j;
         for (int64_t c = 0; c < cols; ++c) to[c] = gate[c] <= 0 ? 0 : from[c];
       } else if (act == 1) {
         for (int64_t c = 0; c < cols; ++c) to[c] = from[c] < 0 ? 0 : from[c];
       } else {
-        std::memcpy(to, from, cols * sizeof(float));
+        for (int64_t c = 0; c < cols; ++c) to[c] = from[c];
       }
     }
   }
@@ -317,6 +418,16 @@ struct Apply {
   float scale;
 
   static constexpr bool kAlongRows = true;
+
+  // Starts to bring what the update of these rows will need, while a product is computed.
+  void fetch(int64_t begin, int64_t end, int64_t j, int64_t cols) const {
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t c = j; c < j + cols; c += kLineFloats) {
+        __builtin_prefetch(W + r * w_rs + c, 1, 2);
+        if (kind > 0) __builtin_prefetch(s1 + r * s_rs + c, 1, 2);
+        if (kind == 3 || kind == 4) __builtin_prefetch(s2 + r * s_rs + c, 1, 2);
+      }
+  }
 
   void operator()(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
                   int64_t cols) const {
