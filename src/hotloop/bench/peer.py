@@ -78,6 +78,8 @@ def _hotloop(model: Any, x: Any, y: Any, setup: Any, say: Any, wanted: Any) -> N
         "cpu.num_threads": setup["threads"],
         "step.compile": "always",
         "step.precision": setup["precision"],
+        # Samples stay in memory, as they do for every peer.
+        "memory.mmap_above_bytes": 2**40,
     }
     workers = setup["workers"]
     if setup["peer"].startswith("workers-"):
