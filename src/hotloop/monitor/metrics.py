@@ -82,6 +82,21 @@ class ThreadUse(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherProcess(Record):
+    """A process beside this one and its children that used our CPUs.
+
+    Attributes:
+        process: the kernel's number. name: as the kernel has it. cpu_s: CPU seconds over the
+            interval. cpu: where it was seen last; ``None``: not told.
+    """
+
+    process: int
+    name: str
+    cpu_s: float
+    cpu: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CpuStats(Record):
     """Processors over the interval.
 
@@ -101,6 +116,8 @@ class CpuStats(Record):
         migrations: changes of CPU; ``None``: not told.
         frequency_hz: mean over ``cores``. max_frequency_hz: what they may reach.
         pressure_some: share of the interval in which some task waited for a CPU (PSI).
+        others: the other processes that used most, the busiest first; empty: none seen.
+        child_processes: most children at a time; ``None``: not told.
     """
 
     user_s: float
@@ -124,6 +141,8 @@ class CpuStats(Record):
     frequency_hz: float | None = None
     max_frequency_hz: float | None = None
     pressure_some: float | None = None
+    others: tuple[OtherProcess, ...] = ()
+    child_processes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +302,10 @@ class Work(Record):
         queue_bytes: batches prepared ahead, when full.
         transform_s: seconds inside a transform or gathering, per batch; ``None``: not known.
         learning_rate: of the first group.
+        ceiling_flop_per_s, ceiling_bytes_per_s: measured rates of the machine at ``num_threads``
+            (float32 products, memory); ceiling_bfloat16_flop_per_s: of bfloat16 products.
+        parameter_bytes: of the model. has_convolutions: whether it convolves images.
+        num_samples: of the data, an epoch.
     """
 
     batch_size: int | None = None
@@ -300,6 +323,31 @@ class Work(Record):
     queue_bytes: int | None = None
     transform_s: float | None = None
     learning_rate: float | None = None
+    ceiling_flop_per_s: float | None = None
+    ceiling_bytes_per_s: float | None = None
+    ceiling_bfloat16_flop_per_s: float | None = None
+    parameter_bytes: int | None = None
+    has_convolutions: bool | None = None
+    num_samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HotSpot(Record):
+    """A function of the user's where a thread was often seen.
+
+    Attributes:
+        phase: ``"data_wait"`` (the step was waiting for a batch) or ``"step"``.
+        function, file, line: the innermost frame that is neither Python's, an installed package's
+            nor hotloop's; line: of its ``def``.
+        share: of the looks of that phase, 0 to 1. thread: name of the Python thread.
+    """
+
+    phase: Literal["data_wait", "step"]
+    function: str
+    file: str
+    line: int
+    share: float
+    thread: str = "MainThread"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +376,7 @@ class PerformanceReport(Record):
         workers: of a data-parallel step; empty: there are none.
         work: what was run. plan: every knob as resolved, ``Plan.to_dict``; empty: not hotloop's.
         samples: a few hundred at most, evenly spread.
+        hot_spots: where Python code spent its time, the hottest first.
         sampling_s: CPU seconds the monitor's own thread took.
         notes: what could not be read and why; one line each.
     """
@@ -341,6 +390,7 @@ class PerformanceReport(Record):
     work: Work = field(default_factory=Work)
     plan: dict[str, Any] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    hot_spots: tuple[HotSpot, ...] = ()
     sampling_s: float | None = None
     notes: tuple[str, ...] = ()
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from .metrics import Record
 
 State = Literal["hypothesis", "proven", "regression"]
+Kind = Literal["problem", "opportunity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ class Optimization(Record):
         state: ``"hypothesis"`` until it is measured; then ``"proven"`` (the interval lies above
             1), ``"regression"`` (below 1), or a hypothesis still.
         proof: the measurement; ``None``: there is none.
+        kind: ``"problem"``: the report shows a loss; ``"opportunity"``: it shows none, but machine
+            and plan leave something untried.
     """
 
     name: str
@@ -85,3 +88,4 @@ class Optimization(Record):
     gain_source: str = "not known"
     state: State = "hypothesis"
     proof: Proof | None = None
+    kind: Kind = "problem"
