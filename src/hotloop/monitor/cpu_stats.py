@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..machine import Machine
-from .cpu_counters import CpuCounters, CpuSnapshot, descendants
+from .cpu_counters import CpuCounters, CpuSnapshot, ProcessCounters, descendants
 from .metrics import CoreUse, CpuStats, OtherProcess, ThreadUse
 
 # A thread counts as busy from this share of the interval; a process is named from that.
@@ -22,12 +22,14 @@ def cpu_stats(
     *,
     own_by_cpu: Mapping[int, float] | None = None,
     child_processes: int | None = None,
+    seen: Mapping[int, ProcessCounters] | None = None,
 ) -> CpuStats:
     """What lay between.
 
     Args:
         own_by_cpu: CPU seconds of this process by CPU, from looks in between; ``None``: not known.
         child_processes: most children seen at a time.
+        seen: processes as they were seen last in between, those that ended included.
     """
     duration_s = max(after.at_s - before.at_s, 1e-9)
     used = after.usage - before.usage
@@ -75,7 +77,7 @@ def cpu_stats(
         frequency_hz=sum(frequencies) / len(frequencies) if frequencies else None,
         max_frequency_hz=max(after.max_frequencies_hz.values(), default=None),
         pressure_some=pressure,
-        others=_others(before, after, duration_s),
+        others=_others(before, {**(seen or {}), **after.processes}, after.own, duration_s),
         child_processes=child_processes,
     )
 
@@ -137,10 +139,15 @@ def _children_s(before: CpuSnapshot, after: CpuSnapshot) -> float | None:
     return max(0.0, total)
 
 
-def _others(before: CpuSnapshot, after: CpuSnapshot, duration_s: float) -> tuple[OtherProcess, ...]:
-    ours = descendants(after.processes, after.own) | {after.own}
+def _others(
+    before: CpuSnapshot,
+    processes: dict[int, ProcessCounters],
+    own: int | None,
+    duration_s: float,
+) -> tuple[OtherProcess, ...]:
+    ours = descendants(processes, own) | {own}
     found = []
-    for number, now in after.processes.items():
+    for number, now in processes.items():
         if number in ours:
             continue
         then = before.processes.get(number)

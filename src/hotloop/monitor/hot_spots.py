@@ -18,15 +18,18 @@ from .metrics import HotSpot
 
 _HOTLOOP = str(Path(__file__).resolve().parent.parent)
 _INSTALLED = tuple(
-    sorted({path for key in ("stdlib", "platstdlib", "purelib", "platlib")
-            if (path := sysconfig.get_path(key))})
-)  # fmt: skip
+    str(Path(path).resolve())
+    for key in ("stdlib", "platstdlib", "purelib", "platlib")
+    if (path := sysconfig.get_path(key))
+)
 # A thread whose innermost frame is one of these waits for another.
 _WAITS = {"wait", "wait_for", "select", "poll", "acquire", "join", "get", "sleep", "accept", "recv"}
 _MOST_KINDS = 1000
 _MOST_DEEP = 64
 _SHOWN = 8
 
+Origin = Literal["user", "hotloop", "installed"]
+_PACKAGES = {"site-packages", "dist-packages"}
 _Place = tuple[Literal["data_wait", "step"], str, str, int, str]
 
 
@@ -39,7 +42,7 @@ class HotSpots:
     def __init__(self) -> None:
         self._seen: Counter[_Place] = Counter()
         self._looks = {"data_wait": 0, "step": 0}
-        self._is_own: dict[str, bool] = {}
+        self._origins: dict[str, Origin] = {}
 
     def look(self, phase: Literal["data_wait", "step"]) -> None:
         """Look at every thread but the calling one."""
@@ -66,29 +69,33 @@ class HotSpots:
 
     def _place(self, frame: FrameType | None) -> tuple[str, str, int] | None:
         """The innermost function of the user's; ``None``: there is none, or the thread waits."""
-        if frame is None or (
-            frame.f_code.co_name in _WAITS and not self._is_users(frame.f_code.co_filename)
-        ):
+        if frame is None:
+            return None
+        if frame.f_code.co_name in _WAITS and self._origin(frame.f_code.co_filename) != "user":
             return None
         for _ in range(_MOST_DEEP):
-            if frame is None:
-                break
             code = frame.f_code
-            if code.co_filename.startswith(_HOTLOOP):
-                return None  # What lies further out is the loop around, not what it waits for.
-            if self._is_users(code.co_filename):
-                # A comprehension has a name nobody wrote; its function is the frame outside.
-                if code.co_name.startswith("<") and code.co_name != "<module>":
-                    frame = frame.f_back
-                    continue
+            origin = self._origin(code.co_filename)
+            if origin == "hotloop":
+                return None
+            # A comprehension has a name nobody wrote; its function is the frame outside.
+            unnamed = code.co_name.startswith("<") and code.co_name != "<module>"
+            if origin == "user" and not unnamed:
                 return code.co_qualname, code.co_filename, code.co_firstlineno
+            if frame.f_back is None:
+                return None
             frame = frame.f_back
         return None
 
-    def _is_users(self, file: str) -> bool:
-        known = self._is_own.get(file)
+    def _origin(self, file: str) -> Origin:
+        known = self._origins.get(file)
         if known is None:
-            path = str(Path(file).resolve()) if not file.startswith("<") else file
-            known = not file.startswith("<") and not path.startswith((_HOTLOOP, *_INSTALLED))
-            self._is_own[file] = known
+            path = file if file.startswith("<") else str(Path(file).resolve())
+            if path.startswith(_HOTLOOP):
+                known = "hotloop"
+            elif path.startswith(("<", *_INSTALLED)) or _PACKAGES & set(Path(path).parts):
+                known = "installed"
+            else:
+                known = "user"
+            self._origins[file] = known
         return known

@@ -127,6 +127,11 @@ class PerformanceMonitor:
     ) -> None:
         self.stop()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the interval is under way."""
+        return self._sampler is not None
+
     # What a step calls.
 
     def record(
@@ -201,7 +206,8 @@ class PerformanceMonitor:
             RunError: it never began.
         """
         if self._last is not None:
-            return self._last
+            # What was learned of the run after its end belongs to it.
+            return dataclasses.replace(self._last, work=self.work, plan=self.plan)
         if self._sampler is None:
             raise RunError("a monitor must be started first", next_step="use it in a with block")
         return self._collect()
@@ -231,6 +237,7 @@ class PerformanceMonitor:
                     self.machine,
                     own_by_cpu=dict(looks.own_by_cpu) or None,
                     child_processes=looks.child_processes,
+                    seen=dict(looks.processes),
                 ),
                 memory=memory_stats(
                     before,

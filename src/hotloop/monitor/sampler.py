@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..machine.probe.tree import Tree, parse_int
-from .cpu_counters import read_task
+from .cpu_counters import ProcessCounters, read_processes, read_task
 from .hot_spots import HotSpots
 from .metrics import Sample
 from .recorder import StepRecorder
@@ -21,6 +21,9 @@ from .recorder import StepRecorder
 # A look at the stacks and at resident memory; each fifth look also reads every thread.
 LOOK_EVERY_S = 0.1
 _THREADS_EVERY = 5
+# All processes are looked at so rarely that it takes this share of a CPU, but once in 2 s at most.
+_PROCESSES_SHARE = 5e-4
+_PROCESSES_EVERY_S = 2.0
 # Past so many samples every other one is dropped, and from then on fewer are taken.
 _MOST_SAMPLES = 512
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -42,12 +45,14 @@ class Looks:
     Attributes:
         samples: evenly spread. own_by_cpu: CPU seconds of this process where its threads were
             seen. child_processes: most at a time. sampling_s: CPU seconds of the thread itself.
+        processes: as they were seen last; those that ended are still there.
     """
 
     samples: list[Sample] = field(default_factory=list)
     own_by_cpu: dict[int, float] = field(default_factory=dict)
     child_processes: int | None = None
     sampling_s: float = 0.0
+    processes: dict[int, ProcessCounters] = field(default_factory=dict)
 
 
 class Sampler:
@@ -79,6 +84,7 @@ class Sampler:
         self._last_samples = 0
         self._stride = 1
         self._number = 0
+        self._processes_due_s = 0.0
 
     def start(self) -> None:
         """Begin to look."""
@@ -123,6 +129,12 @@ class Sampler:
             self._threads()
         if self._number % self._stride == 0 or last:
             self._sample()
+        began_s = time.monotonic()
+        if began_s >= self._processes_due_s and not last:
+            self.looks.processes.update(read_processes(self._tree))
+            took_s = time.monotonic() - began_s
+            pause_s = max(_PROCESSES_EVERY_S, took_s / _PROCESSES_SHARE)
+            self._processes_due_s = began_s + pause_s
 
     def _sample(self) -> None:
         now_s, cpu_s, samples = time.monotonic(), time.process_time(), self._recorder.samples

@@ -66,14 +66,19 @@ def data_bound(facts: Facts) -> Optimization | None:
     """The step waits for batches, and no single cause is seen."""
     if facts.data_wait < t.DATA_WAIT.value or _hot(facts) or facts.children > facts.cpus:
         return None
-    if _is_short_queue(facts):
-        return None
+    if _is_short_queue(facts) or (facts.report.work.steps_per_call or 1) > 1:
+        return None  # The Trainer gathers between calls because that is the faster way.
     spare = facts.cpus - 1
     change = Change(
         command="keep the samples as one tensor and slice batches from it; "
         "hotloop.Trainer packs any Dataset once"
     )
-    if not facts.has_plan and spare > 0 and not facts.children:
+    if facts.has_plan:
+        change = Change(
+            command="prepare less per batch: pack bytes instead of floats, drop or precompute "
+            "transforms, keep the samples in memory (--mmap-above)"
+        )
+    elif spare > 0 and not facts.children:
         change = Change(
             command=f"DataLoader(..., num_workers={spare}, persistent_workers=True), or "
             + (change.command or "")
