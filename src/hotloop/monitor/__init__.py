@@ -4,6 +4,7 @@
 - ``PerformanceReport`` and its parts (``metrics.py``), ``Optimization`` (``optimization.py``):
   plain values.
 - ``suggest`` (``suggest/``): a pure function of a report and a machine.
+- ``prometheus.py``, ``sinks.py``: where reports go while a run is under way.
 - ``process.py``: resident memory, its peak, page faults and CPU time of this process.
 """
 

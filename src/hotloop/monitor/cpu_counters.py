@@ -84,8 +84,17 @@ class CpuSnapshot:
     max_frequencies_hz: dict[int, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, tree: Tree, cpu_ids: Iterable[int]) -> CpuSnapshot:
-        """Read below ``tree``; takes a millisecond or two. What is missing is left out."""
+    def read(
+        cls,
+        tree: Tree,
+        cpu_ids: Iterable[int],
+        processes: dict[int, ProcessCounters] | None = None,
+    ) -> CpuSnapshot:
+        """Read below ``tree``; takes a millisecond or two. What is missing is left out.
+
+        Args:
+            processes: known from a moment ago; ``None``: they are read too.
+        """
         cpu_ids = tuple(cpu_ids)
         own = _first_int(tree.text("/proc/self/stat"))
         tasks = {
@@ -99,7 +108,7 @@ class CpuSnapshot:
             own=own,
             cpus=read_cpus(tree),
             tasks=tasks,
-            processes=read_processes(tree),
+            processes=read_processes(tree) if processes is None else processes,
             throttling=read_throttling(tree),
             pressure_s=read_pressure(tree, "cpu"),
             frequencies_hz=_frequencies(tree, cpu_ids, "scaling_cur_freq"),

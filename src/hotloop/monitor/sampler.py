@@ -18,9 +18,9 @@ from .hot_spots import HotSpots
 from .metrics import Sample
 from .recorder import StepRecorder
 
-# A look at the stacks and at resident memory; each fifth look also reads every thread.
-LOOK_EVERY_S = 0.1
-_THREADS_EVERY = 5
+# A look at the stacks and at resident memory; each third look also reads every thread.
+LOOK_EVERY_S = 0.2
+_THREADS_EVERY = 3
 # All processes are looked at so rarely that it takes this share of a CPU, but once in 2 s at most.
 _PROCESSES_SHARE = 5e-4
 _PROCESSES_EVERY_S = 2.0

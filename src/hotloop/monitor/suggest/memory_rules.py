@@ -84,7 +84,8 @@ def page_faults(facts: Facts) -> Optimization | None:
 def huge_pages(facts: Facts) -> Optimization | None:
     """Much memory in small pages, where the kernel has large ones on request."""
     memory = facts.report.memory
-    size, share = memory.anonymous_bytes, memory.huge_page_share
+    share = memory.huge_page_share
+    size = facts.report.work.step_bytes or memory.anonymous_bytes
     if size is None or share is None or size < t.HUGE_PAGES_BYTES.value or share >= 0.5:
         return None
     if facts.machine.memory.transparent_huge_pages not in ("madvise", "always"):
@@ -96,8 +97,8 @@ def huge_pages(facts: Facts) -> Optimization | None:
         change = Change(plan={"memory.huge_pages": "try"})
     return found(
         "huge-pages",
-        f"{format_share(share)} of {format_bytes(size)} lie on huge pages",
-        "memory.anonymous_bytes",
+        f"a step touches {format_bytes(size)}; {format_share(share)} of memory is on huge pages",
+        "work.step_bytes",
         size,
         t.HUGE_PAGES_BYTES,
         change,
