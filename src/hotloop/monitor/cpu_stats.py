@@ -94,7 +94,7 @@ def _threads(before: CpuSnapshot, after: CpuSnapshot) -> list[ThreadUse]:
             run_s = now.run_s - ((then.run_s if then else 0.0) or 0.0)
             ticks = user_s + system_s
             user_s = run_s * user_s / ticks if ticks > 0 else run_s
-            system_s = run_s - user_s
+            system_s = max(0.0, run_s - user_s)
         delay_s = now.run_delay_s
         if delay_s is not None and then is not None:
             delay_s -= then.run_delay_s or 0.0

@@ -245,8 +245,8 @@ def _throttled(facts: Facts) -> bool:
 
 
 def _slow_worker(facts: Facts) -> bool:
-    rates = [w.rate_per_s for w in facts.report.workers if w.rate_per_s]
-    return len(rates) > 1 and min(rates) < t.SLOW_WORKER.value * max(rates)
+    slowest = facts.slowest_worker
+    return slowest is not None and slowest[1] < t.SLOW_WORKER.value
 
 
 RULES: tuple[Rule, ...] = (

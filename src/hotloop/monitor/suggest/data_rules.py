@@ -20,17 +20,17 @@ def loader_workers(facts: Facts) -> Optimization | None:
     ):
         return None
     lost = max(facts.data_wait, delay)
-    goal = max(0, facts.cpus - 1)
+    # Workers gain where CPUs are idle; beside threads that use all, they only add copies.
+    goal = max(0, facts.cpus - (facts.threads or 1))
+    command = f"DataLoader(..., num_workers={goal}"
+    command += ", persistent_workers=True)" if goal else ")"
     return found(
         "loader-workers",
         f"{children} processes prepare data on {facts.cpus} CPUs, which the step needs too",
         "cpu.child_processes",
         children,
         t.Threshold(facts.cpus, "a warning of torch.utils.data.DataLoader: more than the CPUs"),
-        Change(
-            command=f"DataLoader(..., num_workers={goal}, persistent_workers=True), or no workers "
-            "and whole batches: loader = DataLoader(dataset, sampler=BatchSampler(...))"
-        ),
+        Change(command=f"{command}; better still, slice whole batches from one tensor"),
         text=f"the step waited for data {format_share(facts.data_wait)} of the time, its threads "
         f"for a CPU {format_share(delay)} of theirs",
         gain=gain_of(lost),

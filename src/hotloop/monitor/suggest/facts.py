@@ -93,6 +93,28 @@ class Facts:
         return max(self.report.work.loader_workers or 0, self.report.cpu.child_processes or 0)
 
     @cached_property
+    def worker_rates(self) -> dict[int, float]:
+        """Chunks a second while busy, over the whole run, of each worker that ran one.
+
+        The smoothed rate of the last calls will not do: a worker that shares its CPU loses it for
+        milliseconds now and then, and most calls look like those of the others.
+        """
+        return {
+            w.worker: w.chunks / w.busy_s if w.busy_s > 0 else w.rate_per_s or 0.0
+            for w in self.report.workers
+            if w.chunks and (w.busy_s > 0 or w.rate_per_s)
+        }
+
+    @property
+    def slowest_worker(self) -> tuple[int, float] | None:
+        """Which, and its rate over the greatest; ``None``: fewer than two workers are known."""
+        rates = self.worker_rates
+        if len(rates) < 2:
+            return None
+        slow = min(rates, key=rates.__getitem__)
+        return slow, rates[slow] / max(rates.values())
+
+    @cached_property
     def busiest_other(self) -> OtherProcess | None:
         """The process beside this one that used most of our CPUs."""
         return next(iter(self.report.cpu.others), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ...units import format_share
-from ..metrics import WorkerUse
 from ..optimization import Change, Optimization
 from . import thresholds as t
 from .facts import Facts, Rule, found, gain_of
@@ -11,31 +10,29 @@ from .facts import Facts, Rule, found, gain_of
 
 def slow_worker(facts: Facts) -> Optimization | None:
     """One worker runs its chunks slower than the others."""
-    rated = [w for w in facts.report.workers if w.rate_per_s]
-    if len(rated) < 2:
+    slowest = facts.slowest_worker
+    if slowest is None or slowest[1] >= t.SLOW_WORKER.value:
         return None
-    slow = min(rated, key=_rate)
-    best = max(_rate(w) for w in rated)
-    share = _rate(slow) / best
-    if share >= t.SLOW_WORKER.value:
-        return None
-    title = f"worker {slow.worker} runs at {format_share(share)} of the fastest one's rate"
+    number, share = slowest
+    cpu = next(w.cpu for w in facts.report.workers if w.worker == number)
+    count = len(facts.worker_rates)
+    title = f"worker {number} runs at {format_share(share)} of the fastest one's rate"
     other = facts.busiest_other
     change = Change(
         plan={"parallel.chunk_size": _smaller_chunk(facts), "parallel.steal_threshold": 1}
     )
     if other is not None and other.cpu_s >= t.OTHERS.value * facts.duration_s:
-        where = "" if slow.cpu is None else f" on CPU {slow.cpu}"
-        title += f": it shares its CPU{where} with {other.name} (process {other.process})"
+        where = "" if cpu is None else f" {cpu}"
+        title += f": it shares CPU{where} with {other.name} (process {other.process})"
         change = Change(command=f"renice -n 19 -p {other.process}  (or stop it, or move it)")
     return found(
         "slow-worker",
         title,
-        "workers[].rate_per_s, least over greatest",
+        "workers[].chunks / busy_s, least over greatest",
         share,
         t.SLOW_WORKER,
         change,
-        gain=gain_of(1 - share) if _cannot_move(facts) else gain_of((1 - share) / len(rated)),
+        gain=gain_of(1 - share) if _cannot_move(facts) else gain_of((1 - share) / count),
         gain_source="the batch ends with its slowest worker",
     )
 
@@ -67,8 +64,8 @@ def workers_wait(facts: Facts) -> Optimization | None:
     threshold = facts.knob("parallel.steal_threshold") or 1
     if len(workers) < 2 or waiting < t.SYNCHRONIZE.value or threshold > 1:
         return None
-    rates = [_rate(w) for w in workers if w.rate_per_s]
-    if len(rates) > 1 and min(rates) < t.SLOW_WORKER.value * max(rates):
+    slowest = facts.slowest_worker
+    if slowest is not None and slowest[1] < t.SLOW_WORKER.value:
         return None
     change = Change(plan={"parallel.num_workers": None, "cpu.num_threads": len(workers)})
     if _cannot_move(facts):
@@ -103,10 +100,6 @@ def workers_instead(facts: Facts) -> Optimization | None:
         Change(plan={"parallel.num_workers": cores}),
         kind="opportunity",
     )
-
-
-def _rate(worker: WorkerUse) -> float:
-    return worker.rate_per_s or 0.0
 
 
 def _waiting(facts: Facts) -> float:
