@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..units import format_bytes, format_rate, format_seconds, format_share
+from .live_view import change_text
 from .text import aligned
 
 if TYPE_CHECKING:
     from ..train import TrainReport
 
+_SUGGESTIONS = 3
 _PHASES = {
     "step": "steps",
     "data_wait": "waiting for data",
@@ -41,6 +43,8 @@ def report_text(report: TrainReport, folder: Path, picture: Path | None) -> str:
         "Files",
         aligned(_files(report, folder, picture)),
     ]
+    if report.optimizations:
+        parts += ["", "What may help (not measured yet)", *_suggestions(report)]
     if report.notes:
         parts += ["", "Notes", *(f"  {note}" for note in report.notes)]
     return "\n".join(parts)
@@ -109,6 +113,17 @@ def _memory(report: TrainReport) -> list[tuple[str, str]]:
     if error is not None:
         rows.append(("prediction is off by", f"{error:+.1%}"))
     return rows
+
+
+def _suggestions(report: TrainReport) -> list[str]:
+    lines = []
+    for item in report.optimizations[:_SUGGESTIONS]:
+        gain = ""
+        if item.expected_gain:
+            gain = f" (by about {item.expected_gain:.0%}: {item.gain_source})"
+        exact = "" if item.exact else "; changes the results"
+        lines += [f"  {item.title}{gain}", f"    {change_text(item)}{exact}"]
+    return lines
 
 
 def _files(report: TrainReport, folder: Path, picture: Path | None) -> list[tuple[str, str]]:

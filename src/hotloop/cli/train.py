@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, MissingExtraError
 from ..plan import Plan, add_plan_flags, plan_from_flags
 from .recipe import Recipe, add_recipe_flags, recipe_from_flags
+from .watching import add_watch_flags, watching
 
 if TYPE_CHECKING:
     from ..train import TrainReport
@@ -58,6 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="do not measure what the machine can do (once, about 12 s)",
     )
     run_group.add_argument("--quiet", action="store_true", help="no progress")
+    add_watch_flags(parser)
     add_recipe_flags(parser)
     add_plan_flags(parser)
     parser.set_defaults(run=run)
@@ -122,7 +124,10 @@ def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -
     say(f"hotloop: {train.description}, batch {recipe.batch_size}, in {folder}")
     recipe.save(folder / _RECIPE)
     plan.save(folder / _PLAN)
-    with progress_bar(quiet=args.quiet) as show:
+    with (
+        watching(args, machine, say) as (monitor, drawn),
+        progress_bar(quiet=args.quiet or drawn is not None) as bar,
+    ):
         report = trainer.fit(
             train,
             recipe.batch_size,
@@ -134,7 +139,8 @@ def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -
             checkpoint_dir=folder / "checkpoints",
             resume=args.resume is not None,
             fit_memory=args.fit,
-            on_progress=show,
+            on_progress=drawn or bar,
+            monitor=monitor or False,
         )
     report.save(folder / _REPORT)
     picture: Path | None = None

@@ -17,6 +17,8 @@ from ..data import GlobalSampler, PackedDataset, Prefetcher
 from ..errors import DivergedError
 from ..machine.threads import num_threads
 from ..memory import BatchBuffer, MemoryPool
+from ..monitor import PerformanceMonitor
+from ..monitor.recorder import Phase, StepRecorder
 from ..parallel import Hosts
 from ..plan import Plan
 from ..step import TrainStep
@@ -63,6 +65,7 @@ class TrainLoop:
     checkpoint: Path | None = None
     saved_step: int | None = None
     hosts: Hosts | None = None
+    monitor: PerformanceMonitor | None = None
 
     def __post_init__(self) -> None:
         self.sampler = GlobalSampler(
@@ -107,9 +110,14 @@ class TrainLoop:
     def _epoch(self) -> None:
         """Train to the end of the epoch under way, or to a reason to stop inside it."""
         state, release, lap = self.state, self.pool.release, self.watch.lap
+        # What nobody looks at is recorded too: it costs less than asking each time.
+        recorder = self.monitor.recorder if self.monitor is not None else StepRecorder()
         with contextlib.ExitStack() as stack:
+            recorder.waiting = True
             for buffer in self._batches(stack):
-                state.train_s += lap("data_wait")
+                recorder.waiting = False
+                waited_s = lap("data_wait")
+                state.train_s += waited_s
                 x, y = buffer.rows()
                 count = len(x)
                 if self.hosts is not None:
@@ -123,12 +131,16 @@ class TrainLoop:
                         raise self._diverged(loss)
                     state.note_step(loss, count // len(losses))
                 self.samples_trained += count
-                state.train_s += lap("step")
+                step_s = lap("step")
+                state.train_s += step_s
+                recorder.record(count, steps=len(losses), data_wait_s=waited_s, compute_s=step_s)
                 self._show(losses[-1])
                 if self._stopping or state.step == self.max_steps:
                     break
                 if state.batch < self.sampler.num_batches and self._save_is_due():
                     self._save()
+                recorder.waiting = True
+        recorder.waiting = False
         if state.batch == self.sampler.num_batches:
             self._finish_epoch()
 
@@ -218,7 +230,7 @@ class TrainLoop:
                     batch_size=self.identity.batch_size,
                     queue_size=self.plan.cpu.queue_size,
                 )
-            self.watch.lap("evaluate")
+            self._spent("other", self.watch.lap("evaluate"))
         if self.hosts is not None and result is not None:
             mine = result  # Unlike machines may differ in the last bit, and then in what follows.
             result = self.hosts.first(lambda: mine)
@@ -271,7 +283,11 @@ class TrainLoop:
         self.checkpoint = self.store.save(self.state.step, tensors=tensors, document=document)
         self.saved_step = self.state.step
         self._saved_at_s = time.monotonic()
-        self.watch.lap("checkpoint")
+        self._spent("checkpoint", self.watch.lap("checkpoint"))
+
+    def _spent(self, phase: Phase, seconds: float) -> None:
+        if self.monitor is not None:
+            self.monitor.recorder.add(phase, seconds)
 
     def _show(self, loss: float, now_s: float | None = None) -> None:
         if self.on_progress is None:

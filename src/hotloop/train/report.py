@@ -16,6 +16,7 @@ import torch
 from ..files import write_text_atomically
 from ..machine import Machine
 from ..memory import Budget
+from ..monitor import Optimization, PerformanceReport
 from .progress import EpochRecord
 
 # Raised when a key of the JSON changes its meaning.
@@ -52,6 +53,8 @@ class TrainReport:
         plan: every knob as it was resolved. machine, versions: where it ran.
         checkpoint: folder of the last checkpoint; ``None``: none was asked for.
         notes: what the reader should know; one line each.
+        performance: what the run did to the machine, from its first step to its last; ``None``:
+            nobody looked. optimizations: what may help, the most worthwhile first.
     """
 
     model: str
@@ -86,11 +89,16 @@ class TrainReport:
     versions: dict[str, str]
     checkpoint: str | None
     notes: tuple[str, ...] = ()
+    performance: PerformanceReport | None = None
+    optimizations: tuple[Optimization, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
         document = dataclasses.asdict(self)
-        return {"format": FORMAT, **document, "budget": self.budget.to_dict()}
+        document["budget"] = self.budget.to_dict()
+        if self.performance is not None:
+            document["performance"] = self.performance.to_dict()
+        return {"format": FORMAT, **document}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write as JSON, whole or not at all.

@@ -19,7 +19,7 @@ from ..machine import Ceilings, Machine
 from ..machine.affinity import pinned
 from ..machine.threads import num_threads
 from ..memory import BatchLayout, Budget, MemoryPool, TensorArena, largest_micro_batch, pool_buffers
-from ..monitor import peak_resident_bytes, reset_peak_resident
+from ..monitor import PerformanceMonitor, peak_resident_bytes, reset_peak_resident
 from ..parallel import Hosts, ParallelStep, joined
 from ..plan import AUTO, Plan
 from ..step import TrainStep, compile_step
@@ -32,6 +32,7 @@ from .checkpoint import Checkpoint, CheckpointStore
 from .hosts import plan_of, step_of
 from .interrupt import StopRequest
 from .loop import TrainLoop
+from .observed import monitor_of, run_observed
 from .progress import Progress, RunState, Stopwatch
 from .report import TrainReport, machine_summary, versions
 from .snapshot import RunIdentity, restore
@@ -110,6 +111,7 @@ class Trainer:
         resume: bool = False,
         fit_memory: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        monitor: PerformanceMonitor | bool = True,
     ) -> TrainReport:
         """Train in place and report.
 
@@ -129,6 +131,8 @@ class Trainer:
             resume: go on from the newest whole checkpoint there; start anew if there is none.
             fit_memory: where the batch cannot fit, take the largest micro-batch that does.
             on_progress: called about ten times a second.
+            monitor: looks at the machine meanwhile, for ``report.performance`` and
+                ``report.optimizations``; one of yours, a new one, or ``False``: none.
 
         Raises:
             InputError: an argument outside its rule. DataError, ModelError: see their names.
@@ -219,6 +223,7 @@ class Trainer:
                     target_accuracy=target_accuracy,
                     on_progress=on_progress if hosts is None or hosts.rank == 0 else None,
                     hosts=hosts,
+                    monitor=monitor_of(monitor, self.machine),
                 )
                 if found is not None:
                     self._restore(loop, found, notes)
@@ -228,7 +233,7 @@ class Trainer:
                     if hosts.rank:  # Others than host 0's, for dropout.
                         torch.manual_seed(mix(seed, loop.state.step, hosts.rank) >> 1)
                 with pool, page_locked(pool.memory, step.device):
-                    loop.run()
+                    run_observed(loop, budget, arena, self.ceilings, self.machine)
                 if isinstance(step, ParallelStep):
                     notes += step.faults
                 if hosts is not None:
@@ -383,10 +388,14 @@ class Trainer:
             ceiling = self.ceilings.best_matmul_flop_per_s("float32", loop.num_threads)
         known = budget.runtime_base_bytes is not None and budget.working_memory_bytes is not None
         last = state.history[-1] if state.history else None
+        monitor = loop.monitor
         step_s = None
         if loop.samples_trained:
             calls = loop.samples_trained / loop.identity.batch_size
             step_s = loop.watch.seconds.get("step", 0.0) / calls
+        operations = tuple(o.to_dict(step_s, ceiling) for o in loop.step.operations())
+        if monitor is not None:
+            monitor.describe(operations=operations)
         return TrainReport(
             model=type(self.model).__name__,
             parameters=sum(p.numel() for p in self.model.parameters()),
@@ -414,12 +423,14 @@ class Trainer:
             path=loop.step.path,
             path_reason=loop.step.reason,
             precision=loop.step.precision,
-            operations=tuple(o.to_dict(step_s, ceiling) for o in loop.step.operations()),
+            operations=operations,
             plan=loop.plan.to_dict(),
             machine=machine_summary(self.machine),
             versions=versions(),
             checkpoint=None if loop.checkpoint is None else str(loop.checkpoint),
             notes=tuple(notes),
+            performance=None if monitor is None else monitor.collect_metrics(),
+            optimizations=() if monitor is None else tuple(monitor.suggest_optimizations()),
         )
 
 

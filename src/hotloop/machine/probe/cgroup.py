@@ -172,3 +172,36 @@ def _memory(tree: Tree, folders: list[tuple[str, bool]]) -> tuple[int | None, in
                 if used is not None:
                     used = max(0, used - (parse_int(stat.get(name)) or 0))
     return limit, used
+
+
+@dataclass(frozen=True)
+class Throttling:
+    """How often a CPU quota stopped the group, since the group was made.
+
+    Attributes:
+        periods: quota periods in which something ran. throttled_periods: in which it was stopped.
+        throttled_s: seconds it was stopped, added up over CPUs.
+    """
+
+    periods: int
+    throttled_periods: int
+    throttled_s: float
+
+
+def read_throttling(tree: Tree) -> Throttling | None:
+    """The counters of the enclosing group with the tightest quota; ``None``: there is no quota."""
+    tightest: tuple[float, str, bool] | None = None
+    for folder, is_v2 in _folders(tree, "cpu", _mounts(tree), _paths(tree)):
+        quota = _quota(tree, [(folder, is_v2)])
+        if quota is not None and (tightest is None or quota < tightest[0]):
+            tightest = quota, folder, is_v2
+    if tightest is None:
+        return None
+    _, folder, is_v2 = tightest
+    lines = (line.split() for line in (tree.text(f"{folder}/cpu.stat") or "").splitlines())
+    stat = {words[0]: parse_int(words[1]) for words in lines if len(words) == 2}
+    stopped = stat.get("throttled_usec" if is_v2 else "throttled_time")
+    periods, throttled = stat.get("nr_periods"), stat.get("nr_throttled")
+    if periods is None or throttled is None or stopped is None:
+        return None
+    return Throttling(periods, throttled, stopped / (1e6 if is_v2 else 1e9))

@@ -1,0 +1,48 @@
+"""What rules hold metrics against, and where each figure comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_PLANTED = "benchmarks/results/planted.json"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A figure and its source: a record of this project, or documentation."""
+
+    value: float
+    source: str
+
+
+# Shares of threads' time spent waiting for a CPU.
+RUN_DELAY = Threshold(0.10, f"{_PLANTED}: healthy runs stay below, planted ones far above")
+THROTTLED = Threshold(0.05, "Linux, scheduler/sched-bwc.rst: a throttled group runs nothing")
+STEAL = Threshold(0.05, f"{_PLANTED}: healthy runs stay below a hundredth")
+OTHERS = Threshold(0.15, f"{_PLANTED}: healthy runs stay below, a neighbour takes half a CPU")
+FREQUENCY = Threshold(0.80, "Linux, admin-guide/pm/cpufreq.rst: cpuinfo_max_freq is reachable")
+MIGRATIONS_PER_S = Threshold(100.0, f"{_PLANTED}: healthy runs stay below")
+NUMA_LOCAL = Threshold(0.90, "Linux, admin-guide/mm/numa_memory_policy.rst: local by default")
+# Shares of the training time.
+DATA_WAIT = Threshold(0.10, f"{_PLANTED}: healthy runs stay below a twentieth")
+CHECKPOINT = Threshold(0.05, "Young 1974, Daly 2006: rarer than its cost asks for is cheaper")
+CHECKPOINT_GOAL = Threshold(0.01, "the rule's aim: one hundredth of the time")
+PAGE_FAULTS = Threshold(0.05, f"{_PLANTED}: healthy runs stay below a hundredth")
+OVERHEAD = Threshold(0.90, f"{_PLANTED}: batch 64 stays below, batch 4 lies at 0.98")
+SYNCHRONIZE = Threshold(0.20, "docs/notes/workers.md: two workers wait for less")
+SLOW_WORKER = Threshold(0.80, f"{_PLANTED}: healthy workers are within a tenth of each other")
+# Of memory.
+MEMORY_LIMIT = Threshold(
+    0.90, "Linux, admin-guide/cgroup-v2.rst: past memory.max comes the OOM killer"
+)
+QUEUE_SHARE = Threshold(
+    0.05, "a queue needs to bridge the jitter of a batch, not an epoch: docs/data.md"
+)
+HUGE_PAGES_BYTES = Threshold(
+    256 * 2**20, "Linux, admin-guide/mm/transhuge.rst: TLB reach of 4 KiB pages"
+)
+HOT_SHARE = Threshold(0.50, "the greater part of the looks")
+# Seconds of one minor fault of a 4 KiB page, zeroing included.
+FAULT_S = Threshold(0.25e-6, "benchmarks/results/thresholds.json")
+# Batch sizes to which tiny ones are raised.
+GOOD_BATCH = Threshold(64, "the guide's 32 to 64 on a CPU, section 5.3")
