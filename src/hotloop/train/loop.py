@@ -63,6 +63,8 @@ class TrainLoop:
     checkpoint: Path | None = None
     saved_step: int | None = None
     hosts: Hosts | None = None
+    on_losses: Callable[[list[float]], None] | None = None
+    tuned: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.sampler = GlobalSampler(
@@ -125,6 +127,8 @@ class TrainLoop:
                 self.samples_trained += count
                 state.train_s += lap("step")
                 self._show(losses[-1])
+                if self.on_losses is not None:
+                    self.on_losses(losses)
                 if self._stopping or state.step == self.max_steps:
                     break
                 if state.batch < self.sampler.num_batches and self._save_is_due():
@@ -267,6 +271,7 @@ class TrainLoop:
             self.num_threads,
             self.step.path,
             self.step.precision,
+            self.tuned,
         )
         self.checkpoint = self.store.save(self.state.step, tensors=tensors, document=document)
         self.saved_step = self.state.step

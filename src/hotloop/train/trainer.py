@@ -35,6 +35,7 @@ from .loop import TrainLoop
 from .progress import Progress, RunState, Stopwatch
 from .report import TrainReport, machine_summary, versions
 from .snapshot import RunIdentity, restore
+from .tuned import with_tuned
 
 # One call of the compiled step makes so many steps at most, on so many bytes of batches, which are
 # filled between two calls.
@@ -110,6 +111,7 @@ class Trainer:
         resume: bool = False,
         fit_memory: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        on_losses: Callable[[list[float]], None] | None = None,
     ) -> TrainReport:
         """Train in place and report.
 
@@ -129,6 +131,7 @@ class Trainer:
             resume: go on from the newest whole checkpoint there; start anew if there is none.
             fit_memory: where the batch cannot fit, take the largest micro-batch that does.
             on_progress: called about ten times a second.
+            on_losses: called after each call of the step with the loss of each step it made.
 
         Raises:
             InputError: an argument outside its rule. DataError, ModelError: see their names.
@@ -153,6 +156,9 @@ class Trainer:
                 tested = open_dataset(validation, split="test", seed=seed, mmap_above_bytes=above)
                 _check_alike(dataset, tested)
             example = dataset.example()
+            tuned = None
+            if hosts is None:
+                plan, tuned = with_tuned(self, plan, found, batch_size, example)
             plan, budget = self._budget(example, dataset, tested, batch_size, plan, fit_memory)
             classes = [d.num_classes for d in (dataset, tested) if d and d.num_classes]
             check_classes(self.loss_fn, budget.output_shape, max(classes, default=None))
@@ -165,6 +171,7 @@ class Trainer:
                 scheduler=None if self.scheduler is None else type(self.scheduler).__name__,
             )
             notes = [*budget.assumptions, *(found.skipped if found else ())]
+            notes += [tuned.note] if tuned else []
             reset_peak_resident()
             with self._surroundings(plan, seed, notes) as (stop, arena):
                 line_bytes = plan.memory.line_bytes or 64
@@ -219,6 +226,8 @@ class Trainer:
                     target_accuracy=target_accuracy,
                     on_progress=on_progress if hosts is None or hosts.rank == 0 else None,
                     hosts=hosts,
+                    on_losses=on_losses,
+                    tuned=tuned.knobs if tuned else None,
                 )
                 if found is not None:
                     self._restore(loop, found, notes)

@@ -76,10 +76,9 @@ class Journal:
 
     def find(self, kind: str, **values: Any) -> dict[str, Any] | None:
         """The last record of a kind with these values."""
-        for record in reversed(self.records):
-            if record["kind"] == kind and all(record.get(k) == v for k, v in values.items()):
-                return record
-        return None
+        wanted = {"kind": kind, **values}
+        alike = (r for r in reversed(self.records) if all(r.get(k) == wanted[k] for k in wanted))
+        return next(alike, None)
 
     def add_round(
         self, group: str, rung: int, turn: int, costs: dict[str, float], elapsed_s: float
