@@ -90,7 +90,6 @@ class Child:
     def _last_words(self) -> str:
         code = self._process.wait()
         self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()
-        if lines:
-            return lines[-1][:300]
-        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        lines = self._errors.read().strip().splitlines() or ["no message"]
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{how}, {lines[-1][:300]}"

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PlanError
-from ..monitor.optimization import Change, Optimization, Proof
-from ..plan import Plan
+from ..monitor.optimization import Optimization, Proof
 from ..tuning import PRESENT, Candidate, Comparison, compare, key_of, knobs_of
-from .trials import PlanTrials
-
-# Relative; float32 has 6e-8, and some steps of training make more of it.
-ROUNDING = 1e-4
+from .trials import ROUNDING, PlanTrials, loss_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,21 +127,5 @@ def prove(
     return Proven(change=with_it, comparison=found, loss_difference=difference, steps=steps)
 
 
-def loss_difference(a: list[float], b: list[float]) -> tuple[float, int]:
-    """Greatest relative difference over the steps that both have, and how many those are."""
-    pairs = list(zip(a, b, strict=False))
-    scale = max((abs(x) for x in a), default=0.0) * 1e-6  # A loss that reached 0 has no relation.
-    return max(
-        (abs(x - y) / max(abs(x), abs(y), scale) if x != y else 0.0 for x, y in pairs),
-        default=math.nan,
-    ), len(pairs)
-
-
 def _listed(change: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in change.items()) or "no knob"
-
-
-def changed_knobs(plan: Plan, present: Plan) -> dict[str, Any]:
-    """Knobs in which two plans differ, with the values of the first."""
-    now = knobs_of(present)
-    return {name: value for name, value in knobs_of(plan).items() if now[name] != value}

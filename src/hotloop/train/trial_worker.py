@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 # Losses kept for comparing results: past so many steps rounding has grown to something else.
-KEPT_LOSSES = 32
+KEPT_LOSSES = 16
 _WARM_S = 0.2
 # Of a slice, run before its clock starts: caches are another trial's, the queue is full.
 _LEAD_IN = 0.15
@@ -128,6 +128,7 @@ def _run(setup: dict[str, Any], say: Callable[..., None]) -> None:
             "steps_per_call": slices.steps_per_call,
             "peak_bytes": peak_resident_bytes(),
             "fingerprint": work.fingerprint,
+            "losses": slices.losses,
         }
 
     lead = plan.cpu.queue_size + 1

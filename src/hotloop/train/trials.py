@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import runpy
 import sys
 import tempfile
@@ -17,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 from ..errors import HotloopError, InputError, ModelError, RunError
 from ..machine import Machine
 from ..plan import Plan
-from ..tuning import BATCH_SIZE, Candidate, LrRule, key_of, learning_rate_factor, text_of
+from ..tuning import (
+    BATCH_SIZE,
+    PRESENT,
+    Candidate,
+    LrRule,
+    key_of,
+    learning_rate_factor,
+    text_of,
+)
 from .child import Child
 
 if TYPE_CHECKING:
@@ -28,6 +37,8 @@ _IMPORT_S, _BUILD_S = 120.0, 900.0
 # A slice is this long; far longer ones only where one step is.
 SLICE_S = 0.25
 _SLICE_LIMIT_S = 300.0
+# Relative; float32 has 6e-8, and some steps of training make more of it.
+ROUNDING = 1e-4
 _SCRIPT = "__hotloop_trial__"
 # Of the memory that is free, what trials may take together.
 _MEMORY_SHARE = 0.7
@@ -82,6 +93,8 @@ class PlanTrials:
     Args:
         source: the work. present: the plan that candidates are differences to.
         lr_rule: of candidates with another batch size.
+        check_results: refuse candidates whose first losses are not those of the present plan to
+            rounding; those with another precision or batch size are not held against it.
         slice_s: seconds of a measurement.
         on_start: told what is being prepared.
         free_bytes: memory that is free now; ``None``: not known.
@@ -93,11 +106,13 @@ class PlanTrials:
         present: Plan,
         *,
         lr_rule: LrRule = "none",
+        check_results: bool = False,
         slice_s: float = SLICE_S,
         on_start: Callable[[str], None] = lambda _: None,
         free_bytes: Callable[[], int | None] = lambda: Machine.probe().memory.headroom_bytes,
     ) -> None:
         self.source, self.present, self.lr_rule = source, present, lr_rule
+        self.check_results = check_results
         self.slice_s, self.on_start, self.free_bytes = slice_s, on_start, free_bytes
         self.facts: dict[str, Facts] = {}
         self.losses: dict[str, list[float]] = {}
@@ -139,6 +154,8 @@ class PlanTrials:
         """
         failures: dict[str, str] = {}
         started: dict[str, tuple[Candidate, Child]] = {}
+        if self.check_results and key_of(PRESENT) not in self.losses:
+            candidates = [PRESENT, *candidates]
         for candidate in candidates:
             key = key_of(candidate)
             if key in self._running or key in started:
@@ -151,9 +168,10 @@ class PlanTrials:
             for key, (candidate, child) in started.items():
                 self.on_start(text_of(candidate))
                 try:
-                    self._build(key, child)
+                    self._build(candidate, child)
                 except RunError as error:
                     failures[key] = str(error.got or error)
+                    self._running.pop(key, None)
                     child.close()
         except BaseException:
             for _, child in started.values():
@@ -197,6 +215,19 @@ class PlanTrials:
         if child is not None:
             child.close()
 
+    def makes_many(self, candidate: Candidate) -> bool:
+        """Whether a candidate makes several steps a call."""
+        return self._facts_of(candidate).steps_per_call > 1
+
+    def fingerprint_of(self, candidate: Candidate) -> str:
+        """Of a candidate's work."""
+        return self._facts_of(candidate).fingerprint
+
+    def _facts_of(self, candidate: Candidate) -> Facts:
+        if key_of(candidate) not in self.facts:
+            self.require([candidate])
+        return self.facts[key_of(candidate)]
+
     def close(self) -> None:
         """End all of them. Twice is allowed."""
         while self._running:
@@ -217,7 +248,8 @@ class PlanTrials:
         path.write_text(json.dumps(setup), encoding="utf-8")
         return Child(f"a trial of {text_of(candidate)}", "hotloop.train.trial_worker", [str(path)])
 
-    def _build(self, key: str, child: Child) -> None:
+    def _build(self, candidate: Candidate, child: Child) -> None:
+        key = key_of(candidate)
         child.answer(_IMPORT_S)
         free, needed = self.free_bytes(), self._needed_bytes()
         if free is not None and needed is not None and needed > free * _MEMORY_SHARE:
@@ -230,11 +262,36 @@ class PlanTrials:
         self.facts[key] = Facts(
             answer["steps_per_call"], answer["peak_bytes"], answer["fingerprint"]
         )
+        self.losses[key] = answer["losses"]
         self._running[key] = child
+        self._check(candidate)
+
+    def _check(self, candidate: Candidate) -> None:
+        may_differ = "step.precision" in candidate or BATCH_SIZE in candidate
+        if not self.check_results or may_differ:
+            return
+        difference, steps = loss_difference(
+            self.losses[key_of(PRESENT)], self.losses[key_of(candidate)]
+        )
+        if not difference <= ROUNDING:
+            raise RunError(
+                "a candidate must compute what the present plan computes",
+                got=f"losses of the first {steps} steps differ by {difference:.1e}",
+            )
 
     def _needed_bytes(self) -> int | None:
         """What the largest trial so far took."""
         return max((f.peak_bytes or 0 for f in self.facts.values()), default=None)
+
+
+def loss_difference(a: list[float], b: list[float]) -> tuple[float, int]:
+    """Greatest relative difference over the steps that both have, and how many those are."""
+    pairs = list(zip(a, b, strict=False))
+    scale = max((abs(x) for x in a), default=0.0) * 1e-6  # A loss that reached 0 has no relation.
+    return max(
+        (abs(x - y) / max(abs(x), abs(y), scale) if x != y else 0.0 for x, y in pairs),
+        default=math.nan,
+    ), len(pairs)
 
 
 def pickled_source(trainer: Trainer, data: PackedDataset, batch_size: int, seed: int,

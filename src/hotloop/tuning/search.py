@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,6 +26,9 @@ from .journal import Journal
 # Rounds of the first rung; each next rung has twice as many.
 _FIRST_ROUNDS = 3
 _MOST_ROUNDS = 40
+# Candidates that are prepared in one go; after each, the time is looked at.
+_TOGETHER = 2
+_SPENT = "the time was spent"
 # What is not faster by this much is not worth a changed line.
 MIN_GAIN = 0.01
 
@@ -133,6 +136,7 @@ def search(
     trial: Trial,
     budget_s: float,
     *,
+    present: Mapping[str, Any] | None = None,
     journal: Journal | None = None,
     on_progress: Callable[[SearchProgress], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -144,6 +148,7 @@ def search(
         trial: prepares, measures and releases candidates.
         budget_s: a group is not begun, and no round, past this; the time left is shared by the
             number of choices. A group that has begun makes at least two rounds.
+        present: values of the present plan: a knob that has its own value is no difference.
         journal: every round and every decision goes there; what it holds already is not measured
             again, and its seconds count as spent.
         on_progress: called before each round.
@@ -155,7 +160,8 @@ def search(
     """
     if not budget_s > 0:
         raise InputError("budget_s must be above 0", got=budget_s)
-    return _Search(groups, trial, budget_s, journal or Journal(), on_progress, clock).run()
+    now = present or {}
+    return _Search(groups, trial, budget_s, now, journal or Journal(), on_progress, clock).run()
 
 
 class _Search:
@@ -164,11 +170,12 @@ class _Search:
         groups: Sequence[Group],
         trial: Trial,
         budget_s: float,
+        present: Mapping[str, Any],
         journal: Journal,
         on_progress: Callable[[SearchProgress], None] | None,
         clock: Callable[[], float],
     ) -> None:
-        self.groups, self.trial, self.budget_s = groups, trial, budget_s
+        self.groups, self.trial, self.budget_s, self.present = groups, trial, budget_s, present
         self.journal, self.on_progress, self.clock = journal, on_progress, clock
         self.began_s = clock() - journal.elapsed_s
         self.best: Candidate = PRESENT
@@ -199,7 +206,11 @@ class _Search:
         """The incumbent first, then every choice that differs from it and from each other."""
         found = {key_of(self.best): _Arm(self.best)}
         for choice in group.choices:
-            candidate = {**self.best, **choice}
+            candidate = {
+                name: value
+                for name, value in {**self.best, **choice}.items()
+                if name not in self.present or self.present[name] != value
+            }
             found.setdefault(key_of(candidate), _Arm(candidate))
         return list(found.values())
 
@@ -210,7 +221,7 @@ class _Search:
             return "there is no other choice"
         why = group.unless(self.best)
         if why is None and self.elapsed_s >= self.budget_s:
-            why = "the time was spent"
+            why = _SPENT
         return why
 
     def _group(self, group: Group, number: int, arms: list[_Arm]) -> None:
@@ -254,8 +265,18 @@ class _Search:
     def _prepared(self, group: Group, arms: list[_Arm]) -> list[_Arm]:
         """Those that can be run; the present plan must be among them."""
         known = self.journal.failures(group.name)
-        wanted = [a.candidate for a in arms if key_of(a.candidate) not in known]
-        failures = self.trial.prepare(wanted)
+        wanted = [a for a in arms if key_of(a.candidate) not in known]
+        failures: dict[str, str] = {}
+        late: list[_Arm] = []
+        for start in range(0, len(wanted), _TOGETHER):
+            some = wanted[start : start + _TOGETHER]
+            if start and self.elapsed_s >= self.budget_s:
+                late += some
+            else:
+                failures |= self.trial.prepare([a.candidate for a in some])
+        for arm in late:
+            self._note(group, arm, outcome="not tried", reason=_SPENT)
+        arms = [a for a in arms if a not in late]
         if key_of(self.best) in failures:
             raise RunError(
                 f"{text_of(self.best)} must run", got=failures[key_of(self.best)],
@@ -320,7 +341,10 @@ class _Search:
             outcome = "lost"
             if arm is winner:
                 outcome = "kept" if arm is arms[0] else "won"
-            self._note(group, arm, outcome=outcome)
+            if outcome == "lost" and not arm.logs:  # Decided by a sitting that had no time for it.
+                self._note(group, arm, outcome="not tried", reason=_SPENT)
+            else:
+                self._note(group, arm, outcome=outcome)
             if arm is not winner and arm.candidate:
                 self.trial.release(arm.candidate)
         if winner is not arms[0]:
@@ -329,11 +353,13 @@ class _Search:
                 for name, value in winner.candidate.items()
                 if name not in self.best or self.best[name] != value
             }
+            # A knob that a later group changes, or sets back, is not the earlier one's any more.
+            kept = winner.candidate.keys() - changed.keys()
             self.units = {
-                name: {k: v for k, v in unit.items() if k not in changed}
+                name: {k: v for k, v in unit.items() if k in kept}
                 for name, unit in self.units.items()
             }
-            self.units[group.name] = changed
+            self.units[group.name] = changed  # Empty where it only set knobs back.
             self.units = {name: unit for name, unit in self.units.items() if unit}
             self.best = winner.candidate
 

@@ -59,10 +59,12 @@ def space_of(
         if size < 1:
             raise InputError("a batch size must be at least 1", got=size)
     usable = machine.usable_cpus
+    compiled = "always" if present.step.compile == "off" else present.step.compile
     groups = [
         Group("batch size", tuple({BATCH_SIZE: n} for n in batch_sizes if n != batch_size)),
         Group("cores", (*_threads(machine), *_workers(usable))),
-        Group("compile", tuple({"step.compile": c} for c in _compile(present))),
+        # A trial is long, so "auto" compiles in it: it is not to be told apart from "always".
+        Group("compile", ({"step.compile": "off"}, {"step.compile": compiled})),
         Group("affinity", tuple({"cpu.thread_affinity": kind} for kind in _affinities(machine))),
         Group(
             "tensor arena",
@@ -87,11 +89,6 @@ def space_of(
         auto = {"step.precision": "auto"}
         choices = (auto, {**auto, "parallel.num_workers": None})
         groups.insert(3, Group("precision", choices))
-    now = knobs_of(present)
-    groups = [
-        Group(g.name, tuple(c for c in g.choices if not _is_present(c, now)), g.unless)
-        for g in groups
-    ]
     return tuple(g for g in groups if g.choices)
 
 
@@ -99,10 +96,6 @@ def knobs_of(plan: Plan) -> dict[str, Any]:
     """Every knob of a plan by dotted name."""
     document = plan.to_dict()
     return {f"{part}.{name}": v for part, values in document.items() for name, v in values.items()}
-
-
-def _is_present(choice: Candidate, now: dict[str, Any]) -> bool:
-    return all(name in now and now[name] == value for name, value in choice.items())
 
 
 def _threads(machine: Machine) -> list[Candidate]:
@@ -125,11 +118,6 @@ def _workers(usable: int) -> list[Candidate]:
         if n >= 2
         for kind in ("compact", "none")
     ]
-
-
-def _compile(present: Plan) -> tuple[str, ...]:
-    # A trial is long, so "auto" compiles in it: nothing to be told apart from "always".
-    return ("always", "off") if present.step.compile == "off" else ("off",)
 
 
 def _affinities(machine: Machine) -> tuple[str, ...]:
