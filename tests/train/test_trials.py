@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 import hotloop
+from hotloop.cli.recipe import Recipe
+from hotloop.cli.tune import _text
 from hotloop.errors import InputError, ModelError, PlanError, RunError
 from hotloop.machine import Machine
 from hotloop.monitor.optimization import Change, Evidence, Optimization
@@ -187,10 +189,7 @@ def test_too_little_memory_for_one_more_is_a_reason(planted):
         assert "not enough memory" in failures[key_of({"cpu.queue_size": 16})]
 
 
-SPACE = (
-    Group("queue", ({"cpu.queue_size": 2}, {"cpu.queue_size": 3}, {"cpu.queue_size": 16})),
-    Group("huge pages", ({"memory.huge_pages": "try"},)),
-)
+QUEUES = ({"cpu.queue_size": 16}, {"cpu.queue_size": 2}, {"cpu.queue_size": 3})
 
 
 def test_tuning_finds_the_planted_gain_writes_its_proof_and_is_remembered(planted, tmp_path):
@@ -200,9 +199,9 @@ def test_tuning_finds_the_planted_gain_writes_its_proof_and_is_remembered(plante
         planted,
         PLAN,
         machine,
-        budget_s=12,
+        budget_s=8,
         slice_s=0.05,
-        space=SPACE,
+        space=[Group("queue", QUEUES)],
         on_progress=lambda p: told.append(p.text),
     )
     assert result.best["cpu.queue_size"] == 16
@@ -216,6 +215,9 @@ def test_tuning_finds_the_planted_gain_writes_its_proof_and_is_remembered(plante
     assert any("proving queue" in text for text in told)
     assert json.loads(json.dumps(result.to_dict()))["lines"][0]["kept"]
 
+    shown = _text(result, tmp_path / "x", Recipe(batch_size=20))
+    for words in ("won", "failed: ValueError", "Remembered", "queue_size 16: proven", "In all"):
+        assert words in shown
     text = result.toml(heading(result, machine))
     path = tmp_path / "tuned.toml"
     path.write_text(text)
@@ -248,9 +250,9 @@ def test_tuning_finds_the_planted_gain_writes_its_proof_and_is_remembered(plante
 def test_tuning_cut_off_goes_on_and_does_not_measure_again(planted, tmp_path):
     machine, journal = Machine.probe(), tmp_path / "j.journal"
     options = {
-        "budget_s": 12,
+        "budget_s": 8,
         "slice_s": 0.05,
-        "space": SPACE[:1],
+        "space": [Group("queue", QUEUES[:1])],
         "journal": journal,
         "keep": False,
     }
@@ -272,7 +274,8 @@ def test_tuning_cut_off_goes_on_and_does_not_measure_again(planted, tmp_path):
     assert result.best["cpu.queue_size"] == 16
     assert any("went on with a search cut off" in note for note in result.notes)
     assert rounds >= 4
-    assert not [text for text in told if text.startswith("starting") and "queue_size 3" in text]
+    starts = [text for text in told if text.startswith("starting")]
+    assert starts == ["starting the present plan", "starting queue_size 16"]  # For the proof.
     assert not journal.exists()
     assert not result.remembered
 

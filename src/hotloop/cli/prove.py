@@ -62,6 +62,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
     if not args.budget_s > 0:
         raise InputError("--budget-s must be above 0", got=args.budget_s)
+    if not 0 < args.confidence < 1:
+        raise InputError("--confidence must be above 0 and below 1", got=args.confidence)
+    if not args.margin >= 0:
+        raise InputError("--margin must be at least 0", got=args.margin)
     if bool(args.changes) == (args.report is not None):
         raise InputError(
             "hotloop prove needs a change",
