@@ -36,7 +36,8 @@ def plan_with_comments(plan: Plan, comments: Mapping[str, str], heading: Sequenc
 
 
 def _comment(text: str) -> list[str]:
-    flat = " ".join(text.split())
+    # A reason may hold what a program printed; TOML allows no control characters.
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return textwrap.wrap(
         flat, _WIDTH, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False
     ) or ["#"]
