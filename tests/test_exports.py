@@ -15,7 +15,7 @@ PUBLIC = [
     "MissingExtraError", "ModelError", "NumaConfig", "PackedDataset", "ParallelConfig", "Plan",
     "PlanError", "PoolError", "RunError", "StepConfig", "StorageError", "TensorArena",
     "ThreadAffinity", "TrainReport", "TrainStep", "Trainer", "WorkerStats", "__version__",
-    "compile_step", "load_mnist", "open_dataset",
+    "compile_step", "load_mnist", "open_dataset", "tune",
 ]  # fmt: skip
 
 

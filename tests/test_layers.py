@@ -10,7 +10,7 @@ import hotloop
 SOURCE = Path(hotloop.__file__).parent
 ORDER = [
     "version", "errors", "units", "files", "machine", "plan", "monitor", "memory", "data", "step",
-    "parallel", "tune",
+    "parallel", "tuning",
     "train", "infer", "enclave", "serve", "bench", "cli",
 ]  # fmt: skip
 

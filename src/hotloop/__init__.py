@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         StepConfig,
     )
     from .step import GradientAccumulator, TrainStep, compile_step
-    from .train import CheckpointStore, Trainer, TrainReport
+    from .train import CheckpointStore, Trainer, TrainReport, tune
 
 _ROOM_OF = {
     # machine and plan
@@ -85,6 +85,7 @@ _ROOM_OF = {
     "Trainer": "train",
     "TrainReport": "train",
     "CheckpointStore": "train",
+    "tune": "train",
     # workers
     "DataParallelTrainer": "parallel",
     "GradientSynchronizer": "parallel",
@@ -150,6 +151,7 @@ __all__ = [
     "compile_step",
     "load_mnist",
     "open_dataset",
+    "tune",
 ]
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..data import PackedDataset
+    from ..plan import Plan
+    from ..train.trials import Source, Work
 
 ZOO = ("cnn", "small", "big")
 SCHEDULES = ("none", "cosine", "onecycle")
@@ -117,28 +119,37 @@ class Recipe:
         Raises:
             DataError: missing, damaged, or of no known kind.
         """
-        from ..data import open_dataset, parse_transforms
+        from ..data import open_dataset
 
-        added = parse_transforms(self.augment) if self.augment else ()
-        shared: dict[str, Any] = {
-            "seed": self.seed,
-            "mmap_above_bytes": mmap_above_bytes,
-            "label_column": self.label_column,
-            "allow_download": self.download,
-        }
-        if self.dataset == "mnist":
-            source: Any = "mnist"
-            shared["folder"] = self.data
-        else:
-            source = self.data
-        train = open_dataset(source, num_samples=self.samples, **shared)
-        if added:
-            train = train.with_transforms((*train.transforms, *added), seed=self.seed)
+        train = self.open_training_data(mmap_above_bytes=mmap_above_bytes)
+        shared = self._opening(mmap_above_bytes)
         if self.test_data is not None:
             return train, open_dataset(self.test_data, split="test", **shared)
         if self.dataset == "mnist":
             return train, open_dataset("mnist", split="test", **shared)
         return train, None
+
+    def open_training_data(self, *, mmap_above_bytes: int) -> PackedDataset:
+        """The training data alone; see ``open_data``."""
+        from ..data import open_dataset, parse_transforms
+
+        added = parse_transforms(self.augment) if self.augment else ()
+        source = "mnist" if self.dataset == "mnist" else self.data
+        shared = self._opening(mmap_above_bytes)
+        train = open_dataset(source, num_samples=self.samples, **shared)
+        if added:
+            train = train.with_transforms((*train.transforms, *added), seed=self.seed)
+        return train
+
+    def _opening(self, mmap_above_bytes: int) -> dict[str, Any]:
+        folder = {"folder": self.data} if self.dataset == "mnist" else {}
+        return {
+            "seed": self.seed,
+            "mmap_above_bytes": mmap_above_bytes,
+            "label_column": self.label_column,
+            "allow_download": self.download,
+            **folder,
+        }
 
     def build_model(self) -> nn.Module:
         """The model, its weights drawn from the seed.
@@ -205,6 +216,43 @@ class Recipe:
                 optimizer, max_lr=rate, total_steps=steps + 1, cycle_momentum=False
             )
         return None
+
+
+def trial_work(arguments: dict[str, Any], plan: Plan) -> Work:
+    """In a trial's process: a trainer by a recipe, see ``train.trials``.
+
+    The schedule is stretched: a trial trains on past the end of the run.
+    """
+    from ..train import Trainer
+    from ..train.trials import Work
+    from ..train.tuned import trainer_fingerprint
+
+    recipe = Recipe(**{**arguments["recipe"], "batch_size": arguments["batch_size"]})
+    rate = recipe.learning_rate
+    rate = LEARNING_RATES[recipe.optimizer] if rate is None else rate
+    recipe = dataclasses.replace(recipe, learning_rate=rate * arguments["lr_factor"])
+    data = recipe.open_training_data(mmap_above_bytes=plan.memory.mmap_above_bytes)
+    model = recipe.build_model()
+    optimizer = recipe.build_optimizer(model)
+    stretched = dataclasses.replace(recipe, epochs=10**6)
+    trainer = Trainer(
+        model,
+        recipe.build_loss(data),
+        optimizer,
+        plan,
+        scheduler=stretched.build_scheduler(optimizer, data.num_samples),
+        scheduler_interval="step",
+    )
+    fingerprint = trainer_fingerprint(trainer, recipe.batch_size, data.example())
+    return Work(trainer, data, recipe.batch_size, recipe.seed, fingerprint)
+
+
+def trial_source(recipe: Recipe) -> Source:
+    """Trials of this recipe, see ``train.trials``."""
+    from ..train.trials import Source
+
+    arguments = {"recipe": dataclasses.asdict(recipe)}
+    return Source("hotloop.cli.recipe:trial_work", arguments, recipe.batch_size)
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:

@@ -73,6 +73,15 @@ class PackedDataset:
         return self.num_samples
 
     @property
+    def columns(self) -> tuple[Column, Column]:
+        """Samples and targets as stored, rows past ``num_samples`` included.
+
+        Raises:
+            DataError: closed.
+        """
+        return self._open_columns()
+
+    @property
     def storage_bytes(self) -> int:
         """Bytes of all packed samples and targets."""
         return sum(column.storage_bytes for column in self._open_columns())

@@ -10,18 +10,28 @@ report       TrainReport
 curve        the learning curve as a picture
 interrupt    Ctrl-C as a flag
 zoo          the models of the benchmarks
+trials       plans on a user's model and data, each in a fresh process; trial_worker, child: of it
+prove        a change against the present plan; tuner, tune_result: search, proof, plan file
+tuned        what tuning found before, for plans left to measurement
 """
 
 from .checkpoint import Checkpoint, CheckpointStore
 from .progress import EpochRecord, Progress
+from .prove import Proven, prove
 from .report import TrainReport
 from .trainer import Trainer
+from .tune_result import TuneResult
+from .tuner import tune
 
 __all__ = [
     "Checkpoint",
     "CheckpointStore",
     "EpochRecord",
     "Progress",
+    "Proven",
     "TrainReport",
     "Trainer",
+    "TuneResult",
+    "prove",
+    "tune",
 ]

@@ -66,6 +66,8 @@ class TrainLoop:
     saved_step: int | None = None
     hosts: Hosts | None = None
     monitor: PerformanceMonitor | None = None
+    on_losses: Callable[[list[float]], None] | None = None
+    tuned: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.sampler = GlobalSampler(
@@ -135,6 +137,8 @@ class TrainLoop:
                 state.train_s += step_s
                 recorder.record(count, steps=len(losses), data_wait_s=waited_s, compute_s=step_s)
                 self._show(losses[-1])
+                if self.on_losses is not None:
+                    self.on_losses(losses)
                 if self._stopping or state.step == self.max_steps:
                     break
                 if state.batch < self.sampler.num_batches and self._save_is_due():
@@ -279,6 +283,7 @@ class TrainLoop:
             self.num_threads,
             self.step.path,
             self.step.precision,
+            self.tuned,
         )
         self.checkpoint = self.store.save(self.state.step, tensors=tensors, document=document)
         self.saved_step = self.state.step

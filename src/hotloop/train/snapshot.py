@@ -45,6 +45,7 @@ def snapshot(
     num_threads: int,
     path: str,
     precision: str,
+    tuned: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
     """Tensors by group and the document, for ``CheckpointStore.save``. Copies nothing."""
     optimizer_tensors, optimizer_document = split_state(optimizer.state_dict())
@@ -63,6 +64,7 @@ def snapshot(
         "num_threads": num_threads,
         "path": path,
         "precision": precision,
+        "tuned": tuned,
         "identity": vars(identity),
         "run": state.to_dict(),
         "optimizer": optimizer_document,

@@ -36,6 +36,7 @@ from .observed import monitor_of, run_observed
 from .progress import Progress, RunState, Stopwatch
 from .report import TrainReport, machine_summary, versions
 from .snapshot import RunIdentity, restore
+from .tuned import with_tuned
 
 # One call of the compiled step makes so many steps at most, on so many bytes of batches, which are
 # filled between two calls.
@@ -112,6 +113,7 @@ class Trainer:
         fit_memory: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         monitor: PerformanceMonitor | bool = True,
+        on_losses: Callable[[list[float]], None] | None = None,
     ) -> TrainReport:
         """Train in place and report.
 
@@ -133,6 +135,7 @@ class Trainer:
             on_progress: called about ten times a second.
             monitor: looks at the machine meanwhile, for ``report.performance`` and
                 ``report.optimizations``; one of yours, a new one, or ``False``: none.
+            on_losses: called after each call of the step with the loss of each step it made.
 
         Raises:
             InputError: an argument outside its rule. DataError, ModelError: see their names.
@@ -157,6 +160,9 @@ class Trainer:
                 tested = open_dataset(validation, split="test", seed=seed, mmap_above_bytes=above)
                 _check_alike(dataset, tested)
             example = dataset.example()
+            tuned = None
+            if hosts is None:
+                plan, tuned = with_tuned(self, plan, found, batch_size, example)
             plan, budget = self._budget(example, dataset, tested, batch_size, plan, fit_memory)
             classes = [d.num_classes for d in (dataset, tested) if d and d.num_classes]
             check_classes(self.loss_fn, budget.output_shape, max(classes, default=None))
@@ -169,6 +175,7 @@ class Trainer:
                 scheduler=None if self.scheduler is None else type(self.scheduler).__name__,
             )
             notes = [*budget.assumptions, *(found.skipped if found else ())]
+            notes += [tuned.note] if tuned else []
             reset_peak_resident()
             with self._surroundings(plan, seed, notes) as (stop, arena):
                 line_bytes = plan.memory.line_bytes or 64
@@ -224,6 +231,8 @@ class Trainer:
                     on_progress=on_progress if hosts is None or hosts.rank == 0 else None,
                     hosts=hosts,
                     monitor=monitor_of(monitor, self.machine),
+                    on_losses=on_losses,
+                    tuned=tuned.knobs if tuned else None,
                 )
                 if found is not None:
                     self._restore(loop, found, notes)

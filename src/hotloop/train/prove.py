@@ -1,0 +1,131 @@
+"""``prove``: a change of the plan against the present plan, on a user's own model and data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PlanError
+from ..monitor.optimization import Optimization, Proof
+from ..tuning import PRESENT, Candidate, Comparison, compare, key_of, knobs_of
+from .trials import ROUNDING, PlanTrials, loss_difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proven:
+    """What the measurement said of a change.
+
+    Attributes:
+        change: knobs by dotted name.
+        comparison: of times. Its verdict is ``"proven"`` only where the interval lies above 1.
+        loss_difference: greatest relative difference between the losses of the first steps;
+            ``None``: they cannot be compared (another batch size).
+        steps: how many steps those were.
+    """
+
+    change: dict[str, Any]
+    comparison: Comparison
+    loss_difference: float | None
+    steps: int
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether the losses are the same to float32 rounding; ``None``: not known."""
+        return None if self.loss_difference is None else self.loss_difference <= ROUNDING
+
+    @property
+    def numerics(self) -> str:
+        """For people: how the results compare."""
+        if self.loss_difference is None:
+            return "another batch size: losses cannot be compared"
+        if self.loss_difference == 0:
+            return f"losses of {self.steps} steps equal to the last bit"
+        how = "equal to" if self.exact else "NOT equal: they differ by"
+        return f"losses of {self.steps} steps {how} {self.loss_difference:.1e}"
+
+    def proof(self) -> Proof:
+        """As a suggestion carries it."""
+        found = self.comparison
+        return Proof(
+            median_ratio=found.median_ratio,
+            low=found.low,
+            high=found.high,
+            confidence=found.confidence,
+            n=found.n,
+            numerics=self.numerics,
+        )
+
+    def applied_to(self, suggestion: Optimization) -> Optimization:
+        """The suggestion with this proof, and the state that follows."""
+        states: dict[str, Any] = {"proven": "proven", "regression": "regression"}
+        return dataclasses.replace(
+            suggestion,
+            state=states.get(self.comparison.verdict, "hypothesis"),
+            exact=suggestion.exact if self.exact is None else self.exact,
+            proof=self.proof(),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "change": self.change,
+            "verdict": self.comparison.verdict,
+            "comparison": self.comparison.to_dict(),
+            "loss_difference": self.loss_difference,
+            "steps_compared": self.steps,
+            "exact": self.exact,
+            "numerics": self.numerics,
+        }
+
+
+def prove(
+    trials: PlanTrials,
+    change: Mapping[str, Any],
+    *,
+    against: Candidate = PRESENT,
+    budget_s: float = 60.0,
+    confidence: float = 0.95,
+    margin: float = 0.02,
+    on_pair: Callable[[int, float, float, float], None] | None = None,
+) -> Proven:
+    """Run a change and what it is held against in turn, each in its own fresh process.
+
+    Args:
+        trials: of the user's work. change: knobs of the changed plan by dotted name.
+        against: knobs of the other, by default the present plan.
+        budget_s: seconds of measuring; what starting takes comes on top.
+        confidence, margin, on_pair: see ``compare``.
+
+    Raises:
+        PlanError: a knob that does not exist, or nothing changes.
+        RunError: one of the two cannot be run.
+    """
+    with_it, without = dict(change), dict(against)
+    if knobs_of(trials.plan_of(with_it)) == knobs_of(trials.plan_of(without)) and (
+        trials.batch_size_of(with_it) == trials.batch_size_of(without)
+    ):
+        raise PlanError(
+            "a change must change something", got=_listed(change),
+            next_step="name another value, or another present plan with --plan",
+        )  # fmt: skip
+    trials.require([without, with_it])
+    found = compare(
+        lambda: trials.measure(without),
+        lambda: trials.measure(with_it),
+        budget_s=budget_s,
+        confidence=confidence,
+        margin=margin,
+        on_pair=on_pair,
+    )
+    difference, steps = None, 0
+    if trials.batch_size_of(with_it) == trials.batch_size_of(without):
+        difference, steps = loss_difference(
+            trials.losses[key_of(without)], trials.losses[key_of(with_it)]
+        )
+    return Proven(change=with_it, comparison=found, loss_difference=difference, steps=steps)
+
+
+def _listed(change: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in change.items()) or "no knob"
