@@ -33,7 +33,7 @@ from .hosts import plan_of, step_of
 from .interrupt import StopRequest
 from .loop import TrainLoop
 from .progress import Progress, RunState, Stopwatch
-from .report import TrainReport, machine_summary, versions
+from .report import TrainReport, machine_document, versions
 from .snapshot import RunIdentity, restore
 
 # One call of the compiled step makes so many steps at most, on so many bytes of batches, which are
@@ -416,7 +416,7 @@ class Trainer:
             precision=loop.step.precision,
             operations=tuple(o.to_dict(step_s, ceiling) for o in loop.step.operations()),
             plan=loop.plan.to_dict(),
-            machine=machine_summary(self.machine),
+            machine=machine_document(self.machine, self.ceilings),
             versions=versions(),
             checkpoint=None if loop.checkpoint is None else str(loop.checkpoint),
             notes=tuple(notes),
