@@ -30,10 +30,10 @@ class Size:
     ticks: int = 6
 
 
-WIDE = Size("wide", 660, 380, left=74)
-NARROW = Size("narrow", 340, 300, left=62, ticks=4)
+WIDE = Size("wide", 816, 420, left=66, ticks=7)
+NARROW = Size("narrow", 340, 300, left=62, ticks=5)
 # One of several beside each other, which a narrow page puts below each other: one drawing does.
-SMALL = Size("small", 360, 270, left=62, ticks=4)
+SMALL = Size("small", 388, 270, left=66, ticks=5)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Axis:
     """One axis: its range (low below high; above 0 when ``log``), what it says, how figures read.
 
     Attributes:
-        whole: ticks only at whole numbers.
+        whole: ticks only at whole numbers. unit: ticks at round multiples of it, as of a MiB.
     """
 
     low: float
@@ -50,14 +50,16 @@ class Axis:
     show: Callable[[float], str]
     log: bool = False
     whole: bool = False
+    unit: float = 1.0
 
     def ticks(self, most: int) -> list[float]:
         """Round values in the range, about ``most`` of them."""
         if self.log:
             return self._log_ticks(most)
-        step = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
-        step *= next(f for f in (1, 2, 5, 10, 20) if (self.high - self.low) / (step * f) <= most)
-        step = max(step, 1.0) if self.whole else step
+        low, high = self.low / self.unit, self.high / self.unit
+        step = 10.0 ** math.floor(math.log10((high - low) / most))
+        step *= next(f for f in (1, 2, 5, 10, 20) if (high - low) / (step * f) <= most)
+        step = (max(step, 1.0) if self.whole else step) * self.unit
         first, last = math.ceil(self.low / step), math.floor(self.high / step + 1e-9)
         return [n * step for n in range(first, last + 1)]
 

@@ -99,7 +99,9 @@ def table(
     ]
     grid = tag("table", tag("caption", caption), tag("thead", tag("tr", heads)), tag("tbody", body))
     # Reachable by keyboard, because what does not fit is reached by scrolling.
-    return tag("div", grid, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    dense = " dense" if len(head) > 6 else ""
+    return tag("div", grid, class_=f"scroll{dense}", tabindex="0", role="region",
+               aria_label=caption)  # fmt: skip
 
 
 def facts(rows: Iterable[tuple[str, Child]]) -> Element:
@@ -108,10 +110,11 @@ def facts(rows: Iterable[tuple[str, Child]]) -> Element:
     return tag("dl", pairs, class_="facts")
 
 
-def swatch(colour: int) -> Element:
-    """The mark that ties a row of a table to its colour in the chart beside it."""
+def keyed(colour: int, name: str) -> Element:
+    """A name with the mark that ties it to its colour in the chart beside it."""
     mark = tag("rect", width=12, height=12, rx=2, class_=f"fill{colour}")
-    return tag("svg", mark, width=12, height=12, class_="swatch", aria_hidden="true")
+    drawn = tag("svg", mark, width=12, height=12, class_="swatch", aria_hidden="true")
+    return tag("span", drawn, tag("span", name), class_="keyed")
 
 
 def bar(

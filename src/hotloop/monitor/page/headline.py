@@ -91,7 +91,7 @@ def _memory(report: Document) -> Element:
     )
     error = report.number("prediction_error")
     if error is not None and predicted is not None:
-        said += f", off by {error:+.1%}"
+        said += f", off by {error * 100:+.1f} %"
     value, _, unit = format_bytes(peak).partition(" ")
     return _figure("Peak memory, measured", None if peak is None else value, unit, said)
 

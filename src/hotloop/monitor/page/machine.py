@@ -15,7 +15,7 @@ from ...machine.probe.caches import Cache
 from ...machine.probe.topology import Core
 from ...units import format_bytes, format_seconds, format_share
 from ..document import Document
-from .elements import UNKNOWN, Child, bar, facts, note, section, swatch, table, tag
+from .elements import UNKNOWN, Child, bar, facts, keyed, note, section, table, tag
 from .placement import machine_of, placement
 
 _MOST_CORES = 512
@@ -110,7 +110,7 @@ def _drawing(report: Document, rebuilt: Machine, pins: dict[int, str]) -> list[C
     sockets = [socket(*group) for group in _grouped(cores, lambda c: c.socket)]
     drawn: list[Child] = [tag("ul", sockets, class_="machine")]
     if use:
-        drawn.append(tag("ul", [tag("li", swatch(c), name) for name, c in _USE], class_="legend"))
+        drawn.append(tag("ul", [tag("li", keyed(c, name)) for name, c in _USE], class_="legend"))
     if len(rebuilt.cores) > len(cores):
         drawn.append(note(f"{len(rebuilt.cores) - len(cores):,} more cores are not drawn."))
     if not detailed and (private := _private(rebuilt, cores[0])):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from xml.etree.ElementTree import Element
 
 from ...units import format_bytes, format_share
 from ..document import Document
-from .elements import UNKNOWN, Child, bar, facts, note, section, swatch, table, tag
+from .elements import UNKNOWN, Child, bar, facts, keyed, note, section, table, tag
 from .phases import over_time, series
 
 _COLOURS = {
@@ -35,9 +36,10 @@ def components(report: Document) -> list[tuple[str, str, int, float | None]]:
 
 def memory(report: Document) -> Element:
     """The section."""
+    halves = [tag("div", half) for half in (_table(report), _over_time(report))]
     return section(
-        "memory", "Memory, predicted and measured", *_bars(report), _table(report),
-        *_over_time(report), _kernel_facts(report),
+        "memory", "Memory, predicted and measured", *_bars(report),
+        tag("div", halves, class_="halves"), _kernel_facts(report),
     )  # fmt: skip
 
 
@@ -64,12 +66,10 @@ def _bar_row(name: str, size: str, drawn: Element) -> Element:
     return tag("div", tag("span", name), tag("span", size, class_="figure"), drawn, class_="row")
 
 
-def _table(report: Document) -> Element:
+def _table(report: Document) -> list[Child]:
     rows: list[tuple[list[Child] | str, str, str]] = []
     for _, title, colour, size in components(report):
-        rows.append(
-            ([swatch(colour), title], UNKNOWN if size is None else format_bytes(size), "not apart")
-        )
+        rows.append((keyed(colour, title), UNKNOWN if size is None else format_bytes(size), "–"))
     sizes = {key: size for key, _, _, size in components(report)}
     held = [sizes.get(key) for key in _IN_ARENA]
     arena = report.amount("arena", "peak_top_bytes")
@@ -81,11 +81,16 @@ def _table(report: Document) -> Element:
         )  # fmt: skip
     total, peak = report.amount("budget", "total_bytes"), report.amount("peak_resident_bytes")
     rows.append(
-        ([swatch(_MEASURED), "in all"], UNKNOWN if total is None else format_bytes(total),
+        (keyed(_MEASURED, "in all"), UNKNOWN if total is None else format_bytes(total),
          UNKNOWN if peak is None else format_bytes(peak))
     )  # fmt: skip
-    return table("Memory by component", ("component", "predicted", "measured peak"), rows,
+    grid = table("Memory by component", ("component", "predicted", "measured"), rows,
                  right=(1, 2), total=True)  # fmt: skip
+    said = "Measured are the peak of the process in all, and that of the tensor arena."
+    return [
+        grid,
+        note(said if arena is not None else "Measured is the peak of the process in all."),
+    ]
 
 
 def _over_time(report: Document) -> list[Child]:
@@ -96,8 +101,9 @@ def _over_time(report: Document) -> list[Child]:
     # A limit far above would press the course of the run into a line at the bottom.
     levels = ((predicted, "predicted"), (limit if limit and limit < 1.5 * top else None, "limit"))
     lines = [(size, f"{name}, {format_bytes(size)}") for size, name in levels if size]
+    unit = 1024.0 ** math.floor(math.log(max(top, 1.0), 1024))
     drawn = over_time("memory-time", "Resident memory over time", "resident", _MEASURED, points,
-                      format_bytes, lines)  # fmt: skip
+                      format_bytes, lines, unit)  # fmt: skip
     if drawn is None:
         return [note(f"Memory over time: {UNKNOWN}; this report has no samples of it.")]
     return [drawn]

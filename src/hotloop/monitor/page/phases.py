@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 from ...units import format_rate, format_seconds, format_share
 from ..document import Document
 from .chart import SMALL, Axis, Frame, Point, Size, chart, room_above, text
-from .elements import UNKNOWN, Child, bar, facts, note, section, swatch, table, tag
+from .elements import UNKNOWN, Child, bar, facts, keyed, note, section, table, tag
 
 # Phases of a call, as ``TrainReport.time_s`` has them: title and colour.
 PHASES = {
@@ -85,7 +85,7 @@ def _training(report: Document) -> list[Child]:
 def _bar_and_table(title: str, rows: list[tuple[str, int, float]], whole: float) -> list[Child]:
     parts = [(colour, seconds) for _, colour, seconds in rows]
     cells: list[tuple[Child, ...]] = [
-        ([swatch(colour), name], format_seconds(seconds), format_share(_over(seconds, whole)))
+        (keyed(colour, name), format_seconds(seconds), format_share(_over(seconds, whole)))
         for name, colour, seconds in rows
     ]
     total = ("in all", format_seconds(whole), "")
@@ -134,11 +134,13 @@ def over_time(
     points: Sequence[Point],
     show: Callable[[float], str],
     lines: Sequence[tuple[float, str]] = (),
+    unit: float = 1.0,
 ) -> Element | None:
     """A chart of one figure over seconds; ``None`` where there are no two moments of it.
 
     Args:
         show: how a figure reads. lines: levels to hold it against, and what they are.
+        unit: ticks are round multiples of it.
     """
     if len(points) < 2 or points[0][0] >= points[-1][0]:
         return None
@@ -147,12 +149,14 @@ def over_time(
 
     def draw(size: Size) -> list[Element]:
         x = Axis(points[0][0], points[-1][0], "seconds", lambda v: f"{v:g}")
-        frame = Frame(size, x, Axis(0.0, top, axis, show))
+        frame = Frame(size, x, Axis(0.0, top, axis, show, unit=unit))
         marks = [*frame.axes(), frame.line(points, f"line{colour}")]
         for level, name in lines:
             marks.append(frame.line([(x.low, level), (x.high, level)], "roof"))
             right, up = frame.at(x.high, level)
-            marks.append(text(right - 4, up - 6, name, "label", anchor="end"))
+            # On the side of the line where the course is not.
+            beside = up + 16 if values[-1] > level else up - 6
+            marks.append(text(right - 4, beside, name, "label", anchor="end"))
         return marks
 
     said = f"From {show(values[0])} to {show(values[-1])} over {points[-1][0]:.3g} seconds, "

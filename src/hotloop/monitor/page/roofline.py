@@ -10,120 +10,80 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from ...units import format_rate, format_seconds, format_share
+from ...units import format_rate
 from ..document import Document
-from .chart import Axis, Frame, Point, Size, chart, text
-from .elements import UNKNOWN, Child, bar, note, section, swatch, table, tag
+from .chart import WIDE, Axis, Frame, Point, Size, chart, text
+from .elements import UNKNOWN, Child, note, section, tag
 from .headline import flop_rate
+from .operations import KINDS, Operation, operations, operations_part
 from .phases import short_rate
 
-_KINDS = ("product", "product and update", "convolution", "convolution backward")
-_OTHER_KIND = 5
 _MOST_LABELS = 14
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One row of the report's operations, as far as it can be read."""
-
-    number: int
-    kind: str
-    shape: str
-    kernel: str
-    count: int
-    seconds: float | None
-    flop_per_s: float | None
-    intensity: float | None
-    share_of_ceiling: float | None
-    time_share: float | None
-
-    @property
-    def colour(self) -> int:
-        """Of its kind, in chart and table."""
-        return _KINDS.index(self.kind) + 1 if self.kind in _KINDS else _OTHER_KIND
-
-
-def operations(report: Document) -> list[Operation]:
-    """Operations in the order of the report, the longest first."""
-    found = []
-    for number, row in enumerate(report.items("operations"), start=1):
-        flop, moved = row.amount("flop"), row.amount("modelled_bytes")
-        found.append(
-            Operation(
-                number=number,
-                kind=row.text("kind") or "operation",
-                shape=row.text("shape") or "",
-                kernel=row.text("kernel") or "",
-                count=row.count("count") or 1,
-                seconds=row.amount("s"),
-                flop_per_s=row.amount("flop_per_s") or None,
-                intensity=flop / moved if flop and moved else None,
-                share_of_ceiling=row.amount("share_of_ceiling"),
-                time_share=row.amount("time_share"),
-            )
-        )
-    return found
+# Pixels that a number beside a mark keeps free around itself.
+_CLEAR = 13
 
 
 @dataclass(frozen=True)
 class Roof:
-    """A limit: FLOP/s, or bytes/s where ``memory``; and what it is."""
+    """A measured limit.
+
+    Attributes:
+        rate: FLOP/s, or bytes/s where ``memory``. name: ``"float32"``, ``"memory"``, ...
+        num_threads: with which it was measured; ``None``: not known.
+    """
 
     rate: float
     name: str
-    memory: bool
+    num_threads: int | None
+    memory: bool = False
+
+    @property
+    def words(self) -> str:
+        """Name and rate."""
+        return f"{self.name}, {format_rate(self.rate, 'B' if self.memory else 'FLOP')}"
 
 
 def roofs(report: Document, machine: Document) -> list[Roof]:
-    """Measured limits at the run's thread count; at the best count where that was not measured."""
-    threads = report.count("plan", "parallel", "num_workers") or report.count(
-        "plan", "cpu", "num_threads"
-    )
+    """Limits at the run's thread count; at the best count where that was not measured."""
+    threads = report.count("plan", "parallel", "num_workers")
+    threads = report.count("plan", "cpu", "num_threads") if threads is None else threads
     found = []
     for dtype in ("float32", "bfloat16"):
-        best = _best(machine, "matmul", "flop_per_s", threads, dtype=dtype)
-        if best is not None:
-            found.append(Roof(best[0], f"{dtype}, {format_rate(best[0], 'FLOP')}", False))
+        rows = [row for row in machine.items("ceilings", "matmul") if row.text("dtype") == dtype]
+        found.append(_best(rows, "flop_per_s", threads, dtype))
     ceiling = report.amount("ceiling_flop_per_s")
-    if ceiling and not any(roof.name.startswith("float32") for roof in found):
-        found.insert(0, Roof(ceiling, f"float32, {format_rate(ceiling, 'FLOP')}", False))
-    best = _best(machine, "bandwidth", "bytes_per_s", threads)
-    if best is not None:
-        found.append(Roof(best[0], f"memory, {format_rate(best[0], 'B')}", True))
-    return found
+    if ceiling and found[0] is None:
+        found[0] = Roof(ceiling, "float32", threads)
+    rows = machine.items("ceilings", "bandwidth")
+    found.append(_best(rows, "bytes_per_s", threads, "memory", memory=True))
+    return [roof for roof in found if roof is not None]
 
 
 def _best(
-    machine: Document, kind: str, rate: str, threads: int | None, dtype: str | None = None
-) -> tuple[float, int | None] | None:
-    rows = [
-        (value, row.count("num_threads"))
-        for row in machine.items("ceilings", kind)
-        if (value := row.amount(rate, "median")) and (dtype is None or row.text("dtype") == dtype)
+    rows: Sequence[Document], key: str, threads: int | None, name: str, *, memory: bool = False
+) -> Roof | None:
+    known = [
+        Roof(rate, name, row.count("num_threads"), memory)
+        for row in rows
+        if (rate := row.amount(key, "median"))
     ]
-    at_threads = [row for row in rows if row[1] == threads]
-    return max(at_threads or rows, key=lambda row: row[0], default=None)
+    same = [roof for roof in known if roof.num_threads == threads]
+    return max(same or known, key=lambda roof: roof.rate, default=None)
 
 
 def roofline(report: Document, machine: Document) -> Element:
     """The section: chart, what the marks mean, and the operations as a table."""
     found, limits = operations(report), roofs(report, machine)
-    parts: list[Child] = []
-    if not found:
-        parts.append(note(_why_none(report)))
+    parts: list[Child] = [] if found else [note(_why_none(report))]
     parts += _drawing(report, found, limits)
-    if found:
-        parts += _step_bar(found)
-        parts.append(_table(found))
-    return section("roofline", "The step against the machine", parts)
+    return section("roofline", "The step against the machine", parts, operations_part(found))
 
 
 def _why_none(report: Document) -> str:
-    path = report.text("path")
     reason = {
         "parallel": "operations of workers overlap, and are not timed apart",
         "plain": "a plain step is not taken apart",
-    }.get(path or "", "the report has none")
+    }.get(report.text("path") or "", "the report has none")
     return f"Operations of the step: {UNKNOWN} ({reason})."
 
 
@@ -132,89 +92,125 @@ def _drawing(report: Document, found: list[Operation], limits: list[Roof]) -> li
     whole = flop_rate(report)
     if not limits and not placed:
         return [note(f"Ceilings: {UNKNOWN}. hotloop machine --ceilings measures them.")]
-    described = "; ".join(
+    marks = [
         f"{o.number}: {o.kind} {o.shape}, {format_rate(o.flop_per_s, 'FLOP')} at "
         f"{o.intensity:.3g} FLOP a byte"
         for o in placed[:_MOST_LABELS]
+    ]
+    ceilings = [f"Ceilings: {'; '.join(map(_told, limits)) or UNKNOWN}"]
+    figure = chart(
+        "roofline",
+        "Roofline: rate of each operation over its arithmetic intensity",
+        f"{'. '.join([*ceilings, *marks])}.",
+        lambda size: _draw(size, placed, limits, whole),
     )
-    said = f"Ceilings: {', '.join(roof.name for roof in limits) or UNKNOWN}. {described}."
-    figure = chart("roofline", "Roofline: rate of each operation over its arithmetic intensity",
-                   said, lambda size: _draw(size, placed, limits, whole))  # fmt: skip
-    remarks = [
-        "Higher is faster; further right, more arithmetic for each byte. ",
-        "Hollow marks: the intensity is modelled, each operand read and each result written once. "
-        if placed else None,
-        "A mark above the memory line found its operands in a cache. " if placed else None,
-        None if any(roof.memory for roof in limits)
-        else f"Memory bandwidth: {UNKNOWN} (hotloop machine --ceilings). ",
-        f"{len(found) - len(placed)} operations without recorded bytes are only in the table. "
-        if len(placed) < len(found) else None,
-    ]  # fmt: skip
-    return [figure, _legend(placed), note(remarks)]
+    return [figure, _legend(placed), note(*_remarks(found, placed, limits))]
+
+
+def _told(roof: Roof) -> str:
+    if roof.num_threads is None:
+        return roof.words
+    return f"{roof.words} with {roof.num_threads} thread{'s' if roof.num_threads != 1 else ''}"
+
+
+def _remarks(found: list[Operation], placed: list[Operation], limits: list[Roof]) -> list[str]:
+    said = ["Higher is faster; further right, more arithmetic for each byte."]
+    if placed:
+        said.append(
+            "Hollow marks: the intensity is modelled, each operand read and each result written "
+            "once. A mark above the memory line found its operands in a cache."
+        )
+    if limits:
+        said.append(f"Lines, measured: {'; '.join(map(_told, limits))}.")
+    if not any(roof.memory for roof in limits):
+        said.append(f"Memory bandwidth: {UNKNOWN} (hotloop machine --ceilings).")
+    if len(placed) < len(found):
+        said.append(f"Only in the table, without recorded bytes: {len(found) - len(placed)}.")
+    return [" ".join(said)]
 
 
 def _legend(placed: list[Operation]) -> Element | None:
-    kinds = {o.kind if o.kind in _KINDS else "other": o.colour for o in placed}
-    items = [
-        tag("li", tag("svg", _mark(8, 8, colour, 5), width=16, height=16, class_="swatch",
-                      aria_hidden="true"), kind)
-        for kind, colour in sorted(kinds.items(), key=lambda pair: pair[1])
-    ]  # fmt: skip
+    kinds = {o.kind if o.kind in KINDS else "other": o.colour for o in placed}
+    items = []
+    for kind, colour in sorted(kinds.items(), key=lambda pair: pair[1]):
+        drawn = tag("svg", _mark(7, 7, colour, 5), width=14, height=14, class_="swatch",
+                    aria_hidden="true")  # fmt: skip
+        items.append(tag("li", tag("span", drawn, tag("span", kind), class_="keyed")))
     return tag("ul", items, class_="legend") if items else None
 
 
 def _draw(
     size: Size, placed: list[Operation], limits: list[Roof], whole: float | None
 ) -> list[Element]:
-    points = [(o.intensity or 0.0, o.flop_per_s or 0.0) for o in placed]
-    peak = max((roof.rate for roof in limits if not roof.memory), default=None)
-    bandwidth = max((roof.rate for roof in limits if roof.memory), default=None)
-    rates = [y for _, y in points] + [rate for rate in (peak, whole) if rate]
-    ridge = peak / bandwidth if peak and bandwidth else None
-    across = [x for x, _ in points] + ([ridge * 4, ridge / 16] if ridge else [])
-    across, rates = across or [0.1, 100.0], rates or [bandwidth or 1.0]
-    x = Axis(min(across) / 2, max(across) * 2, "FLOP a byte", lambda v: f"{v:g}", log=True)
-    low = min([*rates, *([bandwidth * x.low] if bandwidth else [])]) / 1.6
-    y = Axis(low, max(rates) * 2.2, "FLOP/s", short_rate, log=True)
-    frame = Frame(size, x, y)
-    marks = [*frame.axes(), *_limits(frame, limits)]
-    if whole and y.low <= whole <= y.high:
-        at = frame.at(x.low, whole)
-        marks.append(frame.line([(x.low, whole), (x.high, whole)], "whole"))
-        marks.append(
-            text(at[0] + 6, at[1] - 5, f"whole step, {format_rate(whole, 'FLOP')}", "label")
-        )
-    pixels = [frame.at(*point) for point in points]
-    for operation, (px, py) in reversed(list(zip(placed, pixels, strict=True))):
-        marks.append(_mark(px, py, operation.colour, 6))
-    labels = _labels(pixels[:_MOST_LABELS], size)
-    for operation, place in zip(placed, labels, strict=False):
+    frame = _frame(size, placed, limits, whole)
+    marks = [*frame.axes(), *_roof_marks(frame, limits)]
+    if whole and frame.y.low <= whole <= frame.y.high:
+        marks.append(frame.line([(frame.x.low, whole), (frame.x.high, whole)], "whole"))
+        left, y = frame.at(frame.x.low, whole)
+        words = _fitting(size, "whole step", f"whole step, {format_rate(whole, 'FLOP')}")
+        marks.append(text(left + 6, y + 16, words, "label"))
+    pixels = [frame.at(o.intensity or 0.0, o.flop_per_s or 0.0) for o in placed]
+    # The longest last: on top of the others.
+    for operation, (x, y) in reversed(list(zip(placed, pixels, strict=True))):
+        marks.append(_mark(x, y, operation.colour, 6))
+    places = _free_places(pixels[:_MOST_LABELS], size)
+    for operation, place in zip(placed, places, strict=False):
         if place is not None:
             marks.append(text(*place, str(operation.number), "number", anchor="middle"))
     return marks
 
 
-def _limits(frame: Frame, limits: list[Roof]) -> list[Element]:
-    marks = []
-    peak = max((roof.rate for roof in limits if not roof.memory), default=None)
+def _frame(size: Size, placed: list[Operation], limits: list[Roof], whole: float | None) -> Frame:
+    """Axes that show all marks and the ridge, where memory and arithmetic limit alike."""
+    across = [o.intensity for o in placed if o.intensity]
+    up = [o.flop_per_s for o in placed if o.flop_per_s]
+    peaks = [roof.rate for roof in limits if not roof.memory]
     bandwidth = max((roof.rate for roof in limits if roof.memory), default=None)
-    right = frame.size.width - frame.size.right
+    up += [*peaks, *([whole] if whole else [])]
+    if bandwidth:
+        ridges = [peak / bandwidth for peak in peaks] or [1.0]
+        across += [min(ridges) / 16, max(ridges) * 4]
+        up = up or [bandwidth]
+    across = across or [0.1, 100.0]
+    x = Axis(min(across) / 2, max(across) * 2, "FLOP a byte", lambda v: f"{v:g}", log=True)
+    least = min([*up, *([bandwidth * x.low] if bandwidth else [])])
+    return Frame(size, x, Axis(least / 1.6, max(up) * 2.2, "FLOP/s", short_rate, log=True))
+
+
+def _roof_marks(frame: Frame, limits: list[Roof]) -> list[Element]:
+    """The lines; their names stand at the left, where hardly an operation can be."""
+    marks = []
+    x, y = frame.x, frame.y
+    peak = max((roof.rate for roof in limits if not roof.memory), default=y.high)
+    bandwidth = max((roof.rate for roof in limits if roof.memory), default=None)
     for roof in limits:
+        name = _fitting(frame.size, roof.name, roof.words)
         if roof.memory:
-            end = min(frame.x.high, (peak or frame.y.high) / roof.rate)
-            start = max(frame.x.low, frame.y.low / roof.rate)
-            if start < end:
-                marks.append(
-                    frame.line([(start, start * roof.rate), (end, end * roof.rate)], "roof")
-                )
-                px, py = frame.at(start, start * roof.rate)
-                marks.append(text(px + 16, py - 4, roof.name, "label"))
+            first, last = max(x.low, y.low / roof.rate), min(x.high, peak / roof.rate)
+            if first < last:
+                ends = [(at, at * roof.rate) for at in (first, last)]
+                marks.append(frame.line(ends, "roof"))
+                marks.append(_along(frame.at(*ends[0]), frame.at(*ends[1]), name))
         else:
-            start = frame.x.low if bandwidth is None else max(frame.x.low, roof.rate / bandwidth)
-            marks.append(frame.line([(start, roof.rate), (frame.x.high, roof.rate)], "roof"))
-            _, py = frame.at(start, roof.rate)
-            marks.append(text(right - 2, py - 6, roof.name, "label", anchor="end"))
+            ridge = x.low if bandwidth is None else roof.rate / bandwidth
+            ridge = min(max(ridge, x.low), x.high)
+            marks.append(frame.line([(x.low, roof.rate), (ridge, roof.rate)], "beyond"))
+            marks.append(frame.line([(ridge, roof.rate), (x.high, roof.rate)], "roof"))
+            left, up = frame.at(x.low, roof.rate)
+            marks.append(text(left + 6, up - 6, name, "label"))
     return marks
+
+
+def _fitting(size: Size, short: str, long: str) -> str:
+    return long if size is WIDE else short
+
+
+def _along(start: Point, end: Point, words: str) -> Element:
+    """Words just above a line, turned as it is."""
+    angle = math.atan2(end[1] - start[1], end[0] - start[0])
+    x = start[0] + 14 * math.cos(angle) + 7 * math.sin(angle)
+    y = start[1] + 14 * math.sin(angle) - 7 * math.cos(angle)
+    return text(x, y, words, "label", degrees=math.degrees(angle))
 
 
 def _mark(x: float, y: float, colour: int, r: float) -> Element:
@@ -232,67 +228,32 @@ def _mark(x: float, y: float, colour: int, r: float) -> Element:
     return tag("path", d=f"M {steps} Z", class_=class_)
 
 
-def _labels(pixels: Sequence[Point], size: Size) -> list[Point | None]:
+def _free_places(pixels: Sequence[Point], size: Size) -> list[Point | None]:
     """Where the number of each mark goes: the first free place around it, or nowhere."""
-    taken = [(x, y - 4.0) for x, y in pixels]
+    taken = list(pixels)
     places: list[Point | None] = []
-    for px, py in pixels:
-        place = None
-        for radius in (15, 23):
-            for eighth in (7, 1, 5, 3, 6, 2, 0, 4):
-                angle = eighth * math.pi / 4
-                x, y = px + radius * math.cos(angle), py + 4 + radius * math.sin(angle)
-                inside = (
-                    size.left + 6 < x < size.width - 6 and size.top < y < size.height - size.bottom
-                )
-                if inside and all(
-                    abs(x - ox) > 13 or abs(y - 4 - oy) > 13
-                    for ox, oy in taken
-                    if (ox, oy) != (px, py - 4.0)
-                ):
-                    place = (x, y)
-                    break
-            if place is not None:
-                taken.append((place[0], place[1] - 4))
-                break
+    for own, (px, py) in enumerate(pixels):
+        others = [point for at, point in enumerate(taken) if at != own]
+        place = next(
+            (
+                (x, y)
+                for radius in (15, 23)
+                for eighth in (7, 1, 5, 3, 6, 2, 0, 4)
+                for x, y in [_around(px, py, radius, eighth)]
+                if size.left + 6 < x < size.width - 6
+                and size.top < y < size.height - size.bottom
+                and all(abs(x - ox) > _CLEAR or abs(y - oy) > _CLEAR for ox, oy in others)
+            ),
+            None,
+        )
+        if place is not None:
+            taken.append(place)
+            # Letters stand on their base line, half a letter below the middle.
+            place = (place[0], place[1] + 4)
         places.append(place)
     return places
 
 
-def _step_bar(found: list[Operation]) -> list[Child]:
-    shares = [(o, o.time_share) for o in found if o.time_share]
-    if not shares:
-        return []
-    known = sum(share for _, share in shares)
-    whole = max(1.0, known)
-    parts = [(o.colour, share) for o, share in shares]
-    said = "A mean step: " + ", ".join(
-        f"{o.number} {format_share(share)}" for o, share in shares[:_MOST_LABELS]
-    )
-    rest = max(0.0, whole - known)
-    said += f", everything else {format_share(rest)}"
-    return [tag("h3", "A mean step"), bar(said, [*parts, (8, rest)], whole, height=30)]
-
-
-def _table(found: list[Operation]) -> Element:
-    rows: list[tuple[Child, ...]] = []
-    for o in found:
-        kind = o.kind if o.count == 1 else f"{o.count:,} x {o.kind}"
-        rows.append(
-            (
-                [swatch(o.colour), f"{o.number} {kind}"], o.shape, o.kernel,
-                format_seconds(o.seconds) if o.seconds is not None else UNKNOWN,
-                format_rate(o.flop_per_s, "FLOP") if o.flop_per_s else UNKNOWN,
-                format_share(o.share_of_ceiling) if o.share_of_ceiling is not None else UNKNOWN,
-                "not recorded" if o.intensity is None else f"{o.intensity:.3g}",
-                format_share(o.time_share) if o.time_share is not None else UNKNOWN,
-            )
-        )  # fmt: skip
-    if all(o.time_share is not None for o in found):
-        rest = 1 - sum(o.time_share or 0.0 for o in found)
-        rows.append(
-            ([swatch(8), "everything else"], "", "", "", "", "", "", format_share(max(0.0, rest)))
-        )
-    head = ("operation", "shape", "kernel", "one takes", "rate", "of ceiling", "FLOP a byte",
-            "of a step")  # fmt: skip
-    return table("Operations of a step, each timed alone", head, rows, right=(3, 4, 5, 6, 7))
+def _around(x: float, y: float, radius: float, eighth: int) -> Point:
+    angle = eighth * math.pi / 4
+    return x + radius * math.cos(angle), y + radius * math.sin(angle)

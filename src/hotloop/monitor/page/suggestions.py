@@ -56,11 +56,9 @@ def lead(report: Document) -> Element | None:
     if not found:
         return None
     first = found[0]
-    words = gain(first)
-    return tag(
-        "p", tag("strong", "Next: "), tag("a", first.text("title") or "a suggestion", href="#next"),
-        f" ({', '.join(w for w in (words, STATES[state(first)]) if w)})", class_="lead",
-    )  # fmt: skip
+    told = STATES[state(first)].capitalize() + (f": {words}." if (words := gain(first)) else ".")
+    link = tag("a", first.text("title") or "a suggestion", href="#next")
+    return tag("p", tag("strong", "Next: "), link, f". {told}", class_="lead")
 
 
 def suggestions(report: Document) -> Element:
@@ -83,7 +81,7 @@ def _card(report: Document, optimization: Document) -> Element:
     if lines:
         rows.append(("change", [tag("code", line, class_="typed") for line in lines]))
     if exact is not None:
-        rows.append(("results", "stay exact" if exact else "change: check the accuracy"))
+        rows.append(("results", "stay exact" if exact else "may differ: check the accuracy"))
     expected = optimization.number("expected_gain")
     source = optimization.text("gain_source")
     told = "not known" if expected is None else f"{expected * 100:+.0f} %"
@@ -124,7 +122,7 @@ def _proof_words(optimization: Document) -> str | None:
     confidence, pairs = proof.amount("confidence"), proof.count("n")
     level = f"{confidence * 100:g} % interval " if confidence is not None else ""
     number = f", {pairs:,} pairs" if pairs is not None else ""
-    return f"{ratio:.3g} times ({level}{low:.3g} to {high:.3g}{number})"
+    return f"{ratio:.3f} times as fast ({level}{low:.3f} to {high:.3f}{number})"
 
 
 def _interval(optimization: Document, words: str) -> Element:
@@ -141,10 +139,11 @@ def _interval(optimization: Document, words: str) -> Element:
     colour = "good" if low > 1 else "bad" if high < 1 else "open"
     return tag(
         "svg",
-        tag("line", x1="0%", x2="100%", y1=14, y2=14, class_="grid"),
-        tag("line", x1=at(1), x2=at(1), y1=2, y2=26, class_="axis"),
-        tag("line", x1=at(low), x2=at(high), y1=14, y2=14, class_=f"interval {colour}"),
-        tag("circle", cx=at(ratio), cy=14, r=5, class_=f"estimate {colour}"),
-        class_="bar", width="100%", height=28, role="img",
+        tag("text", "as fast as before", x=at(1), y=12, text_anchor="middle", class_="tick"),
+        tag("line", x1="0%", x2="100%", y1=29, y2=29, class_="grid"),
+        tag("line", x1=at(1), x2=at(1), y1=18, y2=40, class_="axis"),
+        tag("line", x1=at(low), x2=at(high), y1=29, y2=29, class_=f"interval {colour}"),
+        tag("circle", cx=at(ratio), cy=29, r=5, class_=f"estimate {colour}"),
+        class_="bar", width="100%", height=42, role="img",
         aria_label=f"Throughput with the change over without: {words}; 1 means no change",
     )  # fmt: skip

@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element
 
 from ...units import format_seconds, format_share
 from ..document import Document
-from .elements import Child, bar, note, section, swatch, table, tag
+from .elements import Child, bar, keyed, note, section, table, tag
 
 _PHASES = (("busy_s", "busy", 1), ("update_s", "updating", 7), ("wait_s", "waiting", 6))
 # Below, a worker's core is throttled or shared (``WorkerStats.slowdown``).
@@ -40,7 +40,7 @@ def workers(report: Document) -> Element | None:
             tag("div", tag("span", name), tag("span", f"{busy} busy", class_="figure"), drawn,
                 class_="row")
         )  # fmt: skip
-    legend = tag("ul", [tag("li", swatch(colour), title) for _, title, colour in _PHASES],
+    legend = tag("ul", [tag("li", keyed(colour, title)) for _, title, colour in _PHASES],
                  class_="legend")  # fmt: skip
     return section("workers", "Balance of the workers", tag("div", rows, class_="bars"), legend,
                    _table(found), *_slow(found))  # fmt: skip
