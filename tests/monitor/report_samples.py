@@ -1,4 +1,4 @@
-"""Reports made by hand: a run as ``hotloop train`` writes it, and the same with all a monitor adds."""
+"""Reports made by hand: as ``hotloop train`` writes them, and with all that a monitor adds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def machine(*, sockets: int = 1, cores: int = 2, smt: int = 1) -> dict[str, Any]
     """As ``Machine.to_dict`` with ``ceilings``; one NUMA node and one L3 a socket."""
     count = sockets * cores
     ids = [[core + count * sibling for sibling in range(smt)] for core in range(count)]
-    of_socket = [sum(ids[s * cores : (s + 1) * cores], []) for s in range(sockets)]
+    of_socket = [
+        [cpu for core in ids[s * cores : (s + 1) * cores] for cpu in core] for s in range(sockets)
+    ]
     private = ((1, "data", 48 * 1024), (1, "instruction", 32 * 1024), (2, "unified", MIB))
     caches = [
         {"level": level, "kind": kind, "size_bytes": size, "line_bytes": 64, "shared_by": core}
@@ -48,7 +50,7 @@ def machine(*, sockets: int = 1, cores: int = 2, smt: int = 1) -> dict[str, Any]
         "cpu_model": "AMD EPYC 9R45",
         "usable_cpus": count * smt,
         "logical_cpus": count * smt,
-        "cpu_ids": sorted(sum(ids, [])),
+        "cpu_ids": sorted(cpu for core in ids for cpu in core),
         "cpu_quota": None,
         "cores": [
             {"cpu_ids": core, "kind": None, "node": at // cores, "socket": at // cores}
@@ -81,11 +83,12 @@ def machine(*, sockets: int = 1, cores: int = 2, smt: int = 1) -> dict[str, Any]
     }  # fmt: skip
 
 
+_BACKWARD, _IMAGE = "convolution backward", "[64, 32, 26, 26]"
 # Kind, shape, count, kernel, seconds, FLOP and bytes of one.
 _OPERATIONS = (
-    ("convolution backward", "[64, 32, 26, 26] by [64, 32, 3, 3]", 1, "onednn", 8.1e-3, 2.72e9, 2.06e7),
+    (_BACKWARD, f"{_IMAGE} by [64, 32, 3, 3]", 1, "onednn", 8.1e-3, 2.72e9, 2.06e7),
     ("convolution", "[64, 32, 26, 26] by [64, 32, 3, 3]", 1, "onednn", 2.85e-3, 1.36e9, 1.5e7),
-    ("convolution backward", "[64, 1, 28, 28] by [32, 1, 3, 3]", 1, "onednn", 665e-6, 2.49e7, 5.74e6),
+    (_BACKWARD, "[64, 1, 28, 28] by [32, 1, 3, 3]", 1, "onednn", 665e-6, 2.49e7, 5.74e6),
     ("product and update", "128 x 64 x 9216", 1, "hotloop", 607e-6, 1.51e8, 3.07e7),
     ("product", "64 x 9216 x 128 nt", 1, "onednn", 455e-6, 1.51e8, 7.1e6),
     ("product", "64 x 128 x 9216 nn", 1, "onednn", 398e-6, 1.51e8, 7.1e6),

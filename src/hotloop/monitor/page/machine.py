@@ -81,10 +81,11 @@ def _drawing(report: Document, rebuilt: Machine, pins: dict[int, str]) -> list[C
         return _cpu(number, number in rebuilt.cpu_ids, pins.get(number), use.get(number))
 
     def core(one: Core) -> Element:
-        kind = f"{one.kind} core" if one.kind else "core"
-        private = _private(rebuilt, one) if detailed else ""
+        kind = f"{one.kind} core" if one.kind else "core" if detailed else None
+        private = _private(rebuilt, one) if detailed else None
         return tag(
-            "li", tag("span", kind, class_="what"), tag("ul", map(cpu, one.cpu_ids)),
+            "li", tag("span", kind, class_="what") if kind else None,
+            tag("ul", map(cpu, one.cpu_ids)),
             tag("span", private, class_="what") if private else None, class_="core",
         )  # fmt: skip
 
@@ -108,13 +109,13 @@ def _drawing(report: Document, rebuilt: Machine, pins: dict[int, str]) -> list[C
         return tag("li", tag("span", name, class_="what"), tag("ul", nodes), class_="socket")
 
     sockets = [socket(*group) for group in _grouped(cores, lambda c: c.socket)]
-    drawn: list[Child] = [tag("ul", sockets, class_="machine")]
+    drawn: list[Child] = [tag("ul", sockets, class_="machine" if detailed else "machine compact")]
     if use:
         drawn.append(tag("ul", [tag("li", keyed(c, name)) for name, c in _USE], class_="legend"))
     if len(rebuilt.cores) > len(cores):
         drawn.append(note(f"{len(rebuilt.cores) - len(cores):,} more cores are not drawn."))
     if not detailed and (private := _private(rebuilt, cores[0])):
-        drawn.append(note(f"Each core: {private}."))
+        drawn.append(note(f"Each inner box is a core. Its own caches: {private}."))
     return drawn
 
 

@@ -67,7 +67,7 @@ def _bar_row(name: str, size: str, drawn: Element) -> Element:
 
 
 def _table(report: Document) -> list[Child]:
-    rows: list[tuple[list[Child] | str, str, str]] = []
+    rows: list[tuple[Child, ...]] = []
     for _, title, colour, size in components(report):
         rows.append((keyed(colour, title), UNKNOWN if size is None else format_bytes(size), "–"))
     sizes = {key: size for key, _, _, size in components(report)}

@@ -40,13 +40,13 @@ def gain(optimization: Document) -> str | None:
     return None if expected is None else f"{expected * 100:+.0f} % expected"
 
 
-def change_lines(report: Document, optimization: Document) -> list[str]:
+def change_lines(report: Document, optimization: Document, arrow: str = "→") -> list[str]:
     """The change as ``knob: before → after`` lines and as what to type."""
     lines = []
     for name, value in optimization.pairs("change", "plan"):
         part, _, knob = name.partition(".")
         before = report.at("plan", part, knob).shown() if report.at("plan", part) else "?"
-        lines.append(f"{name}: {before} → {value.shown()}")
+        lines.append(f"{name}: {before} {arrow} {value.shown()}")
     return lines + [c for c in (optimization.text("change", "command"),) if c]
 
 
