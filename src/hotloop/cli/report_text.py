@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..monitor.document import Document, printable
+from ..monitor.document import Document, printable_part
 from ..monitor.page.memory import components
 from ..monitor.page.phases import phase_rows
 from ..monitor.page.placement import machine_of, placement
@@ -62,7 +62,7 @@ def print_report(
                 justify: Literal["left", "right"] = "right" if at in part.right else "left"
                 table.add_column(title, justify=justify, overflow="fold")
             for row in part.rows:
-                table.add_row(*(Text(printable(cell)) for cell in row))
+                table.add_row(*(Text(printable_part(cell)) for cell in row))
             console.print()
             console.print(Text(part.title, style="bold"))
             console.print(Padding(table, (0, 0, 0, 2), expand=False))
@@ -200,16 +200,12 @@ def _workers(report: Document) -> Part | None:
 def _suggestions(report: Document) -> Part | None:
     rows = []
     for suggestion in ordered(report):
-        rows.append(
-            (
-                suggestion.text("title") or suggestion.text("name") or "suggestion",
-                STATES[state(suggestion)],
-                gain(suggestion) or "not known",
-                "; ".join(change_lines(report, suggestion, arrow="->")),
-            )
-        )
-    head = ("what", "state", "gain", "change")
-    return Part("What would help next", rows, head) if rows else None
+        title = suggestion.text("title") or suggestion.text("name") or "a suggestion"
+        told = ", ".join(word for word in (STATES[state(suggestion)], gain(suggestion)) if word)
+        exact = "; may change results" if suggestion.flag("exact") is False else ""
+        rows.append((f"{title} ({told}{exact})",))
+        rows += [(f"  {line}",) for line in change_lines(report, suggestion, arrow="->")]
+    return Part("What would help next", rows) if rows else None
 
 
 def _machine(report: Document, machine: Document) -> list[tuple[str, str]]:

@@ -27,6 +27,15 @@ def printable(text: str) -> str:
     return _SURROGATE.sub("\ufffd", " ".join(_UNPRINTABLE.sub("", text).split()))
 
 
+def printable_part(text: str) -> str:
+    """As ``printable``, but blanks at both ends stay: text beside other text needs them."""
+    inner = text.strip()
+    if not inner:
+        return " " if text else ""
+    at = text.index(inner)
+    return " " * at + printable(inner) + " " * (len(text) - at - len(inner))
+
+
 class Document:
     """One value of a report and what lies below it.
 

@@ -8,6 +8,8 @@ from ...units import format_bytes, format_seconds, format_share
 from ..document import Document
 from .elements import UNKNOWN, Child, facts, note, section, table
 
+_MOST_ROWS = 12
+
 
 def counters(report: Document) -> Element | None:
     """The section; ``None`` for a report without a monitor's figures."""
@@ -16,7 +18,9 @@ def counters(report: Document) -> Element | None:
         return None
     rows = _processor(performance.at("cpu"))
     parts: list[Child] = [facts(rows) if rows else note(f"Processor time: {UNKNOWN}.")]
+    parts += _others(performance.at("cpu"))
     parts += _caches(performance.at("cache"))
+    parts += _hot_spots(performance)
     sampling, duration = performance.amount("sampling_s"), performance.amount("duration_s")
     if sampling is not None and duration:
         parts.append(
@@ -52,6 +56,47 @@ def _processor(cpu: Document) -> list[tuple[str, str]]:
         of = "" if not most else f" of {most / 1e9:.2f}"
         rows.append(("clock", f"{frequency / 1e9:.2f}{of} GHz"))
     return rows
+
+
+def _others(cpu: Document) -> list[Child]:
+    """Who else used the CPUs."""
+    rows = [
+        (
+            other.text("name") or "unnamed",
+            _number(other, "process"),
+            format_seconds(other.amount("cpu_s")),
+            _number(other, "cpu"),
+        )
+        for other in cpu.items("others")[:_MOST_ROWS]
+    ]
+    head = ("process", "number", "CPU time", "seen on CPU")
+    return [table("Other processes on these CPUs", head, rows, right=(1, 2, 3))] if rows else []
+
+
+def _number(record: Document, key: str) -> str:
+    value = record.count(key)
+    return "–" if value is None else str(value)
+
+
+_WAITING = {"data_wait": "while the step waited for data", "step": "in the step"}
+
+
+def _hot_spots(performance: Document) -> list[Child]:
+    """Where Python code was seen, which a step should not wait for."""
+    rows = []
+    for spot in performance.items("hot_spots")[:_MOST_ROWS]:
+        place = spot.text("file") or "?"
+        line, share = spot.count("line"), spot.amount("share")
+        rows.append(
+            (
+                spot.text("function") or "?",
+                place if line is None else f"{place}:{line}",
+                _WAITING.get(spot.text("phase") or "", "–"),
+                UNKNOWN if share is None else format_share(share),
+            )
+        )
+    head = ("function", "where", "when", "of the looks then")
+    return [table("Python code that was seen running", head, rows, right=(3,))] if rows else []
 
 
 def _caches(cache: Document) -> list[Child]:

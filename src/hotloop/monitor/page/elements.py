@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 from xml.etree.ElementTree import Element, tostring
 
-from ..document import printable
+from ..document import printable, printable_part
 
 Child: TypeAlias = "Element | str | Iterable[Child] | None"
 UNKNOWN = "not measured"
@@ -38,13 +38,6 @@ def tag(name: str, /, *children: Child, **attributes: str | float | None) -> Ele
         else:
             element.append(child)
     return element
-
-
-def printable_part(text: str) -> str:
-    """As ``printable``, with the blanks at both ends kept: text beside elements needs them."""
-    head = " " if text[:1].isspace() else ""
-    tail = " " if text[-1:].isspace() and text.strip() else ""
-    return head + printable(text) + tail
 
 
 def _flat(children: Iterable[Child]) -> Iterable[Element | str]:

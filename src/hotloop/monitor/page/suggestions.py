@@ -14,6 +14,7 @@ STATES = {
     "regression": "measured: slower",
 }
 _ORDER = tuple(STATES)
+KINDS = {"problem": "a loss that was seen", "opportunity": "no loss was seen: something untried"}
 
 
 def state(optimization: Document) -> str:
@@ -46,7 +47,8 @@ def change_lines(report: Document, optimization: Document, arrow: str = "→") -
     for name, value in optimization.pairs("change", "plan"):
         part, _, knob = name.partition(".")
         before = report.at("plan", part, knob).shown() if report.at("plan", part) else "?"
-        lines.append(f"{name}: {before} {arrow} {value.shown()}")
+        if before != value.shown():
+            lines.append(f"{name}: {before} {arrow} {value.shown()}")
     return lines + [c for c in (optimization.text("change", "command"),) if c]
 
 
@@ -77,6 +79,8 @@ def _card(report: Document, optimization: Document) -> Element:
     key = state(optimization)
     exact = optimization.flag("exact")
     rows: list[tuple[str, Child]] = [("evidence", _evidence(optimization))]
+    if (kind := KINDS.get(optimization.text("kind") or "")) is not None:
+        rows.append(("kind", kind))
     lines = change_lines(report, optimization)
     if lines:
         rows.append(("change", [tag("code", line, class_="typed") for line in lines]))
@@ -99,7 +103,8 @@ def _card(report: Document, optimization: Document) -> Element:
 def _evidence(optimization: Document) -> list[Child]:
     evidence = optimization.at("evidence")
     text, metric = evidence.text("text"), evidence.text("metric")
-    parts: list[Child] = [tag("span", text, class_="said") if text else None]
+    told = text is not None and text != optimization.text("title")
+    parts: list[Child] = [tag("span", text, class_="said") if told else None]
     if metric:
         against = ""
         if evidence.at("threshold"):
