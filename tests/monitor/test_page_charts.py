@@ -14,7 +14,7 @@ from hotloop.monitor.document import Document
 from hotloop.monitor.page.chart import NARROW, WIDE, Axis, Frame, thinned
 from hotloop.monitor.page.elements import bar
 from hotloop.monitor.page.learning import smoothed
-from hotloop.monitor.page.phases import phase_rows
+from hotloop.monitor.page.phases import means_over, phase_rows
 from hotloop.monitor.page.placement import machine_of, placement
 from hotloop.monitor.page.roofline import roofline, roofs
 
@@ -95,6 +95,21 @@ def test_time_that_no_phase_covers_is_named():
         ("steps", 5.0), ("evaluation", 1.0), ("odd one", 1.5), ("everything else", 1.5),
     ]  # fmt: skip
     assert phase_rows(Document({"time_s": {"step": 5.0}})) == [("steps", 1, 5.0)]
+
+
+def test_rates_are_means_over_windows():
+    # Calls of 0.25 s, looked at each 0.2 s: 100 samples a call, counted when it ends.
+    looks = [round(0.2 * n, 1) for n in range(1, 31)]
+    counted = [int(t / 0.25 + 1e-9) * 100 for t in looks]
+    rates = [(now - before) / 0.2 for now, before in itertools.pairwise([*reversed(counted), 0])]
+    points = list(zip(looks, reversed(rates), strict=True))
+    assert {rate for _, rate in points} == {0.0, 500.0}
+    means = means_over(points, 1.0)
+    assert [t for t, _ in means] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert [rate for _, rate in means] == pytest.approx([400.0] * 6)
+    assert means_over([(0.25, 8.0)], 1.0) == [(0.25, 8.0)]
+    assert means_over([(0.0, 7.0)], 1.0) == [(0.0, 7.0)]
+    assert means_over([], 1.0) == []
 
 
 # The roofline

@@ -12,12 +12,14 @@ from .elements import UNKNOWN, bar, tag
 def header(report: Document) -> Element:
     """The name of the run, how it went, and the headline figures."""
     title = report.text("model") or "Unnamed model"
-    data = report.text("data")
+    # What is in brackets says where the data came from, which is no part of a title.
+    data, _, where = (report.text("data") or "").partition(" (")
     return tag(
         "header",
         tag("p", "hotloop report", class_="brand"),
         tag("h1", title, tag("span", f" on {data}", class_="data") if data else None),
         tag("p", " · ".join(_how(report)), class_="how"),
+        tag("p", f"Data: {where.removesuffix(')')}", class_="how") if where else None,
         tag("dl", [_throughput(report), _share(report), _memory(report), _quality(report)],
             class_="headline"),
     )  # fmt: skip

@@ -26,6 +26,9 @@ TRAINING = {
     "update_s": ("update", 7),
 }
 _OTHER = 8
+# Looks of the monitor are shown as means over windows so long, and so many at most.
+_WINDOW_S = 1.0
+_MOST_WINDOWS = 120
 
 
 def phases(report: Document) -> Element:
@@ -117,13 +120,39 @@ def series(report: Document, key: str) -> list[Point]:
 
 
 def _over_time(report: Document) -> list[Child]:
-    drawn = [
-        over_time("throughput", "Throughput over time", "samples/s", 1,
-                  series(report, "samples_per_s"), short_rate),
-        over_time("use", "Processor use over time", "share of the usable CPUs", 3,
-                  series(report, "cpu_fraction"), format_share),
-    ]  # fmt: skip
+    drawn = []
+    for key, title, axis, colour, show in (
+        ("samples_per_s", "Throughput over time", "samples/s", 1, short_rate),
+        ("cpu_fraction", "Processor use over time", "share of the usable CPUs", 3, format_share),
+    ):
+        points = series(report, key)
+        window_s = max(_WINDOW_S, points[-1][0] / _MOST_WINDOWS) if points else _WINDOW_S
+        name = f"{title}, means of {window_s:.2g} s"
+        means = means_over(points, window_s)
+        drawn.append(over_time(key.replace("_", "-"), name, axis, colour, means, show))
     return [tag("div", drawn, class_="charts")] if any(d is not None for d in drawn) else []
+
+
+def means_over(points: Sequence[Point], window_s: float) -> list[Point]:
+    """Rates since the look before, as means over windows of at least ``window_s``.
+
+    A call of the step counts when it ends. Where calls are about as long as the time between two
+    looks, single looks see none and then two.
+
+    Returns:
+        End of each window and its mean; the last window may be shorter.
+    """
+    means: list[Point] = []
+    started = last = total = 0.0
+    for t_s, rate in points:
+        total += rate * (t_s - last)
+        last = t_s
+        if t_s - started >= window_s or (t_s, rate) == points[-1]:
+            # A last window much shorter than the others would say little.
+            if t_s - started >= window_s / 2 or not means:
+                means.append((t_s, total / (t_s - started) if t_s > started else rate))
+            started, total = t_s, 0.0
+    return means
 
 
 def over_time(
