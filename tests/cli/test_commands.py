@@ -48,7 +48,13 @@ def write_idx(folder: Path, *, magic=2051, count=50, rows=None, label=3, cut=0):
 
 
 def test_help_and_machine_start_without_torch():
-    for argv in (["--help"], ["machine", "--json"], ["train", "--help"], ["plan", "--help"]):
+    for argv in (
+        ["--help"],
+        ["machine", "--json"],
+        ["train", "--help"],
+        ["plan", "--help"],
+        ["report", "--help"],
+    ):
         code = (
             "import sys\nfrom hotloop.cli.main import main\n"
             f"try:\n    main({argv!r})\nexcept SystemExit:\n    pass\n"
@@ -72,6 +78,10 @@ def test_training_leaves_checkpoint_report_and_picture_and_resumes(tmp_path, cap
     saved = json.loads((out / "report.json").read_text())
     assert len(saved["curve"]) == 20
     assert saved["budget"]["total_bytes"] > 0
+    code, text, _ = run(capsys, "report", out, "--html", tmp_path / "report.html")
+    assert code == 0
+    assert "measured peak" in text
+    assert "MNIST train" in (tmp_path / "report.html").read_text()
     whole = tmp_path / "whole"
     argv[argv.index("--out") + 1] = whole
     assert run(capsys, *argv, "--epochs", 2)[0] == 0
@@ -228,7 +238,7 @@ def test_unknown_options_are_usage_errors(capsys):
 
 def test_every_command_has_json_and_debug():
     choices = build_parser()._subparsers._group_actions[0].choices
-    assert set(choices) == {"machine", "plan", "train", "bench"}
+    assert set(choices) == {"machine", "plan", "train", "report", "bench"}
     for parser in choices.values():
         flags = {flag for action in parser._actions for flag in action.option_strings}
         assert {"--json", "--debug"} <= flags

@@ -310,3 +310,12 @@ def test_operations_tell_where_the_time_goes():
     assert flop["convolution backward", first] == pytest.approx(flop["convolution", first])
     assert flop["product and update", "10 x 16 x 128"] == pytest.approx(2 * 10 * 16 * 128)
     assert flop["product", "16 x 128 x 10 nt"] == pytest.approx(2 * 16 * 128 * 10)
+    # Bytes: each operand and each result once; updated weights and Adam's two states both ways.
+    size = {key: row["modelled_bytes"] / 4 for key, row in found.items()}
+    x, w, out = 16 * 4 * 36, 8 * 4 * 9, 16 * 8 * 16
+    assert size["convolution", image] == x + w + out
+    assert size["convolution backward", image] == out + 2 * (x + w)
+    x, w, out = 16 * 64, 4 * 9, 16 * 4 * 36
+    assert size["convolution backward", first] == out + x + w
+    assert size["product and update", "10 x 16 x 128"] == 10 * 16 + 16 * 128 + 6 * 10 * 128
+    assert size["product", "16 x 128 x 10 nt"] == 16 * 128 + 128 * 10 + 16 * 10

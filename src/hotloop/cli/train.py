@@ -91,10 +91,11 @@ def _compile_ahead() -> None:
 def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -> int:
     _compile_ahead()
     from ..machine import Machine
+    from ..monitor.document import Document
     from ..train import Trainer
     from ..train.curve import save_curve
     from .progress_bar import progress_bar
-    from .report_text import report_text
+    from .report_text import print_report
 
     machine = Machine.probe()
 
@@ -152,8 +153,18 @@ def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -
     if args.json:
         print(json.dumps(_json(report, folder, picture), indent=2))
     else:
-        print(report_text(report, folder, picture))
+        document = Document(report.to_dict())
+        print_report(document, document.at("machine"), _files(report, folder, picture))
     return _INTERRUPTED if report.stopped == "interrupted" else 0
+
+
+def _files(report: TrainReport, folder: Path, picture: Path | None) -> list[tuple[str, str]]:
+    rows = [("report", str(folder / _REPORT))]
+    if picture is not None:
+        rows.append(("learning curve", str(picture)))
+    if report.checkpoint is not None:
+        rows.append(("checkpoint", report.checkpoint))
+    return [*rows, ("as a page", f"hotloop report {folder} --html report.html")]
 
 
 def _json(report: TrainReport, folder: Path, picture: Path | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from .routes import Product, Route, remembered
 
 _aten = torch.ops.aten
 _ROUNDS = 7
+_FLOAT_BYTES = 4
 # A larger weight is timed by its first rows, which keeps what timing takes below 64 MiB.
 _MOST_ELEMENTS = 4 * 1024 * 1024
 
@@ -38,6 +40,8 @@ class Operation:
             backward"``.
         shape: in words. count: how many such a step has. kernel: who computes it.
         seconds: of one, timed alone. flop: of one.
+        modelled_bytes: each operand read and each result written once (updated weights and
+            states: both), in float32; caches make the true traffic to memory more or less.
         candidates_s: median seconds of each kernel that was tried; one where there is no choice.
     """
 
@@ -47,6 +51,7 @@ class Operation:
     kernel: str
     seconds: float
     flop: int
+    modelled_bytes: int
     candidates_s: dict[str, float]
 
     def to_dict(self, step_s: float | None, ceiling_flop_per_s: float | None) -> dict[str, Any]:
@@ -58,6 +63,8 @@ class Operation:
             "count": self.count,
             "kernel": self.kernel,
             "s": self.seconds,
+            "flop": self.flop,
+            "modelled_bytes": self.modelled_bytes,
             "flop_per_s": rate,
             "share_of_ceiling": rate / ceiling_flop_per_s if ceiling_flop_per_s else None,
             "time_share": self.count * self.seconds / step_s if step_s else None,
@@ -78,10 +85,14 @@ def operations(
     for (product, kernel), count in Counter((p, r.kernel) for p, r in routes).items():
         seconds = next(r.seconds for p, r in routes if p == product)
         shape = f"{product.m} x {product.k} x {product.n} {product.layout}"
-        flop = 2 * product.m * product.k * product.n
+        m, k, n = product.m, product.k, product.n
         found.append(
-            Operation("product", shape, count, kernel, seconds[kernel], flop, dict(seconds))
-        )
+            Operation(
+                kind="product", shape=shape, count=count, kernel=kernel, seconds=seconds[kernel],
+                flop=2 * m * k * n, modelled_bytes=_FLOAT_BYTES * (m * k + k * n + m * n),
+                candidates_s=dict(seconds),
+            )
+        )  # fmt: skip
     rest: Counter[_Timed] = Counter()
     for node in graph.graph.nodes:
         if node.target in GEMM_UPDATES:
@@ -94,10 +105,13 @@ def operations(
         kernel, seconds = remembered(
             f"{work}/{num_threads}", functools.partial(_race, work, num_threads)
         )
-        shape = work.text()
         found.append(
-            Operation(work.kind, shape, count, kernel, seconds[kernel], work.flop(), seconds)
-        )
+            Operation(
+                kind=work.kind, shape=work.text(), count=count, kernel=kernel,
+                seconds=seconds[kernel], flop=work.flop(), modelled_bytes=work.modelled_bytes(),
+                candidates_s=seconds,
+            )
+        )  # fmt: skip
     return sorted(found, key=lambda o: -o.count * o.seconds)
 
 
@@ -116,6 +130,17 @@ class _Timed:
         forward = conv_flop_count(list(x), list(w), list(out), transposed=transposed)
         # Backwards: one such product for the gradient of the image, one for the weight's.
         return int(forward) * (sum(mask[:2]) if self.kind == "convolution backward" else 1)
+
+    def modelled_bytes(self) -> int:
+        if self.kind == "product and update":
+            m, k, n, states = self.sizes
+            elements = m * k + k * n + 2 * m * n * (1 + states)
+        else:
+            x, w, out = (math.prod(shape) for shape in self.sizes[:3])
+            # Backwards, the image's gradient reads the weight, and the weight's the image.
+            passes = sum(self.sizes[-1][:2]) if self.kind == "convolution backward" else 1
+            elements = out + (x + w) * passes
+        return _FLOAT_BYTES * int(elements)
 
     def text(self) -> str:
         if self.kind == "product and update":

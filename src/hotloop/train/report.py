@@ -14,7 +14,7 @@ import numpy
 import torch
 
 from ..files import write_text_atomically
-from ..machine import Machine
+from ..machine import Ceilings, Machine
 from ..memory import Budget
 from ..monitor import Optimization, PerformanceReport
 from .progress import EpochRecord
@@ -48,9 +48,11 @@ class TrainReport:
         arena: use of the tensor arena in bytes; ``None``: the system allocator was used.
         path: how steps were run, and path_reason why. precision: of forward and backward.
         operations: matrix products and convolutions of the compiled step, the longest first: kind,
-            shape, count, kernel, ``s`` of one, ``flop_per_s``, ``share_of_ceiling``,
-            ``time_share`` of a mean step, ``candidates_s``; timed alone (``step.operations``).
-        plan: every knob as it was resolved. machine, versions: where it ran.
+            shape, count, kernel, ``s``, ``flop`` and ``modelled_bytes`` of one, ``flop_per_s``,
+            ``share_of_ceiling``, ``time_share`` of a mean step, ``candidates_s``; timed alone
+            (``step.operations``).
+        plan: every knob as it was resolved. machine: ``Machine.to_dict``, and what it can do under
+            ``ceilings`` (``None``: not measured). versions: what ran.
         checkpoint: folder of the last checkpoint; ``None``: none was asked for.
         notes: what the reader should know; one line each.
         performance: what the run did to the machine, from its first step to its last; ``None``:
@@ -120,13 +122,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def machine_summary(machine: Machine) -> dict[str, Any]:
-    """The few facts of a machine that a reader of figures needs."""
+def machine_document(machine: Machine, ceilings: Ceilings | None) -> dict[str, Any]:
+    """The machine and its rates, as ``hotloop machine --ceilings --json`` prints them."""
     return {
-        "fingerprint": machine.fingerprint(),
-        "cpu_model": machine.cpu_model,
-        "usable_cpus": machine.usable_cpus,
-        "memory_total_bytes": machine.memory.total_bytes,
-        "tee": machine.tee,
-        "allocator": machine.allocator,
+        **machine.to_dict(),
+        "ceilings": None if ceilings is None else ceilings.to_dict(),
     }

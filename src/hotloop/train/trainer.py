@@ -34,7 +34,7 @@ from .interrupt import StopRequest
 from .loop import TrainLoop
 from .observed import monitor_of, run_observed
 from .progress import Progress, RunState, Stopwatch
-from .report import TrainReport, machine_summary, versions
+from .report import TrainReport, machine_document, versions
 from .snapshot import RunIdentity, restore
 from .tuned import with_tuned
 
@@ -434,7 +434,7 @@ class Trainer:
             precision=loop.step.precision,
             operations=operations,
             plan=loop.plan.to_dict(),
-            machine=machine_summary(self.machine),
+            machine=machine_document(self.machine, self.ceilings),
             versions=versions(),
             checkpoint=None if loop.checkpoint is None else str(loop.checkpoint),
             notes=tuple(notes),
