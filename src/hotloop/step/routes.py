@@ -6,10 +6,8 @@ product, which can apply bias, relu or relu's backward mask while the result is 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import json
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,10 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from ..errors import StorageError
-from ..files import write_text_atomically
-from ..machine import Machine
-from ..machine.cache_dir import cache_dir
+from ..machine import timings
 from ..machine.threads import num_threads as threads_set
 
 _aten = torch.ops.aten
@@ -74,8 +69,7 @@ def remembered(key: str, race: Callable[[], tuple[str, dict[str, float]]]) -> Ro
     table = _table()
     if key not in table:
         table[key] = list(race())
-        with contextlib.suppress(StorageError, OSError):  # Timed again next time.
-            write_text_atomically(_path(), json.dumps(table, indent=1))
+        timings.add(torch.__version__, {key: table[key]})
     kernel, seconds = table[key]
     return Route(kernel, seconds)
 
@@ -195,14 +189,6 @@ def gemm(
     )  # fmt: skip
 
 
-def _path() -> Any:
-    return cache_dir() / f"routes-{Machine.probe().fingerprint()}-{torch.__version__}.json"
-
-
 @functools.cache
 def _table() -> dict[str, Any]:
-    try:
-        table = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}
+    return timings.read(torch.__version__)
