@@ -1,6 +1,7 @@
 """A perceptron on MNIST: --hidden 256 128, or --hidden 3072 3072 for 12 million weights."""
 
 import argparse
+import itertools
 import time
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 def build(hidden):
     widths = [784, *hidden, 10]
     layers = [nn.Flatten()]
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

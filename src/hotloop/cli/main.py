@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from ..errors import HotloopError
 from ..version import VERSION
-from . import bench, machine, plan, train
+from . import bench, machine, plan, run, train
 
-COMMANDS = (machine, plan, train, bench)
+COMMANDS = (machine, plan, train, run, bench)
 INTERRUPTED = 130
 
 
