@@ -11,7 +11,7 @@ SOURCE = Path(hotloop.__file__).parent
 ORDER = [
     "version", "errors", "units", "files", "machine", "plan", "monitor", "memory", "data", "step",
     "parallel", "tuning",
-    "train", "infer", "enclave", "serve", "bench", "cli",
+    "train", "infer", "enclave", "serve", "bench", "launch", "cli",
 ]  # fmt: skip
 
 

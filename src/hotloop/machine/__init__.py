@@ -4,7 +4,7 @@
 - ``Machine.ceilings()``: what it can do, measured (``ceilings.py``; the timing in ``measure.py``).
 - ``ThreadAffinity``, ``pinned``, ``pinned_thread`` (``affinity.py``), ``num_threads``
   (``threads.py``): threads. ``numa``: nodes and memory policy. All restore what they found.
-- ``cache_dir()``: where measured and fetched things are kept.
+- ``cache_dir()``: where measured and fetched things are kept; ``timings``: kernels timed before.
 """
 
 from . import numa

@@ -11,10 +11,20 @@ rehearsal     tiny layers that make kernel code resident, so that it can be coun
 budget        Budget: bytes by component before the run
 """
 
-from .budget import Budget, largest_micro_batch, pool_buffers
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .layout import BatchLayout
 from .pool import BatchBuffer, BufferState, MemoryPool, PoolStats
 from .tensor_arena import ArenaStats, TensorArena
+
+if TYPE_CHECKING:
+    from .budget import Budget, largest_micro_batch, pool_buffers
+
+# Tracing brings 0.4 s of imports, which who only builds a native part need not pay.
+_OF_BUDGET = ("Budget", "largest_micro_batch", "pool_buffers")
 
 __all__ = [
     "ArenaStats",
@@ -28,3 +38,9 @@ __all__ = [
     "largest_micro_batch",
     "pool_buffers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_BUDGET:
+        raise AttributeError(f"module 'hotloop.memory' has no attribute {name!r}")
+    return getattr(importlib.import_module(".budget", __name__), name)

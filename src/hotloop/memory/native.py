@@ -51,7 +51,7 @@ def load(
     cache cannot be written or used, the library is built in a folder that is removed after loading.
 
     Args:
-        source: a C++ file that includes c10 headers, or torch's C interface, only.
+        source: a C++ file that includes c10 headers, torch's C interface, or few of ATen's, only.
         cache: folder instead of ``cache_dir()/"native"``.
         parts: files that ``source`` includes; a change in one builds anew.
         flags: for the compiler, added to the usual ones. With ``-march=native`` the caller names

@@ -6,11 +6,9 @@ product, which can apply bias, relu or relu's backward mask while the result is 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from ..errors import StorageError
-from ..files import write_text_atomically
-from ..machine import Machine
-from ..machine.cache_dir import cache_dir
+from ..machine import timings
 from ..machine.threads import num_threads as threads_set
 
 _aten = torch.ops.aten
@@ -73,11 +68,10 @@ def fastest(product: Product) -> Route:
 
 def remembered(key: str, race: Callable[[], tuple[str, dict[str, float]]]) -> Route:
     """What ``race`` found under this key, now or in an earlier run on this machine."""
-    table = _table()
+    table, key = _table(), f"{key}/{_kernels_key()}"
     if key not in table:
         table[key] = list(race())
-        with contextlib.suppress(StorageError, OSError):  # Timed again next time.
-            write_text_atomically(_path(), json.dumps(table, indent=1))
+        timings.add(torch.__version__, {key: table[key]})
     kernel, seconds = table[key]
     return Route(kernel, seconds)
 
@@ -197,17 +191,13 @@ def gemm(
     )  # fmt: skip
 
 
-def _path() -> Any:
-    # Other kernels, other times.
-    kernels = hashlib.sha256((Path(__file__).parent / "kernels" / "gemm.cpp").read_bytes())
-    of = (Machine.probe().fingerprint(), torch.__version__, kernels.hexdigest()[:8])
-    return cache_dir() / f"routes-{'-'.join(of)}.json"
+@functools.cache
+def _kernels_key() -> str:
+    """Other kernels, other times."""
+    source = Path(__file__).parent / "kernels" / "gemm.cpp"
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:8]
 
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    try:
-        table = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}
+    return timings.read(torch.__version__)

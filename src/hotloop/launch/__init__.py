@@ -1,0 +1,20 @@
+"""An unmodified script on this machine's best terms: what ``hotloop run`` does.
+
+Outside, before the script:
+    changes   what is changed and why, decided from the machine
+    command   the script's interpreter and environment, by exec
+    compare   with and without, in turn
+Inside the script's process:
+    startup/  the sitecustomize that Python imports first
+    inside    before torch, after torch
+    matmul    products by the faster library (matmul.cpp, matmul_python)
+    optimizer Adam by the fused kernel
+    waits     time spent in DataLoaders
+    session   counters; report and suggest at the end
+"""
+
+from .changes import NAMES, Change, Options, decide
+from .command import Target
+from .settings import Settings
+
+__all__ = ["NAMES", "Change", "Options", "Settings", "Target", "decide"]
