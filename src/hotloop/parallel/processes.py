@@ -67,23 +67,27 @@ class ProcessTeam(Team):
     """
 
     def __init__(self, *parts: Any, max_restarts: int = 10, **options: Any) -> None:
+        self._example: Sequence[torch.Tensor] = parts[3:5]
         super().__init__(*parts, **options)
-        x, y = parts[3:5]
         self.max_restarts, self.restarts = max_restarts, 0
         self._cpus: Sequence[int] = options.get("cpus") or ()
         self._context = multiprocessing.get_context("forkserver")
         # Forked from a process that has imported torch but never run it: ready in milliseconds.
         self._context.set_forkserver_preload(["hotloop.parallel.worker"])
         self._processes: list[_Process] = []
+        self._faults: deque[tuple[int, int]] = deque()
+        self._descriptor: int | None = None
+
+    def resize(self, num_chunks: int) -> None:
+        """See ``Team.resize``; the processes are started anew at the next step."""
+        super().resize(num_chunks)
         self._batch = [
             torch.empty_strided(
-                (self.num_chunks * len(t), *t.shape[1:]), t.stride(), dtype=t.dtype, device="meta"
+                (num_chunks * len(t), *t.shape[1:]), t.stride(), dtype=t.dtype, device="meta"
             )
-            for t in (x, y)
+            for t in self._example
         ]
-        self._faults: deque[tuple[int, int]] = deque()
         self._addresses: list[int] = []
-        self._descriptor: int | None = None
 
     def run(
         self,

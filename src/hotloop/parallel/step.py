@@ -152,10 +152,9 @@ class ParallelStep(TrainStep):
         """Batches have so many chunks from now on."""
         if num_chunks == self.num_chunks or self._team is None:
             return
-        self._team.close()
         self.num_chunks = num_chunks
         self.balancer = LoadBalancer(self.num_workers, num_chunks)
-        self._team = self._new_team()
+        self._team.resize(num_chunks)
 
     def close(self) -> None:
         """End the workers; batches take the plain path from then on."""

@@ -127,14 +127,6 @@ class Team:
         self._described = described((x, y))
         self._y_at = 3 + 2 * x.dim()
         self._steps_of = (_bytes(x), _bytes(y))
-        self._slots = [
-            [_slot(num_chunks, shape, w, len(part.shapes) == 2) for shape in part.shapes]
-            for part, w in zip(self.captured.parts, self.weights, strict=True)
-        ]
-        self._copies = [
-            torch.empty(num_chunks, max(1, b.numel()), dtype=b.dtype) for b in self.captured.buffers
-        ]
-        self._share = torch.tensor([1.0 / num_chunks, 0.0])
         self._library = kernels()
         message = ctypes.create_string_buffer(400)
         placed = (ctypes.c_int32 * num_workers)(*(list(cpus) or [-1] * num_workers))
@@ -145,10 +137,23 @@ class Team:
         if not opened:
             raise RunError("a compiled step must load", got=message.value.decode(errors="replace"))
         self._handle = ctypes.c_void_p(opened)
-        self._bound: Any = None
         self.hang_s, self.steal_threshold = hang_s, steal_threshold
-        self.balance([num_chunks // num_workers + (w < num_chunks % num_workers)
-                      for w in range(num_workers)])  # fmt: skip
+        self.resize(num_chunks)
+
+    def resize(self, num_chunks: int) -> None:
+        """Batches have so many chunks from now on; each worker begins with as many."""
+        self.num_chunks = num_chunks
+        self._slots = [
+            [_slot(num_chunks, shape, w, len(part.shapes) == 2) for shape in part.shapes]
+            for part, w in zip(self.captured.parts, self.weights, strict=True)
+        ]
+        self._copies = [
+            torch.empty(num_chunks, max(1, b.numel()), dtype=b.dtype) for b in self.captured.buffers
+        ]
+        self._share = torch.tensor([1.0 / num_chunks, 0.0])
+        self._bound: Any = None
+        each, more = divmod(num_chunks, self.num_workers)
+        self.balance([each + (worker < more) for worker in range(self.num_workers)])
 
     def balance(self, quota: Sequence[int]) -> None:
         """How many chunks each worker begins a step with; they add up to ``num_chunks``."""
