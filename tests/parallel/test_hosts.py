@@ -20,6 +20,7 @@ from hotloop.parallel import Hosts, joined
 from hotloop.train.hosts import plan_of
 
 SCRIPT = str(Path(__file__).with_name("host_script.py"))
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "hosts" / "torchrun.sh")
 QUARRELS = str(Path(__file__).with_name("host_quarrels.py"))
 
 
@@ -186,13 +187,16 @@ def test_torchrun_starts_all_again_when_one_is_killed(tmp_path: Path) -> None:
 def test_the_command_under_torchrun(tmp_path: Path) -> None:
     """Host 0 alone prints and writes; the same command again goes on, and ends at once."""
     folder = tmp_path / "run"
-    command = torchrun(
-        "-m", "hotloop", "train", "mnist", "--no-download", "--samples", "640", "--epochs", "1",
-        "--model", "small", "--json", "--auto-resume", "--no-ceilings", "--out", str(folder),
-    )  # fmt: skip
+    command = [
+        "bash", EXAMPLE, "--no-download", "--samples", "640", "--epochs", "1",
+        "--model", "small", "--json", "--no-ceilings",
+    ]  # fmt: skip
+    values = {**os.environ, "PYTHON": sys.executable, "PROCESSES": "2", "RUN": str(folder)}
+    options: Any = {"capture_output": True, "text": True, "timeout": 240, "check": False}
     documents = []
     for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        values["PORT"] = str(free_port())
+        done = subprocess.run(command, env=values, **options)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("hotloop: 640 samples") <= 1
         documents.append(json.loads(done.stdout))  # One document.
@@ -202,8 +206,8 @@ def test_the_command_under_torchrun(tmp_path: Path) -> None:
     assert {p.name for p in folder.iterdir()} >= {
         "recipe.json", "plan.toml", "report.json", "checkpoints"
     }  # fmt: skip
-    other = [*command[:-1], str(folder), "--seed", "5"]
-    done = subprocess.run(other, capture_output=True, text=True, timeout=240, check=False)
+    values |= {"PORT": str(free_port()), "RESTARTS": "0"}
+    done = subprocess.run([*command, "--seed", "5"], env=values, **options)
     assert done.returncode != 0
     assert "--auto-resume must find the same run" in done.stderr
     assert "got another seed" in done.stderr

@@ -358,9 +358,8 @@ class Trainer:
             workers = plan.parallel.num_workers
             # Beside workers, OpenMP's threads would spin on the workers' cores.
             stack.enter_context(num_threads(threads if workers is None else 1))
-            cpus = plan.cpu.thread_affinity.cpus(self.machine, threads)
-            if cpus and workers is None:  # Workers place themselves.
-                stack.enter_context(pinned(cpus))
+            if workers is None:  # Workers place themselves.
+                stack.enter_context(pinned(plan.cpu.thread_affinity.cpus(self.machine, threads)))
             if plan.numa.node_assignments or plan.numa.allocation_policy != "default":
                 stack.enter_context(plan.numa.configure_affinity(self.machine))
             arena = None
