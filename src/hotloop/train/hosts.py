@@ -12,7 +12,8 @@ from torch import nn
 from ..errors import CheckpointError
 from ..machine import Machine
 from ..machine.affinity import ThreadAffinity
-from ..parallel import Hosts, ParallelStep, default_chunk_size
+from ..parallel import Hosts, ParallelStep, default_chunk_size, default_num_workers
+from ..parallel.placement import numa_cpus, seats
 from ..plan import Plan
 from ..step import TrainStep
 from ..step.step import LossFn
@@ -50,16 +51,19 @@ def plan_of(hosts: Hosts, plan: Plan, batch_size: int, machine: Machine) -> Plan
     told = plan.parallel
     hosts.agree(batch_size=batch_size, chunk_size=told.chunk_size, host_shares=told.host_shares)
     here, number = _processes_here()
-    workers = told.num_workers or max(1, machine.usable_cpus // here)
+    workers = told.num_workers or max(1, default_num_workers(machine) // here)
     cpus = hosts.gather(workers)
     chunk = told.chunk_size or default_chunk_size(batch_size, sum(cpus))
     hosts.cut(batch_size, chunk, cpus, measured=told.host_shares == "measured")
     values: dict[str, Any] = {"parallel.num_workers": workers, "parallel.chunk_size": chunk}
-    if here > 1 and plan.cpu.thread_affinity.kind != "none":
+    if here > 1:
         # Processes that share a machine place their workers one behind the other.
-        order = plan.cpu.thread_affinity.cpus(machine, here * workers)
-        own = order[number * workers : (number + 1) * workers]
-        values["cpu.thread_affinity"] = ThreadAffinity("list", own)
+        own = seats(plan, machine, here * workers)[number * workers : (number + 1) * workers]
+        if plan.cpu.thread_affinity.kind != "none":
+            order = tuple(seat.cpu_ids[0] for seat in own)
+            values["cpu.thread_affinity"] = ThreadAffinity("list", order)
+        if plan.numa.node_assignments or len(numa_cpus(machine)) > 1:
+            values["numa.node_assignments"] = tuple(n for s in own if (n := s.node) is not None)
     return plan.replace(values)
 
 
