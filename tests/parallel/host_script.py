@@ -20,7 +20,8 @@ folder, epochs, shares, slow_s = (
     float(sys.argv[4]),
 )
 rank = int(os.environ.get("RANK", "0"))
-pace_s = float(os.environ.get("PACE_S", "0"))
+restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+pace_s = float(os.environ.get("PACE_S", "0")) if restarts == "0" else 0.0
 
 
 class Net(nn.Module):
@@ -42,6 +43,7 @@ class SlowLoss(nn.CrossEntropyLoss):
         return super().forward(input, target)
 
 
+(folder / f"pid-{rank}-{restarts}").write_text(str(os.getpid()))
 torch.manual_seed(rank)  # Host 0's weights count.
 model = Net()
 generator = torch.Generator().manual_seed(7)

@@ -1,5 +1,6 @@
 """Several hosts: as processes here, and as network namespaces, one of which is cut off."""
 
+import json
 import os
 import shutil
 import signal
@@ -14,10 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from hotloop import InputError
-from hotloop.parallel import Hosts
+from hotloop import InputError, Machine, Plan, RunError
+from hotloop.parallel import Hosts, joined
+from hotloop.train.hosts import plan_of
 
 SCRIPT = str(Path(__file__).with_name("host_script.py"))
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "hosts" / "torchrun.sh")
+QUARRELS = str(Path(__file__).with_name("host_quarrels.py"))
 
 
 def free_port() -> int:
@@ -32,6 +36,14 @@ def environment(rank: int, count: int, port: int, address: str = "127.0.0.1") ->
         "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": address, "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
+
+
+def torchrun(*arguments: str, restarts: int = 0) -> list[str]:
+    """Two processes under one ``torchrun``."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        f"--max-restarts={restarts}", *arguments,
+    ]  # fmt: skip
 
 
 def trained(
@@ -77,6 +89,128 @@ def test_going_on_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> N
     parts = trained(tmp_path / "parts", 2, epochs=4)
     assert same(whole[0]["model"], parts[0]["model"])
     assert parts[1]["steps"] == whole[1]["steps"]
+
+
+def test_what_hosts_do_not_agree_on_is_told_to_all(tmp_path: Path) -> None:
+    port = free_port()
+    hosts = [
+        subprocess.Popen([sys.executable, QUARRELS, str(tmp_path)], env=environment(rank, 2, port))
+        for rank in range(2)
+    ]
+    assert [host.wait(120) for host in hosts] == [0, 0]
+    one, other = (json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2))
+    assert one == other
+    expected = {
+        "agree": ("InputError", "batch_size must be the same on all hosts; got 64 on host 0, 128 "),
+        "shape": ("ModelError", "weight (2, 4) torch.float32 trained on host 0, weight (3, 4) "),
+        "rate": ("ModelError", "'lr': 0.1"),
+        "fewer": ("ModelError", "bias (2,) torch.float32 trained on host 0, SGD, group 0: 1 "),
+        "first": ("MissingExtraError", "a picture needs matplotlib, which is not installed"),
+        "newest": ("CheckpointError", "step 7 on host 1, none on host 0"),
+    }
+    assert one.keys() == expected.keys()
+    for name, (kind, text) in expected.items():
+        assert one[name][0] == kind
+        assert text in one[name][1]
+    weights = [torch.load(tmp_path / f"weights-{rank}.pt") for rank in range(2)]
+    assert same(*weights)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"WORLD_SIZE": "2"}, "got WORLD_SIZE=2, no RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "must be a n"),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_make(
+    values: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=text), joined(1.0, torch.device("cpu")):
+        pass
+
+
+def test_hosts_that_do_not_come_are_not_waited_for_forever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment(0, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(RunError, match="every host must answer in time"),
+        joined(1.0, torch.device("cpu")),
+    ):
+        pass
+
+
+def test_processes_of_one_machine_place_their_workers_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = Machine(usable_cpus=4, cpu_ids=(0, 1, 2, 3))
+    hosts = Hosts(0, 1)
+    monkeypatch.setattr(hosts, "gather", lambda value: [value])
+    for affinity, places in (("compact", ["0-1", "2-3"]), ("3,1,0,2", ["3,1", "0,2"])):
+        plan = Plan().replace({"cpu.thread_affinity": affinity})
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        for number, place in enumerate(places):
+            monkeypatch.setenv("LOCAL_RANK", str(number))
+            mine = plan_of(hosts, plan, 64, machine)
+            assert str(mine.cpu.thread_affinity) == place
+            assert mine.parallel.num_workers == 2
+
+
+def test_torchrun_starts_all_again_when_one_is_killed(tmp_path: Path) -> None:
+    """Elastic restart: they go on from the last checkpoint, to the bits of an undisturbed run."""
+    whole = trained(tmp_path / "whole", 2, epochs=20)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    values = {**os.environ, "OMP_NUM_THREADS": "1", "TIMEOUT_S": "60", "PACE_S": "0.3"}
+    launcher = subprocess.Popen(
+        torchrun(SCRIPT, str(folder), "20", "cpus", "0", restarts=1),
+        env=values, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    deadline_s = time.monotonic() + 120
+    while time.monotonic() < deadline_s and len(list((folder / "checkpoints").glob("step-*"))) < 2:
+        time.sleep(0.02)
+    os.kill(int((folder / "pid-1-0").read_text()), signal.SIGKILL)
+    _, said = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, said.decode()
+    results = [torch.load(folder / f"result-{rank}.pt") for rank in range(2)]
+    assert (folder / "pid-0-1").exists()  # Both were started again.
+    assert any("resumed at step" in note for note in results[0]["notes"])
+    for result in results:
+        assert same(result["model"], whole[0]["model"])
+        assert result["steps"] == whole[0]["steps"]
+
+
+def test_the_command_under_torchrun(tmp_path: Path) -> None:
+    """Host 0 alone prints and writes; the same command again goes on, and ends at once."""
+    folder = tmp_path / "run"
+    command = [
+        "bash", EXAMPLE, "--no-download", "--samples", "640", "--epochs", "1",
+        "--model", "small", "--json", "--no-ceilings",
+    ]  # fmt: skip
+    values = {**os.environ, "PYTHON": sys.executable, "PROCESSES": "2", "RUN": str(folder)}
+    options: Any = {"capture_output": True, "text": True, "timeout": 240, "check": False}
+    documents = []
+    for _ in range(2):
+        values["PORT"] = str(free_port())
+        done = subprocess.run(command, env=values, **options)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("hotloop: 640 samples") <= 1
+        documents.append(json.loads(done.stdout))  # One document.
+    assert [d["steps"] for d in documents] == [10, 10]
+    assert any("host 0 of 2" in note for note in documents[0]["notes"])
+    assert any("resumed at step 10" in note for note in documents[1]["notes"])
+    assert {p.name for p in folder.iterdir()} >= {
+        "recipe.json", "plan.toml", "report.json", "checkpoints"
+    }  # fmt: skip
+    values |= {"PORT": str(free_port()), "RESTARTS": "0"}
+    done = subprocess.run([*command, "--seed", "5"], env=values, **options)
+    assert done.returncode != 0
+    assert "--auto-resume must find the same run" in done.stderr
+    assert "got another seed" in done.stderr
 
 
 def test_batches_are_cut_without_loss() -> None:

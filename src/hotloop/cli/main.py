@@ -68,7 +68,7 @@ def _fail(error: Exception, *, as_json: bool) -> int:
         text = f"{type(error).__name__}: {first}. Next: run again with --debug."
         code = 1
     print(f"hotloop: error: {text}", file=sys.stderr)
-    if as_json:
+    if as_json and os.environ.get("RANK", "0") == "0":  # Of several hosts one answers.
         document = {"error": text, "kind": type(error).__name__, "exit_code": code}
         print(json.dumps(document))
     return code

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InputError, MissingExtraError
 from ..plan import Plan, add_plan_flags, plan_from_flags
@@ -18,7 +20,10 @@ from .recipe import Recipe, add_recipe_flags, recipe_from_flags
 from .watching import add_watch_flags, watching
 
 if TYPE_CHECKING:
+    from ..parallel import Hosts
     from ..train import TrainReport
+
+T = TypeVar("T")
 
 NAME = "train"
 _RECIPE, _PLAN, _REPORT, _CURVE = "recipe.json", "plan.toml", "report.json", "curve.png"
@@ -46,6 +51,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=Path("runs"),
         help="without --out: a new folder below DIR (default: runs)",
     )
+    run_group.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="with --out: go on if a run is there, for schedulers that start a command again",
+    )
     run_group.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps in all")
     run_group.add_argument(
         "--fit",
@@ -66,17 +76,70 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns the exit code."""
+    """Train; returns the exit code. Of several hosts, host 0 alone writes and prints."""
     plan = plan_from_flags(args)
-    if args.resume is not None:
-        recipe = Recipe.load(args.resume / _RECIPE)
-        return _train(args, args.resume, recipe, plan)
-    if args.dataset is None and args.data is None:
+    if args.auto_resume and args.out is None:
+        raise InputError("--auto-resume needs the folder of the run", next_step="pass --out DIR")
+    if args.resume is None and args.dataset is None and args.data is None:
         raise InputError("hotloop train needs data", next_step="hotloop train mnist")
-    recipe = recipe_from_flags(args)
-    folder: Path = args.out or _new_folder(args.runs_dir, recipe)
-    with _made(folder):
-        return _train(args, folder, recipe, plan)
+    with _hosts(plan) as hosts:
+        if args.resume is not None:
+            recipe = _on_first(hosts, lambda: Recipe.load(args.resume / _RECIPE))
+            return _train(args, args.resume, recipe, plan, hosts, resume=True)
+        recipe = recipe_from_flags(args)
+        folder: Path = args.out or _new_folder(args.runs_dir, recipe)
+        if args.auto_resume and _on_first(hosts, lambda: _has_begun(folder, recipe)):
+            return _train(args, folder, recipe, plan, hosts, resume=True)
+        new = _on_first(hosts, lambda: _make(folder))
+        try:
+            return _train(args, folder, recipe, plan, hosts, resume=False)
+        except InputError:
+            if _is_first(hosts):
+                _unmake(folder, new)
+            raise
+
+
+@contextlib.contextmanager
+def _hosts(plan: Plan) -> Iterator[Hosts | None]:
+    """The hosts of ``torchrun``, joined for the whole command; alone, torch is not needed yet."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield None
+        return
+    import torch
+
+    from ..parallel import joined
+
+    with joined(plan.parallel.host_timeout_s, torch.device("cpu")) as hosts:
+        yield hosts
+
+
+def _is_first(hosts: Hosts | None) -> bool:
+    return hosts is None or hosts.rank == 0
+
+
+def _on_first(hosts: Hosts | None, make: Callable[[], T]) -> T:
+    """What host 0 makes, on all of them."""
+    return make() if hosts is None else hosts.first(make)
+
+
+def _has_begun(folder: Path, recipe: Recipe) -> bool:
+    """Whether this run is in ``folder`` already.
+
+    Raises:
+        InputError: another run is.
+    """
+    if not (folder / _RECIPE).exists():
+        return False
+    found = Recipe.load(folder / _RECIPE)
+    if found != recipe:
+        names = [f.name for f in dataclasses.fields(Recipe)]
+        other = [n for n in names if getattr(found, n) != getattr(recipe, n)]
+        raise InputError(
+            f"--auto-resume must find the same run in {folder}",
+            got=f"another {', '.join(other)}",
+            next_step="choose another folder, or go on with the run there with --resume",
+        )
+    return True
 
 
 def _compile_ahead() -> None:
@@ -88,7 +151,15 @@ def _compile_ahead() -> None:
         threading.Thread(target=load, daemon=True).start()
 
 
-def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -> int:
+def _train(
+    args: argparse.Namespace,
+    folder: Path,
+    recipe: Recipe,
+    plan: Plan,
+    hosts: Hosts | None,
+    *,
+    resume: bool,
+) -> int:
     _compile_ahead()
     from ..machine import Machine
     from ..monitor.document import Document
@@ -98,9 +169,10 @@ def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -
     from .report_text import print_report
 
     machine = Machine.probe()
+    first = _is_first(hosts)
 
     def say(text: str) -> None:
-        if not args.quiet:
+        if first and not args.quiet:
             print(text, file=sys.stderr)
 
     train, test = recipe.open_data(mmap_above_bytes=plan.memory.mmap_above_bytes)
@@ -108,7 +180,9 @@ def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -
     optimizer = recipe.build_optimizer(model)
     scheduler = recipe.build_scheduler(optimizer, train.num_samples)
     ceilings = None
-    if args.ceilings:
+    if args.ceilings and hosts is not None:
+        ceilings = machine.cached_ceilings()  # Processes that share a machine would disturb it.
+    elif args.ceilings:
         if machine.cached_ceilings() is None:
             say("hotloop: measuring what this machine can do (once, about 12 s)")
         ceilings = machine.ceilings()
@@ -123,11 +197,13 @@ def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -
         machine=machine,
     )
     say(f"hotloop: {train.description}, batch {recipe.batch_size}, in {folder}")
-    recipe.save(folder / _RECIPE)
-    plan.save(folder / _PLAN)
+    if first:
+        recipe.save(folder / _RECIPE)
+        plan.save(folder / _PLAN)
+    looks = watching(args, machine, say) if first else contextlib.nullcontext((None, None))
     with (
-        watching(args, machine, say) as (monitor, drawn),
-        progress_bar(quiet=args.quiet or drawn is not None) as bar,
+        looks as (monitor, drawn),
+        progress_bar(quiet=args.quiet or drawn is not None or not first) as bar,
     ):
         report = trainer.fit(
             train,
@@ -138,11 +214,14 @@ def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -
             target_accuracy=recipe.target_accuracy,
             max_steps=args.max_steps,
             checkpoint_dir=folder / "checkpoints",
-            resume=args.resume is not None,
+            resume=resume,
             fit_memory=args.fit,
             on_progress=drawn or bar,
             monitor=monitor or False,
         )
+    code = _INTERRUPTED if report.stopped == "interrupted" else 0
+    if not first:
+        return code
     report.save(folder / _REPORT)
     picture: Path | None = None
     if report.curve:
@@ -155,7 +234,7 @@ def _train(args: argparse.Namespace, folder: Path, recipe: Recipe, plan: Plan) -
     else:
         document = Document(report.to_dict())
         print_report(document, document.at("machine"), _files(report, folder, picture))
-    return _INTERRUPTED if report.stopped == "interrupted" else 0
+    return code
 
 
 def _files(report: TrainReport, folder: Path, picture: Path | None) -> list[tuple[str, str]]:
@@ -184,9 +263,12 @@ def _new_folder(runs_dir: Path, recipe: Recipe) -> Path:
     return next(runs_dir / c for c in candidates if not (runs_dir / c).exists())
 
 
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Make the folder of a run before the work; a run that is refused leaves nothing behind."""
+def _make(folder: Path) -> list[Path]:
+    """Make the folder of a run before the work; gives the folders that are new.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
     new: list[Path] = []
     for path in (folder, *folder.parents):
         if path.exists():
@@ -203,13 +285,14 @@ def _made(folder: Path) -> Iterator[None]:
             got=error.strerror,
             next_step="choose another with --out",
         ) from error
-    try:
-        yield
-    except InputError:
-        if new:
-            for name in (_RECIPE, _PLAN):
-                (folder / name).unlink(missing_ok=True)
-        for path in new:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # only if empty
-        raise
+    return new
+
+
+def _unmake(folder: Path, new: list[Path]) -> None:
+    """A run that is refused leaves nothing behind."""
+    if new:
+        for name in (_RECIPE, _PLAN):
+            (folder / name).unlink(missing_ok=True)
+    for path in new:
+        with contextlib.suppress(OSError):
+            path.rmdir()  # only if empty

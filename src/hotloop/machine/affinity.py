@@ -84,8 +84,13 @@ class ThreadAffinity:
                 runs.append([cpu])
         return ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
 
-    def cpus(self, machine: Machine, num_threads: int) -> tuple[int, ...]:
+    def cpus(
+        self, machine: Machine, num_threads: int, *, knob: str = "num_threads"
+    ) -> tuple[int, ...]:
         """The CPU of thread 0, 1, ..., ``num_threads - 1``; empty for ``none``.
+
+        Args:
+            knob: what the message calls ``num_threads``.
 
         Raises:
             PlanError: more threads than CPUs, or a listed CPU that this process may not use.
@@ -105,9 +110,10 @@ class ThreadAffinity:
             order = placement_order(machine, spread=self.kind == "spread")
         if num_threads > len(order):
             raise PlanError(
-                f"num_threads must be at most the {len(order)} CPUs of thread_affinity {self}",
+                f"{knob} must be at most the {len(order)} CPUs of thread_affinity {self}",
                 got=num_threads,
-                next_step=f"pass --num-threads {max(1, len(order))} or --thread-affinity none",
+                next_step=f"pass --{knob.replace('_', '-')} {max(1, len(order))} or "
+                "--thread-affinity none",
             )
         return order[:num_threads]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 from collections.abc import Iterable
@@ -102,11 +103,16 @@ def _syscall_numbers() -> tuple[int, int]:
     return numbers
 
 
-def _call(number: int, verb: str, *arguments: object, asked: str | None = None) -> None:
+@functools.cache
+def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
+    return libc
+
+
+def _call(number: int, verb: str, *arguments: object, asked: str | None = None) -> None:
     words = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    if libc.syscall(ctypes.c_long(number), *words) != 0:
+    if _libc().syscall(ctypes.c_long(number), *words) != 0:
         raise _refused(verb, asked, ctypes.get_errno())
 
 

@@ -128,6 +128,19 @@ def configure(
         RunError: the kernel refuses to pin or to set the policy.
     """
     _check_policy(allocation_policy)
+    cpus_of_node = cpus_of_nodes(node_assignments, machine)
+    memory_nodes = nodes_of_policy(allocation_policy, node_assignments, machine)
+    binding = NumaBinding(tuple(node_assignments), allocation_policy, cpus_of_node, memory_nodes)
+    binding.apply()
+    return binding
+
+
+def cpus_of_nodes(node_assignments: Sequence[int], machine: Machine) -> dict[int, tuple[int, ...]]:
+    """Usable CPUs of each node that is named.
+
+    Raises:
+        PlanError: an unknown node, or one without usable CPUs.
+    """
     usable = set(machine.cpu_ids)
     nodes = {node.id: node for node in machine.numa_nodes}
     cpus_of_node: dict[int, tuple[int, ...]] = {}
@@ -147,14 +160,23 @@ def configure(
                 next_step="choose a node that shares CPUs with `hotloop machine`",
             )
         cpus_of_node[number] = cpus
-    memory_nodes = tuple(sorted(cpus_of_node))
-    if allocation_policy == "interleave" and not memory_nodes:
-        memory_nodes = tuple(n.id for n in machine.numa_nodes if n.memory_total_bytes != 0)
-    if allocation_policy in ("bind", "interleave") and not memory_nodes:
+    return cpus_of_node
+
+
+def nodes_of_policy(
+    allocation_policy: str, node_assignments: Sequence[int], machine: Machine
+) -> tuple[int, ...]:
+    """Nodes that bind and interleave take pages from; without assignments all that have memory.
+
+    Raises:
+        PlanError: bind or interleave without nodes.
+    """
+    nodes = tuple(sorted(set(node_assignments)))
+    if allocation_policy == "interleave" and not nodes:
+        nodes = tuple(n.id for n in machine.numa_nodes if n.memory_total_bytes != 0)
+    if allocation_policy in ("bind", "interleave") and not nodes:
         raise _nodes_missing(allocation_policy)
-    binding = NumaBinding(tuple(node_assignments), allocation_policy, cpus_of_node, memory_nodes)
-    binding.apply()
-    return binding
+    return nodes
 
 
 def _check_policy(policy: str) -> None:

@@ -2,16 +2,20 @@
 
 team          threads that run chunks and update their share of the weights
 processes     the same with processes; shared: the memory they share; worker: what one runs
+placement     Seat: where a worker runs and takes memory from
 step          ParallelStep: a train step on a team; what to do when a worker hangs
 balance       LoadBalancer, WorkerStats, BatchSizeAdjuster: how many chunks each worker begins with
 synchronizer  GradientSynchronizer: the weighted sum of gradients, for loops of one's own
-hosts         Hosts: several machines under torchrun, one reduction between them
+hosts         Hosts: several machines under torchrun, one reduction between them; joining: how they
+              find each other
 simulate      what a number of workers of given speeds would do
 trainer       DataParallelTrainer
 """
 
 from .balance import BatchSizeAdjuster, LoadBalancer, WorkerStats
-from .hosts import Hosts, joined
+from .hosts import Hosts
+from .joining import joined
+from .placement import Seat, default_num_workers, seats
 from .step import ParallelStep, default_chunk_size
 from .synchronizer import GradientSynchronizer
 from .trainer import DataParallelTrainer
@@ -23,7 +27,10 @@ __all__ = [
     "Hosts",
     "LoadBalancer",
     "ParallelStep",
+    "Seat",
     "WorkerStats",
     "default_chunk_size",
+    "default_num_workers",
     "joined",
+    "seats",
 ]

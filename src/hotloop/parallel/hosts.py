@@ -8,23 +8,22 @@ So all hosts make the same update, and the next decision, from the same numbers.
 from __future__ import annotations
 
 import contextlib
-import datetime
-import os
 from collections.abc import Callable, Iterator
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, zip_longest
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..errors import HotloopError, InputError, RunError
+from ..errors import HotloopError, InputError, ModelError, RunError
 from .balance import LoadBalancer
 
 # Shares are looked at again after so many batches; the first ones still pay for loading.
 REBALANCE_STEPS = 20
 _WARM_STEPS = 3
 _LOSS, _ROWS, _STOP, _SECONDS = 0, 1, 2, 3
+T = TypeVar("T")
 
 
 class Hosts:
@@ -49,44 +48,81 @@ class Hosts:
         self._balancer: LoadBalancer | None = None
         self._flat = torch.empty(0)
 
-    def first(self, make: Callable[[], Any]) -> Any:
+    def first(self, make: Callable[[], T]) -> T:
         """What ``make`` gives on host 0, on all hosts; its error too.
 
         Raises:
             RunError: host 0 could not make it, or could not be reached.
         """
         found: list[Any] = [None, None]
+        caught: HotloopError | None = None
         if self.rank == 0:
             try:
                 found[0] = make()
             except HotloopError as error:
+                caught = error
                 found[1] = type(error), str(error)
-        with _answering():
+        with answering():
             dist.broadcast_object_list(found, src=0)
+        if caught is not None:
+            raise caught
         if found[1] is not None:
             kind, line = found[1]
-            raise kind(line)
-        return found[0]
+            heard: HotloopError = kind.__new__(kind)  # Some kinds take other arguments.
+            HotloopError.__init__(heard, line)
+            raise heard
+        result: T = found[0]
+        return result
 
-    def gather(self, value: int) -> list[int]:
+    def gather(self, value: Any) -> list[Any]:
         """The value of each host."""
         found: list[Any] = [None] * self.count
-        with _answering():
+        with answering():
             dist.all_gather_object(found, value)
         return found
 
-    def same_model(self, model: nn.Module) -> None:
+    def agree(self, **values: Any) -> None:
+        """Refuse to go on where hosts were told different things.
+
+        Raises:
+            InputError: a value differs; on all hosts.
+        """
+        told = self.gather(values)
+        for name in values:
+            each = [theirs[name] for theirs in told]
+            if any(value != each[0] for value in each):
+                raise InputError(
+                    f"{name} must be the same on all hosts",
+                    got=", ".join(f"{value} on host {host}" for host, value in enumerate(each)),
+                    next_step="start the same command on every host",
+                )
+
+    def same_model(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Give every host the parameters and buffers of host 0.
 
         Raises:
-            RunError: the models are not alike.
+            ModelError: models or optimizers are not alike; on all hosts.
         """
-        tensors = [*model.parameters(), *model.buffers()]
-        sizes = self.gather(hash(tuple(tuple(t.shape) for t in tensors)))
-        if len(set(sizes)) != 1:
-            raise RunError("all hosts must build the same model", next_step="start one script")
-        with torch.no_grad(), _answering():
-            for tensor in tensors:
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        mine = [
+            f"{name} {tuple(t.shape)} {t.dtype}{' trained' if t.requires_grad else ''}"
+            for name, t in tensors
+        ]
+        for number, group in enumerate(optimizer.param_groups):
+            rest = {name: value for name, value in group.items() if name != "params"}
+            kind, count = type(optimizer).__name__, len(group["params"])
+            mine.append(f"{kind}, group {number}: {count} {rest}")
+        first, *others = self.gather(mine)
+        for host, theirs in enumerate(others, 1):
+            for one, other in zip_longest(first, theirs, fillvalue="nothing more"):
+                if one != other:
+                    raise ModelError(
+                        "all hosts must build the same model and optimizer",
+                        got=f"{one} on host 0, {other} on host {host}",
+                        next_step="start the same script on every host",
+                    )
+        with torch.no_grad(), answering():
+            for _, tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def cut(self, batch_size: int, chunk_size: int, cpus: list[int], *, measured: bool) -> None:
@@ -166,7 +202,7 @@ class Hosts:
                     torch.mul(weight.grad, scale, out=view)
             for buffer, view in zip(buffers, views[len(weights) :], strict=True):
                 torch.mul(buffer, num_rows, out=view)
-            with _answering():
+            with answering():
                 dist.all_reduce(self._flat)
             known = fields.tolist()
             total = known[_ROWS]
@@ -190,7 +226,7 @@ class Hosts:
         sizes = self.sizes(total)
         if min(sizes) == 0:
             busiest = sizes.index(max(sizes))
-            with _answering():
+            with answering():
                 for buffer in model.buffers():
                     if not buffer.is_floating_point():
                         dist.broadcast(buffer, src=busiest)
@@ -212,32 +248,12 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def joined(timeout_s: float, device: torch.device) -> Iterator[Hosts | None]:
-    """The hosts that ``torchrun`` started, or of a process group that is there; else ``None``.
+def answering() -> Iterator[None]:
+    """Around what waits for other hosts.
 
     Raises:
-        RunError: they did not all come within ``timeout_s``.
+        RunError: one did not answer.
     """
-    there = dist.is_available() and dist.is_initialized()
-    if not there and int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield None
-        return
-    if not there:
-        with _answering():
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                timeout=datetime.timedelta(seconds=timeout_s),
-            )
-    try:
-        count = dist.get_world_size()
-        yield Hosts(dist.get_rank(), count) if count > 1 else None
-    finally:
-        if not there:
-            dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _answering() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

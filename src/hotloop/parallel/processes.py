@@ -23,7 +23,8 @@ import torch
 from ..errors import RunError
 from ..step.program import compiled_path
 from . import shared, worker
-from .team import LaneStats, Team
+from .placement import Seat
+from .team import LaneStats, Team, fill
 
 # A process needs so long at most to start.
 _START_S = 120.0
@@ -67,23 +68,27 @@ class ProcessTeam(Team):
     """
 
     def __init__(self, *parts: Any, max_restarts: int = 10, **options: Any) -> None:
+        self._example: Sequence[torch.Tensor] = parts[3:5]
         super().__init__(*parts, **options)
-        x, y = parts[3:5]
         self.max_restarts, self.restarts = max_restarts, 0
-        self._cpus: Sequence[int] = options.get("cpus") or ()
+        self._seats: Sequence[Seat] = options.get("seats") or ()
         self._context = multiprocessing.get_context("forkserver")
         # Forked from a process that has imported torch but never run it: ready in milliseconds.
         self._context.set_forkserver_preload(["hotloop.parallel.worker"])
         self._processes: list[_Process] = []
+        self._faults: deque[tuple[int, int]] = deque()
+        self._descriptor: int | None = None
+
+    def resize(self, num_chunks: int) -> None:
+        """See ``Team.resize``; the processes are started anew at the next step."""
+        super().resize(num_chunks)
         self._batch = [
             torch.empty_strided(
-                (self.num_chunks * len(t), *t.shape[1:]), t.stride(), dtype=t.dtype, device="meta"
+                (num_chunks * len(t), *t.shape[1:]), t.stride(), dtype=t.dtype, device="meta"
             )
-            for t in (x, y)
+            for t in self._example
         ]
-        self._faults: deque[tuple[int, int]] = deque()
         self._addresses: list[int] = []
-        self._descriptor: int | None = None
 
     def run(
         self,
@@ -160,8 +165,12 @@ class ProcessTeam(Team):
         block = shared.opened(self._descriptor, num_bytes)
         views = iter([place.view(block) for place in found])
         with torch.no_grad():
-            for tensor in owned:
-                tensor.data = next(views).copy_(tensor)
+            places = [next(views) for _ in owned]
+            weights = range(len(self.weights))
+            # Each thread writes first what it will update.
+            self._fill([fill(places[n], self.weights[n], self._rows(n)) for n in weights])
+            for number, (tensor, place) in enumerate(zip(owned, places, strict=True)):
+                tensor.data = place if number in weights else place.copy_(tensor)
             self._slots = [[next(views) for _ in mine] for mine in self._slots]
             self._copies = [next(views) for _ in self._copies]
             self._share = next(views).copy_(self._share)
@@ -179,7 +188,7 @@ class ProcessTeam(Team):
         num_slots: int,
         num_bytes: int,
     ) -> worker.Job:
-        """The job, but for its descriptor and CPU."""
+        """The job, but for its descriptor and seat."""
         at = iter(found)
         fixed = [next(at) for _ in range(num_fixed)]
         buffers = [next(at) for _ in range(num_buffers)]
@@ -203,10 +212,10 @@ class ProcessTeam(Team):
         return worker.Job(path, "", num_bytes, fixed, buffers, of_chunks, control, x, y, None)
 
     def _start(self, number: int) -> _Process:
-        cpu = self._cpus[number % len(self._cpus)] if self._cpus else None
+        seat = self._seats[number] if self._seats else None
         assert self._descriptor is not None
         block = f"/proc/{os.getpid()}/fd/{self._descriptor}"
-        job = dataclasses.replace(self._job, block=block, cpu=cpu)
+        job = dataclasses.replace(self._job, block=block, seat=seat)
         return _Process(self._context, job)
 
     def _run_chunks(self, total: list[list[Any]]) -> list[float]:

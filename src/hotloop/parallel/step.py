@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -20,6 +18,7 @@ from ..step.capture import LossFn, NotCapturable
 from ..step.operations import Operation
 from ..step.step import Between, TrainStep
 from .balance import LoadBalancer, WorkerStats
+from .placement import seated, seats
 from .processes import ProcessTeam
 from .team import Team, WorkerHangs
 
@@ -58,7 +57,7 @@ class ParallelStep(TrainStep):
     Args:
         model, loss_fn, optimizer, clip_norm, clip_value: as for ``compile_step``.
         x, y: a batch as later calls will give it; only shapes, strides and dtypes count.
-        plan: ``parallel``, ``cpu.thread_affinity`` and ``step.compile`` are used.
+        plan: ``parallel``, ``cpu.thread_affinity``, ``numa`` and ``step.compile`` are used.
         machine: for placing workers; probed when ``None``.
         between: see ``TrainStep``.
     """
@@ -89,7 +88,9 @@ class ParallelStep(TrainStep):
         self.config: ParallelConfig = plan.parallel
         self.num_workers = plan.parallel.num_workers or 1
         machine = machine or Machine.probe()
-        self.cpus = plan.cpu.thread_affinity.cpus(machine, self.num_workers)
+        self.seats = seats(plan, machine, self.num_workers)
+        nodes = {seat.node for seat in self.seats}
+        self._moves = plan.numa.allocation_policy != "default" or len(nodes) > 1
         default = default_chunk_size(len(x), machine.usable_cpus)
         self.chunk_size = plan.parallel.chunk_size or default
         self.num_chunks = len(x) // self.chunk_size
@@ -152,10 +153,9 @@ class ParallelStep(TrainStep):
         """Batches have so many chunks from now on."""
         if num_chunks == self.num_chunks or self._team is None:
             return
-        self._team.close()
         self.num_chunks = num_chunks
         self.balancer = LoadBalancer(self.num_workers, num_chunks)
-        self._team = self._new_team()
+        self._team.resize(num_chunks)
 
     def close(self) -> None:
         """End the workers; batches take the plain path from then on."""
@@ -170,7 +170,6 @@ class ParallelStep(TrainStep):
         return (self.clip_norm, self.clip_value, self.between) != (None, None, None)
 
     def _new_team(self) -> Team:
-        cpus = self.cpus or ()
         kind: Callable[..., Team] = Team
         if self.config.executor == "processes":
             kind = functools.partial(ProcessTeam, max_restarts=self.config.max_restarts)
@@ -181,7 +180,8 @@ class ParallelStep(TrainStep):
             *self._example,
             num_chunks=self.num_chunks,
             num_workers=self.num_workers,
-            cpus=[cpus[w % len(cpus)] for w in range(self.num_workers)] if cpus else (),
+            seats=self.seats[: self.num_workers],
+            moves=self._moves,
             whole=not self._partial,
             hang_s=self.config.hang_s,
             steal_threshold=self.config.steal_threshold,
@@ -203,7 +203,7 @@ class ParallelStep(TrainStep):
             part = slice(done * size, steps * size)
             left = None if rates is None else rates[done:]
             try:
-                with _here(self.cpus):
+                with seated(self.seats[0]):
                     made, stats = self._team.run(x[part], y[part], steps - done, left)
             except WorkerHangs as hang:
                 losses.append(hang.losses[: hang.steps_done])
@@ -243,19 +243,3 @@ class ParallelStep(TrainStep):
         self.num_workers -= 1
         self._team = self._new_team()
         self.balancer = LoadBalancer(self.num_workers, self.num_chunks)
-
-
-@contextlib.contextmanager
-def _here(cpus: Sequence[int] | None) -> Iterator[None]:
-    """The calling thread, worker 0, on the first CPU; only this thread, and only for a call."""
-    if not cpus:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, {cpus[0]})
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, before)

@@ -21,6 +21,10 @@ from ..step.capture import LossFn, NotCapturable, capture
 from ..step.program import compile_captured, described, kernels
 from ..step.routes import route
 from ..step.updates import Update, reason_outside
+from .placement import Seat, fresh_like
+
+# Rows, or elements of what has none, that two workers never share in an update.
+_GRAIN = 16
 
 
 class _Weight(ctypes.Structure):
@@ -43,6 +47,16 @@ class _Buffer(ctypes.Structure):
         ("shared", ctypes.c_void_p),
         ("copies", ctypes.c_void_p),
         ("copy_stride", ctypes.c_int64),
+    )
+
+
+class _Fill(ctypes.Structure):
+    """``Fill`` of ``step/kernels/team.cpp``."""
+
+    _fields_ = (
+        ("to", ctypes.c_void_p),
+        ("source", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "row_bytes", "grain")),
     )
 
 
@@ -78,7 +92,9 @@ class Team:
         x, y: a chunk; only shapes, strides and dtypes count.
         num_chunks: chunks of a batch.
         num_workers: threads, the calling one included.
-        cpus: where each worker runs; empty: the kernel decides. The caller pins itself.
+        seats: where each worker runs; empty: the kernel decides. The caller seats itself.
+        moves: whether weights and optimizer state move to pages that the worker that updates them
+            touched first; they stay the same objects.
         whole: whether the workers make the update; else they leave sums in ``grad``.
         hang_s: seconds that a chunk may take; 0: any.
         steal_threshold: chunks a worker must have left for another to take one.
@@ -98,7 +114,8 @@ class Team:
         *,
         num_chunks: int,
         num_workers: int,
-        cpus: Sequence[int] = (),
+        seats: Sequence[Seat] = (),
+        moves: bool = False,
         whole: bool = True,
         hang_s: float = 0.0,
         steal_threshold: int = 1,
@@ -127,6 +144,24 @@ class Team:
         self._described = described((x, y))
         self._y_at = 3 + 2 * x.dim()
         self._steps_of = (_bytes(x), _bytes(y))
+        self._library = kernels()
+        message = ctypes.create_string_buffer(400)
+        places = [n for seat in seats or [Seat()] * num_workers for n in _seat_numbers(seat)]
+        placed = (ctypes.c_int32 * len(places))(*places)
+        self._moves, self._moved = moves, set[int]()
+        self._library.hotloop_team_open.restype = ctypes.c_void_p
+        opened = self._library.hotloop_team_open(
+            str(path).encode(), num_workers, placed, message, 400
+        )
+        if not opened:
+            raise RunError("a compiled step must load", got=message.value.decode(errors="replace"))
+        self._handle = ctypes.c_void_p(opened)
+        self.hang_s, self.steal_threshold = hang_s, steal_threshold
+        self.resize(num_chunks)
+
+    def resize(self, num_chunks: int) -> None:
+        """Batches have so many chunks from now on; each worker begins with as many."""
+        self.num_chunks = num_chunks
         self._slots = [
             [_slot(num_chunks, shape, w, len(part.shapes) == 2) for shape in part.shapes]
             for part, w in zip(self.captured.parts, self.weights, strict=True)
@@ -135,20 +170,10 @@ class Team:
             torch.empty(num_chunks, max(1, b.numel()), dtype=b.dtype) for b in self.captured.buffers
         ]
         self._share = torch.tensor([1.0 / num_chunks, 0.0])
-        self._library = kernels()
-        message = ctypes.create_string_buffer(400)
-        placed = (ctypes.c_int32 * num_workers)(*(list(cpus) or [-1] * num_workers))
-        self._library.hotloop_team_open.restype = ctypes.c_void_p
-        opened = self._library.hotloop_team_open(
-            str(path).encode(), num_workers, placed, message, 400
-        )
-        if not opened:
-            raise RunError("a compiled step must load", got=message.value.decode(errors="replace"))
-        self._handle = ctypes.c_void_p(opened)
         self._bound: Any = None
-        self.hang_s, self.steal_threshold = hang_s, steal_threshold
-        self.balance([num_chunks // num_workers + (w < num_chunks % num_workers)
-                      for w in range(num_workers)])  # fmt: skip
+        self._untouched = True
+        each, more = divmod(num_chunks, self.num_workers)
+        self.balance([each + (worker < more) for worker in range(self.num_workers)])
 
     def balance(self, quota: Sequence[int]) -> None:
         """How many chunks each worker begins a step with; they add up to ``num_chunks``."""
@@ -258,6 +283,13 @@ class Team:
             for number in self.update.used:
                 self.weights[number].grad = torch.zeros_like(self.weights[number])
         self._states = states
+        if self._moves:
+            self._move(states)
+        if self._untouched:
+            # Each worker writes first where it will write; see also ``balance``.
+            room = [*(slot for mine in self._slots for slot in mine), *self._copies]
+            self._fill([fill(t, None, len(t), 0) for t in room])
+            self._untouched = False
         records = []
         for number, (weight, part) in enumerate(
             zip(self.weights, self.captured.parts, strict=True)
@@ -296,6 +328,35 @@ class Team:
         ):
             raise RunError("the inputs of a compiled step must be dense tensors")
 
+    def _move(self, states: list[torch.Tensor]) -> None:
+        """Move weights, their state and gradients to pages of the workers that update them."""
+        owned, left = [], list(states)
+        for number, weight in enumerate(self.weights):
+            mine = [left.pop(0) for _ in self.update.state_shapes(weight)] if states else []
+            gradient = weight.grad
+            owned += [
+                (t, self._rows(number))
+                for t in (weight, *mine, *([] if gradient is None else [gradient]))
+                if t.data_ptr() not in self._moved
+            ]
+        pages = [fresh_like(t) for t, _ in owned]
+        self._fill([fill(new, old, rows) for new, (old, rows) in zip(pages, owned, strict=True)])
+        for (tensor, _), new in zip(owned, pages, strict=True):
+            tensor.data = new
+            self._moved.add(new.data_ptr())
+
+    def _rows(self, number: int) -> int:
+        """Rows of a weight that workers share in the update; all elements where it has none."""
+        weight = self.weights[number]
+        factored = len(self.captured.parts[number].outputs) == 2
+        return len(weight) if factored else weight.numel()
+
+    def _fill(self, fills: list[_Fill]) -> None:
+        if self._library.hotloop_team_fill(
+            self._handle, (_Fill * max(1, len(fills)))(*fills), ctypes.c_int64(len(fills))
+        ):
+            raise RunError("the workers of a team that was given up cannot be used")
+
     def _record(
         self, number: int, weight: torch.Tensor, states: list[torch.Tensor], factored: bool
     ) -> _Weight:
@@ -317,6 +378,17 @@ class Team:
             slot_stride=slots[0].stride(0),
             gradient=None if gradient is None else gradient.data_ptr(),
         )
+
+
+def _seat_numbers(seat: Seat) -> list[int]:
+    mode, nodes = (-1, ()) if seat.policy is None else (seat.policy.mode, seat.policy.nodes)
+    return [len(seat.cpu_ids), *seat.cpu_ids, mode, len(nodes), *nodes]
+
+
+def fill(to: torch.Tensor, source: torch.Tensor | None, rows: int, grain: int = _GRAIN) -> _Fill:
+    """For ``Team._fill``: what the workers write first, each its rows; grain 0: its chunks."""
+    at = None if source is None else source.data_ptr()
+    return _Fill(to.data_ptr(), at, rows, to.nbytes // max(1, rows), grain)
 
 
 def _tensors(state: Any) -> list[torch.Tensor]:

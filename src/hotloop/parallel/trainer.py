@@ -15,6 +15,7 @@ from ..plan import Plan
 from ..step.capture import LossFn
 from ..step.check import check_parts
 from .balance import LoadBalancer, WorkerStats
+from .placement import default_num_workers
 from .step import ParallelStep
 
 
@@ -26,7 +27,7 @@ class DataParallelTrainer:
 
     Args:
         model, loss_fn, optimizer, clip_norm, clip_value: as for ``compile_step``.
-        plan: ``parallel.num_workers`` workers; the usable CPUs when that is ``None``.
+        plan: ``parallel.num_workers`` workers; one for each usable core when that is ``None``.
 
     Raises:
         ModelError: model, loss or optimizer cannot be used.
@@ -48,7 +49,8 @@ class DataParallelTrainer:
         self.machine = Machine.probe()
         plan = plan or Plan()
         if plan.parallel.num_workers is None:
-            plan = plan.replace({"parallel.num_workers": self.machine.usable_cpus})
+            workers = default_num_workers(self.machine)
+            plan = plan.replace({"parallel.num_workers": workers})
         self.plan = plan
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self._clip: dict[str, Any] = {"clip_norm": clip_norm, "clip_value": clip_value}

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..step.program import Program
+from .placement import Seat, seated
 from .shared import Place, opened
 
 REQUEST, ANSWER = struct.Struct("i"), struct.Struct("if")
@@ -29,7 +30,7 @@ class Job:
         fixed: inputs that all chunks share; shared: buffers, which each chunk copies first.
         of_chunks: for each chunk, the copies and then the slots. control: last but x and y.
         x, y: of each chunk.
-        cpu: where to run; ``None``: anywhere.
+        seat: where to run; ``None``: anywhere.
     """
 
     path: str
@@ -41,16 +42,18 @@ class Job:
     control: Place
     x: list[Place]
     y: list[Place]
-    cpu: int | None
+    seat: Seat | None
 
 
 def main(connection: Connection, job: Job) -> None:
     """Serve until told to end, or until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's; it ends its workers.
-    if job.cpu is not None:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, {job.cpu})
     torch.set_num_threads(1)
+    with seated(job.seat):
+        _serve(connection, job)
+
+
+def _serve(connection: Connection, job: Job) -> None:
     # By its path, which costs the trainer nothing when this process dies on the way.
     descriptor = os.open(job.block, os.O_RDWR)
     block = opened(descriptor, job.num_bytes)

@@ -25,6 +25,7 @@ from .graph_file import to_values
 from .updates import COLUMNS
 
 _FOLDER = Path(__file__).parent / "kernels"
+_PARTS = ("gemm.h", "gemm.cpp", "pool.cpp", "seat.h", "team.cpp")
 _TIME_LIMIT_S = 900.0
 # Raised when the meaning of a compiled step's inputs changes.
 _FORMAT = 3
@@ -43,7 +44,9 @@ def kernels() -> ctypes.CDLL:
     """
     library = native.load(
         _FOLDER / "shim.cpp",
-        parts=tuple(_FOLDER / name for name in ("gemm.h", "gemm.cpp", "pool.cpp", "team.cpp")),
+        parts=tuple(
+            _FOLDER / name for name in ("gemm.h", "gemm.cpp", "pool.cpp", "seat.h", "team.cpp")
+        ),
         flags=(
             "-march=native",
             "-fopenmp",

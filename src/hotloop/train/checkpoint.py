@@ -181,6 +181,15 @@ class CheckpointStore:
             next_step="restore the folder from a copy, or start again in another folder",
         )
 
+    def newest_step(self) -> int | None:
+        """The last step that has a checkpoint, damaged or not; ``None``: there is none.
+
+        Raises:
+            StorageError: the folder cannot be read.
+        """
+        found = self._newest_first()
+        return found[0][0] if found else None
+
     def _make_folder(self) -> None:
         make_folders(self._files, self.folder)
         if not self._anchored:

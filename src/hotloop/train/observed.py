@@ -93,7 +93,8 @@ def _describe(
 
 def workers_of(step: ParallelStep) -> Sequence[WorkerUse]:
     """What each worker did, and where it is pinned."""
-    cpus = step.cpus or ()
+    # Pinned to one CPU, or free on several.
+    cpus = [s.cpu_ids[0] if len(s.cpu_ids) == 1 else None for s in step.seats]
     return [
         WorkerUse(
             worker=number,
@@ -104,7 +105,7 @@ def workers_of(step: ParallelStep) -> Sequence[WorkerUse]:
             update_s=stats.update_s,
             rate_per_s=stats.rate_per_s,
             slowdown=stats.slowdown,
-            cpu=cpus[number % len(cpus)] if cpus else None,
+            cpu=cpus[number],
         )
         for number, stats in enumerate(step.workers)
     ]

@@ -29,7 +29,7 @@ from ..step.precision import Batches
 from ..step.step import LossFn
 from ..units import MIB
 from .checkpoint import Checkpoint, CheckpointStore
-from .hosts import plan_of, step_of
+from .hosts import newest_of, plan_of, step_of
 from .interrupt import StopRequest
 from .loop import TrainLoop
 from .observed import monitor_of, run_observed
@@ -149,6 +149,19 @@ class Trainer:
         _check_arguments(batch_size, epochs, target_accuracy, max_steps, validation)
         timeout_s = self.plan.parallel.host_timeout_s
         with joined(timeout_s, next(self.model.parameters()).device) as hosts:
+            if hosts is not None:
+                hosts.agree(
+                    seed=seed,
+                    epochs=epochs,
+                    max_steps=max_steps,
+                    target_accuracy=target_accuracy,
+                    resume=resume,
+                    checkpoint_dir=checkpoint_dir is not None,
+                    clip_norm=self.clip_norm,
+                    clip_value=self.clip_value,
+                    scheduler=type(self.scheduler).__name__,
+                    scheduler_interval=self.scheduler_interval,
+                )
             store, found = self._open_store(checkpoint_dir, resume, hosts)
             plan = self._resolve(found)
             if hosts is not None:
@@ -166,6 +179,11 @@ class Trainer:
             plan, budget = self._budget(example, dataset, tested, batch_size, plan, fit_memory)
             classes = [d.num_classes for d in (dataset, tested) if d and d.num_classes]
             check_classes(self.loss_fn, budget.output_shape, max(classes, default=None))
+            if hosts is not None:
+                hosts.agree(
+                    samples=dataset.num_samples,
+                    validation_samples=None if tested is None else tested.num_samples,
+                )
             identity = RunIdentity(
                 seed=seed,
                 batch_size=batch_size,
@@ -237,7 +255,7 @@ class Trainer:
                 if found is not None:
                     self._restore(loop, found, notes)
                 if hosts is not None:
-                    hosts.same_model(self.model)
+                    hosts.same_model(self.model, self.optimizer)
                     hosts.asked_to_stop = lambda: stop.requested
                     if hosts.rank:  # Others than host 0's, for dropout.
                         torch.manual_seed(mix(seed, loop.state.step, hosts.rank) >> 1)
@@ -301,8 +319,7 @@ class Trainer:
 
         if hosts is None:
             return store, latest()
-        # Host 0 reads and writes; the others need no common folder.
-        return store if hosts.rank == 0 else None, hosts.first(latest)
+        return store if hosts.rank == 0 else None, newest_of(hosts, store, latest)
 
     def _resolve(self, found: Checkpoint | None) -> Plan:
         """The plan for this machine; a resumed run keeps its thread count unless told otherwise."""
@@ -355,9 +372,8 @@ class Trainer:
             workers = plan.parallel.num_workers
             # Beside workers, OpenMP's threads would spin on the workers' cores.
             stack.enter_context(num_threads(threads if workers is None else 1))
-            cpus = plan.cpu.thread_affinity.cpus(self.machine, threads)
-            if cpus and workers is None:  # Workers place themselves.
-                stack.enter_context(pinned(cpus))
+            if workers is None:  # Workers place themselves.
+                stack.enter_context(pinned(plan.cpu.thread_affinity.cpus(self.machine, threads)))
             if plan.numa.node_assignments or plan.numa.allocation_policy != "default":
                 stack.enter_context(plan.numa.configure_affinity(self.machine))
             arena = None

@@ -14,6 +14,8 @@
 #include <mutex>
 #include <thread>
 
+#include "seat.h"
+
 // torch gives a thread its number of OpenMP threads at the thread's first parallel loop, over one that
 // was set before; asking brings that forward. MKL keeps a number of its own. Weak: either may be absent.
 namespace at {
@@ -76,6 +78,15 @@ struct alignas(64) Lane {
   int64_t chunks = 0, stolen = 0, busy_ns = 0, wait_ns = 0, update_ns = 0;
 };
 
+// Memory that workers write before anybody else does: each its share of the rows of a weight, or of the
+// chunks that it begins with. The order is that of team.py.
+struct Fill {
+  char* to;
+  const char* from;  // Null: zeros.
+  int64_t rows, row_bytes;
+  int64_t grain;  // Shares are whole multiples of so many rows; 0: rows are chunks.
+};
+
 struct Job {
   const int64_t *x, *y;
   int64_t x_step, y_step, steps;
@@ -84,6 +95,8 @@ struct Job {
   float* losses;
   float** counters;
   int64_t num_counters;
+  const Fill* fills;  // Not null: no steps, but this.
+  int64_t num_fills;
 };
 
 struct Team {
@@ -290,9 +303,26 @@ void assign(Team& team) {
   }
 }
 
+void fill_share(Team& team, int me) {
+  const uint64_t range = team.lanes[me].range.load();
+  for (int64_t j = 0; j < team.job.num_fills; ++j) {
+    const Fill& fill = team.job.fills[j];
+    const Range mine = fill.grain ? share(fill.rows, fill.grain, me, team.workers)
+                                  : Range{int64_t(range >> 32), int64_t(uint32_t(range))};
+    const int64_t at = mine.begin * fill.row_bytes, bytes = (mine.end - mine.begin) * fill.row_bytes;
+    if (bytes <= 0) continue;
+    if (fill.from) std::memcpy(fill.to + at, fill.from + at, bytes);
+    else std::memset(fill.to + at, 0, bytes);
+  }
+}
+
 // What a worker does in one call; worker 0 is the caller. 0 done, 1 failed, 2 a worker hangs.
 int work(Team& team, int me, int64_t* steps_done) {
   Lane& lane = team.lanes[me];
+  if (team.job.fills) {
+    fill_share(team, me);
+    return meet(team, false) ? 0 : 1;
+  }
   // Read once: the caller may prepare its next call while the others leave this one's last meeting.
   const int64_t steps = team.job.steps;
   for (int64_t step = 0; step < steps; ++step) {
@@ -329,13 +359,8 @@ int work(Team& team, int me, int64_t* steps_done) {
   return 0;
 }
 
-void serve(Team* team, int me, int cpu) {
-  if (cpu >= 0) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(cpu, &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);  // A wish: it runs elsewhere too.
-  }
+void serve(Team* team, int me, Seat seat) {
+  sit(seat, me);
   one_thread();
   threads = 1;
   int64_t seen = 0, done = 0;
@@ -352,10 +377,32 @@ void serve(Team* team, int me, int cpu) {
   }
 }
 
+// One call on all workers, the calling thread being worker 0.
+int call(Team* team, const Job& job, int64_t* steps_done) {
+  team->job = job;
+  for (int w = 0; w < team->workers; ++w) {
+    Lane& lane = team->lanes[w];
+    lane.chunks = lane.stolen = lane.busy_ns = lane.wait_ns = lane.update_ns = 0;
+  }
+  assign(*team);
+  const int before = one_thread();
+  const int32_t threads_before = threads;
+  threads = 1;
+  {
+    std::lock_guard<std::mutex> lock(team->mutex);
+    team->started.fetch_add(1);
+  }
+  team->wake.notify_all();
+  const int result = work(*team, 0, steps_done);
+  set_before(before);
+  threads = threads_before;
+  return result;
+}
+
 }  // namespace
 
-// `cpus[w]`: where worker w runs; -1: anywhere. Worker 0 is the thread that calls hotloop_team_run.
-EXPORT void* hotloop_team_open(const char* path, int32_t workers, const int32_t* cpus,
+// `seats`: for each worker as for next_seat. Worker 0 is the thread that calls hotloop_team_run, and seats itself.
+EXPORT void* hotloop_team_open(const char* path, int32_t workers, const int32_t* seats,
                                char* message, int64_t message_bytes) {
   auto team = std::make_unique<Team>();
   team->workers = workers;
@@ -368,7 +415,10 @@ EXPORT void* hotloop_team_open(const char* path, int32_t workers, const int32_t*
     delete program;
   }
   Team* opened = team.release();
-  for (int w = 1; w < workers; ++w) opened->threads.emplace_back(serve, opened, w, cpus[w]);
+  for (int w = 0; w < workers; ++w) {
+    const Seat seat = next_seat(&seats);
+    if (w) opened->threads.emplace_back(serve, opened, w, seat);
+  }
   return opened;
 }
 
@@ -440,6 +490,17 @@ EXPORT void hotloop_team_fault(void* opened, int32_t worker, int32_t kind, doubl
   team->fault_worker = worker;
 }
 
+// Has workers write memory for the first time, see Fill. 0 done, 1 failed.
+EXPORT int hotloop_team_fill(void* opened, const Fill* fills, int64_t count) {
+  auto* team = static_cast<Team*>(opened);
+  if (team->abandoned) return 1;
+  Job job{};
+  job.fills = fills;
+  job.num_fills = count;
+  int64_t done = 0;
+  return call(team, job, &done);
+}
+
 // Steps on x and y as for hotloop_program_run, x and y described for one chunk. `stats`: for each worker
 // chunks, stolen, busy, waited and update nanoseconds of this call. 0 done, 1 failed, 2 a worker hangs;
 // then the weights are those after `steps_done` steps, and the team must be closed.
@@ -450,24 +511,9 @@ EXPORT int hotloop_team_run(void* opened, const int64_t* batch, int64_t x_step, 
   auto* team = static_cast<Team*>(opened);
   *steps_done = 0;
   if (team->abandoned) return 1;
-  team->job = {batch, batch + 3 + 2 * batch[2], x_step,   y_step,   steps, tables,
-               table_doubles, losses, counters, num_counters};
-  for (int w = 0; w < team->workers; ++w) {
-    Lane& lane = team->lanes[w];
-    lane.chunks = lane.stolen = lane.busy_ns = lane.wait_ns = lane.update_ns = 0;
-  }
-  assign(*team);
-  const int before = one_thread();
-  const int32_t threads_before = threads;
-  threads = 1;
-  {
-    std::lock_guard<std::mutex> lock(team->mutex);
-    team->started.fetch_add(1);
-  }
-  team->wake.notify_all();
-  const int result = work(*team, 0, steps_done);
-  set_before(before);
-  threads = threads_before;
+  const Job job{batch,  batch + 3 + 2 * batch[2], x_step,   y_step,       steps,   tables,
+                table_doubles, losses, counters, num_counters, nullptr, 0};
+  const int result = call(team, job, steps_done);
   for (int w = 0; w < team->workers; ++w) {
     const Lane& lane = team->lanes[w];
     const int64_t row[] = {lane.chunks, lane.stolen, lane.busy_ns, lane.wait_ns, lane.update_ns};
