@@ -307,12 +307,13 @@ def healthy_big(variant: str, plan: dict[str, Any]) -> Outcome:
 
 
 def healthy_loop(variant: str, plan: dict[str, Any]) -> Outcome:
-    """A plain loop on batches in memory."""
+    """A plain loop on batches in memory, tensors from the arena."""
     torch.set_num_threads(plan.get("cpu.num_threads", CPUS))
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 512), nn.Tanh(), nn.Linear(512, 10))
     x, y = images(12_800)
     batches = list(zip(x.split(256), y.split(256), strict=True))
-    return looped(model, batches, epochs=20, batch_size=256)
+    with hotloop.TensorArena():
+        return looped(model, batches, epochs=20, batch_size=256)
 
 
 HEALTHY: dict[str, Run] = {

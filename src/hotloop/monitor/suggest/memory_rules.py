@@ -58,7 +58,8 @@ def page_faults(facts: Facts) -> Optimization | None:
     faults = report.memory.minor_faults
     if not faults:
         return None
-    lost = min(faults * t.FAULT_S.value, report.cpu.system_s) / facts.duration_s
+    threads = max(1, min(report.cpu.busy_threads or 1, facts.cpus))
+    lost = min(faults * t.FAULT_S.value, report.cpu.system_s) / (facts.duration_s * threads)
     if lost < t.PAGE_FAULTS.value:
         return None
     a_step = f"{faults / report.step.steps:,.0f} a step" if report.step.steps else f"{faults:,}"
@@ -71,13 +72,14 @@ def page_faults(facts: Facts) -> Optimization | None:
     return found(
         "page-faults",
         f"page faults, {a_step}: memory is given back and taken anew",
-        "memory.minor_faults * seconds of a fault / duration_s",
+        "memory.minor_faults and cpu.system_s, as a share of the threads' time",
         lost,
         t.PAGE_FAULTS,
         change,
         text=f"{faults:,} faults took {format_share(lost)} of the time",
         gain=gain_of(lost),
-        gain_source=f"{t.FAULT_S.value * 1e6:.2f} us a fault: {t.FAULT_S.source}",
+        gain_source=f"time in the kernel, {t.FAULT_S.value * 1e6:.1f} us a fault at most "
+        f"({t.FAULT_S.source})",
     )
 
 
@@ -85,7 +87,9 @@ def huge_pages(facts: Facts) -> Optimization | None:
     """Much memory in small pages, where the kernel has large ones on request."""
     memory = facts.report.memory
     share = memory.huge_page_share
-    size = facts.report.work.step_bytes or memory.anonymous_bytes
+    size = facts.report.work.step_bytes
+    if size is None and (memory.anonymous_bytes or 0) >= 4 * t.HUGE_PAGES_BYTES.value:
+        size = memory.anonymous_bytes  # Libraries and data are in it too, so much more is asked.
     if size is None or share is None or size < t.HUGE_PAGES_BYTES.value or share >= 0.5:
         return None
     if facts.machine.memory.transparent_huge_pages not in ("madvise", "always"):

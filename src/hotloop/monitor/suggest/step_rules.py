@@ -38,7 +38,7 @@ def batch_size(facts: Facts) -> Optimization | None:
     """A step so small that most of it is not arithmetic."""
     size, step_s, floor_s = facts.report.work.batch_size, facts.step_s, facts.floor_s
     goal = int(t.GOOD_BATCH.value)
-    if not size or step_s is None or floor_s is None or size >= goal:
+    if not size or not step_s or floor_s is None or size >= goal:
         return None
     overhead = 1 - min(1.0, floor_s / step_s)
     if overhead < t.OVERHEAD.value:
