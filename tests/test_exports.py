@@ -9,13 +9,15 @@ import hotloop
 
 PUBLIC = [
     "BatchBuffer", "BatchLayout", "BatchSizeAdjuster", "Budget", "BudgetError", "BufferState",
-    "Ceilings", "CheckpointConfig", "CheckpointError", "CheckpointStore", "CpuConfig", "DataError",
-    "DataParallelTrainer", "DivergedError", "GradientAccumulator", "GradientSynchronizer",
-    "HotloopError", "InputError", "LoadBalancer", "Machine", "MemoryConfig", "MemoryPool",
-    "MissingExtraError", "ModelError", "NumaConfig", "PackedDataset", "ParallelConfig", "Plan",
-    "PlanError", "PoolError", "RunError", "StepConfig", "StorageError", "TensorArena",
-    "ThreadAffinity", "TrainReport", "TrainStep", "Trainer", "WorkerStats", "__version__",
-    "compile_step", "load_mnist", "open_dataset", "tune",
+    "CacheStats", "Ceilings", "CheckpointConfig", "CheckpointError", "CheckpointStore",
+    "CpuConfig", "CpuStats", "DataError", "DataParallelTrainer", "DivergedError",
+    "GradientAccumulator", "GradientSynchronizer", "HotloopError", "InputError", "LoadBalancer",
+    "Machine", "MemoryConfig", "MemoryPool", "MemoryStats", "MissingExtraError", "ModelError",
+    "NumaConfig", "Optimization", "PackedDataset", "ParallelConfig", "PerformanceMonitor",
+    "PerformanceReport", "Plan", "PlanError", "PoolError", "RunError", "StepConfig",
+    "StorageError", "TensorArena", "ThreadAffinity", "TrainReport", "TrainStep", "Trainer",
+    "WorkerStats", "__version__", "compile_step", "load_mnist", "open_dataset",
+    "tune",
 ]  # fmt: skip
 
 

@@ -54,9 +54,9 @@ def watching(
         InputError: ``--no-monitor`` beside a flag that needs it; the port is taken.
         MissingExtraError: tensorboardX is not installed. StorageError: a file cannot be opened.
     """
-    wanted = args.live, args.metrics_port, args.metrics_file, args.tensorboard
+    wanted = args.live or None, args.metrics_port, args.metrics_file, args.tensorboard
     if not args.monitor:
-        if any(flag not in (None, False) for flag in wanted):
+        if any(flag is not None for flag in wanted):
             raise InputError("--no-monitor leaves nothing to watch", next_step="leave it out")
         yield None, None
         return
