@@ -1,4 +1,4 @@
-"""Plain PyTorch scripts without and with `hotloop run`, in turn: gains, and whether losses are equal.
+"""Plain PyTorch scripts without and with `hotloop run`, in turn: gains, and losses compared.
 
     python benchmarks/run_scripts.py cnn [--rounds 5] [--out benchmarks/results/run-scripts.json]
 
@@ -97,8 +97,9 @@ def main():
     for name in args.names:
         row = document.setdefault("scripts", {})[name] = measure(name, args.rounds)
         loop, process = row["loop"], row["process"]
+        interval = f"({loop['low'] or 0:.2f} to {loop['high'] or 0:.2f})"
         print(
-            f"{name:<20} loop {loop['gain']:.2f} ({loop['low'] or 0:.2f} to {loop['high'] or 0:.2f})"
+            f"{name:<20} loop {loop['gain']:.2f} {interval}"
             f"  process {process['gain']:.2f}  n={args.rounds}"
             f"  losses differ by {row['greatest_loss_difference']:.1e} at most"
         )

@@ -1,6 +1,7 @@
 """Scripts run by plain Python and by ``hotloop run``, to be compared."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,7 +44,9 @@ def finish(command, tmp_path, stdin="", **more):
         command, input=stdin, capture_output=True, text=True, timeout=300, cwd=tmp_path,
         env=environment(tmp_path, **more), check=False,
     )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    return done.returncode, *(
+        re.sub("0x[0-9a-f]+", "0x", text) for text in (done.stdout, done.stderr)
+    )
 
 
 def both(tmp_path, *arguments, stdin="", **more):
