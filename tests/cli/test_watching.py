@@ -32,7 +32,7 @@ def test_metrics_go_to_a_file_and_the_report_suggests(tmp_path, capsys):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["performance"]["step"]["samples"] == 640
     names = [o["name"] for o in report["optimizations"]]
-    assert ("What may help (not measured yet)" in shown.out) == bool(names)
+    assert ("What would help next" in shown.out) == bool(names)
 
 
 def test_nobody_looks_when_told_so(tmp_path):

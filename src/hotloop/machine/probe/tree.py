@@ -20,7 +20,7 @@ def parse_int(text: str | None) -> int | None:
     """The integer that ``text`` is, else ``None``."""
     if text is None or not _INT.fullmatch(text.strip()):
         return None
-    return int(text)
+    return int(text.strip())  # int() strips less than strip() does.
 
 
 def parse_cpu_list(text: str | None) -> tuple[int, ...] | None:
