@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads of each process")
     parser.add_argument(
-        "--affinity", type=ThreadAffinity.parse, default=ThreadAffinity(), metavar="WHERE",
+        "--affinity", default="none", metavar="WHERE",
         help="CPUs the script may use: none, compact, spread, or a list such as 0,2,4-6",
     )  # fmt: skip
     parser.add_argument(
@@ -127,7 +127,7 @@ def _options(args: argparse.Namespace) -> Options:
         raise InputError("--numa-nodes must be numbers such as 0,1", got=args.numa_nodes)
     off = tuple(name for text in args.off for name in text.split(","))
     return Options(
-        off=off, num_threads=args.num_threads, affinity=args.affinity,
+        off=off, num_threads=args.num_threads, affinity=ThreadAffinity.parse(args.affinity),
         numa_policy=args.numa_policy, numa_nodes=tuple(nodes), huge_pages=args.huge_pages,
         num_ranks=args.nproc,
     )  # fmt: skip
@@ -193,7 +193,7 @@ def _flags(args: argparse.Namespace) -> list[str]:
     flags = [word for name in args.off for word in ("--off", name)]
     for flag, value, default in (
         ("--num-threads", args.num_threads, None),
-        ("--affinity", str(args.affinity), "none"),
+        ("--affinity", args.affinity, "none"),
         ("--numa-policy", args.numa_policy, "default"),
         ("--numa-nodes", args.numa_nodes, ""),
         ("--nproc", args.nproc, None),

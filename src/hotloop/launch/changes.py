@@ -98,7 +98,7 @@ def decide(
             got=ranks,
             next_step=f"pass --nproc {machine.usable_cpus}",
         )
-    values: dict[str, object] = {}
+    values: dict[str, object] = {"num_ranks": options.num_ranks}
     changes = [
         _threads(machine, options, environ, ranks, values),
         _affinity(machine, options, ranks, values),
@@ -156,7 +156,8 @@ def _threads(
         reasons.append(f"a quota of {machine.cpu_quota:g}")
     if ranks > 1:
         reasons.append(f"{ranks} processes")
-    environment = dict.fromkeys(_THREAD_VARIABLES, str(count))
+    # MKL reads this one too, and a script that sets it means both.
+    environment = {_THREAD_VARIABLES[0]: str(count)}
     _environment(values).update(environment)
     why = "as asked" if options.num_threads else _listed(reasons)
     return Change("threads", f"{count} a process ({why})", environment=environment)

@@ -166,7 +166,8 @@ def compare_outputs(plain: Sequence[str], changed: Sequence[str]) -> tuple[int, 
             a, b = float(columns[at][0]), float(found[at])
             if a == b or (math.isnan(a) and math.isnan(b)):
                 continue
-            greatest = max(greatest, abs(a - b) / (abs(a) or 1.0))
+            difference = abs(a - b) / (abs(a) or 1.0)
+            greatest = math.inf if math.isnan(difference) else max(greatest, difference)
     return len(alike), greatest
 
 
