@@ -294,6 +294,12 @@ def test_a_neighbour_that_nobody_waits_for_is_none():
     assert names(report(cpu=cpu)) == []
 
 
+def test_checkpoints_at_the_ends_of_epochs_are_not_held_against_the_plan():
+    step = {"checkpoint_s": 2.0, "checkpoints": 20}
+    assert names(report(step=step, knobs={"checkpoint.every_s": 0})) == []
+    assert names(report(step=step, knobs={"checkpoint.every_s": 5.0})) == ["checkpoints"]
+
+
 def test_one_cause_is_named_not_its_consequences():
     # 16 threads in a quota of 1.5 wait for CPUs as well; the quota is why.
     quota = {"periods": 100, "throttled_periods": 90, "throttled_s": 6.0, "cpu_quota": 1.5,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ...units import format_rate, format_seconds, format_share
 from ..optimization import Change, Optimization
 from . import thresholds as t
@@ -21,6 +23,9 @@ def checkpoints(facts: Facts) -> Optimization | None:
     goal_s = max(60.0, round(each_s / t.CHECKPOINT_GOAL.value))
     change = Change(command=f"save every {goal_s:.0f} s, not every {facts.train_s / count:.2g} s")
     if facts.has_plan:
+        every_s = facts.knob("checkpoint.every_s") or math.inf
+        if facts.knob("checkpoint.every_steps") is None and every_s >= goal_s:
+            return None  # They are those at the ends of epochs, which no knob leaves out.
         change = Change(plan={"checkpoint.every_steps": None, "checkpoint.every_s": goal_s})
     return found(
         "checkpoints",
