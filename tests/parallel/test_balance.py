@@ -61,6 +61,24 @@ def test_a_slowed_worker_is_told() -> None:
     assert balancer.balance_load() == [7, 1]
 
 
+def test_a_shared_core_and_a_slow_one_are_told_apart() -> None:
+    balancer = LoadBalancer(2, 8)
+    for seconds, cpu_s in [(1.0, 1.0)] * 3 + [(2.0, 1.0)] * 30:
+        balancer.record(0, 4, seconds, cpu_s=seconds)
+        balancer.record(1, 4, seconds, cpu_s=cpu_s)
+    slow, shared = balancer.workers
+    assert slow.slowdown == shared.slowdown == pytest.approx(0.5, abs=0.01)
+    assert slow.cpu_share == 1.0
+    assert shared.cpu_share == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_one_steals_another_loses() -> None:
+    balancer = LoadBalancer(2, 8)
+    balancer.record(0, 5, 1.0, stolen=1, begun=4)
+    balancer.record(1, 3, 1.0, begun=4)
+    assert [(w.stolen, w.lost) for w in balancer.workers] == [(1, 0), (0, 1)]
+
+
 def test_a_worker_without_chunks_is_taken_for_an_average_one() -> None:
     balancer = LoadBalancer(3, 9)
     balancer.record(0, 3, 1.0)

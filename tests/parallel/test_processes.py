@@ -79,6 +79,8 @@ def test_the_same_bits_as_threads(workers: int, expected: Any) -> None:
     step = made(workers)
     check(step, trained(step), expected)
     assert sum(worker.chunks for worker in step.workers) == STEPS * BATCH // CHUNK
+    assert sum(worker.stolen - worker.lost for worker in step.workers) == 0
+    assert all(0 < (worker.cpu_share or 0) <= 1 for worker in step.workers if worker.chunks)
     pids = team(step).pids()
     step.close()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)

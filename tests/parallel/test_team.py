@@ -101,6 +101,9 @@ def test_the_same_bits_for_any_number_of_workers(case: str) -> None:
         assert same(many[1], alone[1])
         assert same(many[2], alone[2])
         ran = [worker.chunks for worker in many[3].workers]
+        known = many[3].workers
+        assert sum(worker.stolen for worker in known) == sum(worker.lost for worker in known)
+        assert all(0 <= (worker.cpu_share or 0) <= 1 for worker in known)
         assert sum(ran) == (0 if case == "dropout" else STEPS * BATCH // CHUNK)
         many[3].close()
     alone[3].close()

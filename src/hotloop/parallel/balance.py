@@ -29,10 +29,12 @@ class WorkerStats:
     queue: int = 0
     chunks: int = 0
     stolen: int = 0
+    lost: int = 0
     busy_s: float = 0.0
     wait_s: float = 0.0
     update_s: float = 0.0
     slowdown: float | None = None
+    cpu_share: float | None = None
 
 
 class BatchSizeAdjuster:
@@ -105,13 +107,16 @@ class LoadBalancer:
         stolen: int = 0,
         wait_s: float = 0.0,
         update_s: float = 0.0,
+        cpu_s: float | None = None,
+        begun: int | None = None,
     ) -> None:
-        """What a worker did since the last time."""
+        """What a worker did since the last time, of ``begun`` chunks that were its own."""
         old = self.workers[worker]
-        rate, slowdown = old.rate_per_s, old.slowdown
+        rate, slowdown, share = old.rate_per_s, old.slowdown, old.cpu_share
         if chunks and busy_s > 0:
-            newest = chunks / busy_s
-            rate = newest if rate is None else rate + self.smoothing * (newest - rate)
+            rate = self._smoothed(rate, chunks / busy_s)
+            if cpu_s is not None:
+                share = self._smoothed(share, min(1.0, cpu_s / busy_s))
             self._best[worker] = max(self._best[worker], rate)
             slowdown = rate / self._best[worker]
         self.workers[worker] = WorkerStats(
@@ -119,11 +124,16 @@ class LoadBalancer:
             queue=old.queue,
             chunks=old.chunks + chunks,
             stolen=old.stolen + stolen,
+            lost=old.lost + (0 if begun is None else begun - (chunks - stolen)),
             busy_s=old.busy_s + busy_s,
             wait_s=old.wait_s + wait_s,
             update_s=old.update_s + update_s,
             slowdown=slowdown,
+            cpu_share=share,
         )
+
+    def _smoothed(self, old: float | None, newest: float) -> float:
+        return newest if old is None else old + self.smoothing * (newest - old)
 
     def balance_load(self) -> list[int]:
         """Chunks that each worker begins the next step with; they add up to ``num_chunks``.

@@ -103,7 +103,7 @@ class ProcessTeam(Team):
             RunError: more than ``max_restarts`` restarts.
         """
         self._share_memory()
-        total = [[0, 0, 0.0, 0.0, 0.0] for _ in range(self.num_workers)]
+        total = [[0, 0, 0.0, 0.0, 0.0, 0.0] for _ in range(self.num_workers)]
         self._rebind()
         losses = []
         rows = len(x) // steps
@@ -122,7 +122,7 @@ class ProcessTeam(Team):
             losses.append(made)
             for row, lane in zip(total, stats, strict=True):
                 row[4] += lane.update_s
-        return torch.cat(losses), [LaneStats(int(c), int(s), b, w, u) for c, s, b, w, u in total]
+        return torch.cat(losses), [LaneStats(int(c), int(s), *rest) for c, s, *rest in total]
 
     def balance(self, quota: Sequence[int]) -> None:
         """See ``Team.balance``; the threads begin with none."""
@@ -283,7 +283,7 @@ class ProcessTeam(Team):
         try:
             if not process.pipe.poll():
                 raise TimeoutError
-            chunk, loss = worker.ANSWER.unpack(process.pipe.recv_bytes())
+            chunk, loss, cpu_s = worker.ANSWER.unpack(process.pipe.recv_bytes())
         except (EOFError, OSError):  # TimeoutError is one: dead, or as good as dead.
             process.end()
             self.restarts += 1
@@ -302,4 +302,5 @@ class ProcessTeam(Team):
         losses[chunk] = loss
         total[number][0] += 1
         total[number][2] += time.monotonic() - process.since_s
+        total[number][5] += cpu_s
         process.chunk = None

@@ -213,7 +213,8 @@ class ParallelStep(TrainStep):
             losses.append(made)
             done = steps
             for worker, row in enumerate(stats):
-                self.balancer.record(worker, **dataclasses.asdict(row))
+                begun = self.balancer.workers[worker].queue * made.numel()
+                self.balancer.record(worker, begun=begun, **dataclasses.asdict(row))
             self._team.balance(self.balancer.balance_load())
         if self.between is not None:
             busy_s = time.monotonic() - began_s

@@ -66,7 +66,8 @@ class LaneStats:
 
     Attributes:
         chunks: how many it ran, ``stolen`` of them another's.
-        busy_s: running them. wait_s: waiting for the others. update_s: updating its share.
+        busy_s: running them, and cpu_s how much of that it had a processor.
+        wait_s: waiting for the others. update_s: updating its share.
     """
 
     chunks: int
@@ -74,6 +75,7 @@ class LaneStats:
     busy_s: float
     wait_s: float
     update_s: float
+    cpu_s: float
 
 
 class WorkerHangs(RunError):
@@ -212,7 +214,7 @@ class Team:
             tables = self.update.rows(self._steps_done, steps, rates)
         losses = torch.empty(steps)
         self._described[0], self._described[self._y_at] = x.data_ptr(), y.data_ptr()
-        stats = (ctypes.c_int64 * (5 * self.num_workers))()
+        stats = (ctypes.c_int64 * (6 * self.num_workers))()
         done = ctypes.c_int64()
         counters = (ctypes.c_void_p * max(1, len(self._counters)))(
             *(c.data_ptr() for c in self._counters)
@@ -236,8 +238,8 @@ class Team:
             raise WorkerHangs(done.value, losses)
         if result:
             raise RunError("a chunk failed on two workers", got=f"after {done.value} steps")
-        rows = [stats[at : at + 5] for at in range(0, len(stats), 5)]
-        return losses, [LaneStats(c, s, b / 1e9, w / 1e9, u / 1e9) for c, s, b, w, u in rows]
+        rows = [stats[at : at + 6] for at in range(0, len(stats), 6)]
+        return losses, [LaneStats(c, s, *(ns / 1e9 for ns in rest)) for c, s, *rest in rows]
 
     def inject_fault(self, number: int, *, sleep_s: float | None = None) -> None:
         """For tests: the next chunk of worker ``number`` fails, or sleeps first."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import struct
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +17,8 @@ from ..step.program import Program
 from .placement import Seat, seated
 from .shared import Place, opened
 
-REQUEST, ANSWER = struct.Struct("i"), struct.Struct("if")
+# A chunk; the chunk again, its loss, and the processor seconds that it took.
+REQUEST, ANSWER = struct.Struct("i"), struct.Struct("iff")
 # In place of a chunk number: end; and, for tests: die, or sleep before the next chunk.
 END, DIE, SLEEP = -1, -2, -3
 
@@ -69,7 +71,7 @@ def _serve(connection: Connection, job: Job) -> None:
         copies.append(own[: len(shared)])
         batches.append((x.view(block), y.view(block)))
     with contextlib.suppress(EOFError, OSError):
-        connection.send_bytes(ANSWER.pack(END, 0.0))
+        connection.send_bytes(ANSWER.pack(END, 0.0, 0.0))
         pause_s = 0
         while (chunk := REQUEST.unpack(connection.recv_bytes())[0]) != END:
             if chunk == DIE:
@@ -79,7 +81,9 @@ def _serve(connection: Connection, job: Job) -> None:
                 continue
             if pause_s:
                 signal.pause()
+            began_s = time.thread_time()
             for copy, value in zip(copies[chunk], shared, strict=True):
                 copy.copy_(value)
             loss = programs[chunk].run(*batches[chunk], None)
-            connection.send_bytes(ANSWER.pack(chunk, loss.item()))
+            used_s = time.thread_time() - began_s
+            connection.send_bytes(ANSWER.pack(chunk, loss.item(), used_s))

@@ -4,9 +4,12 @@
 // Whatever the number of threads and whoever ran a chunk, sums are taken in the order of the chunks, so
 // results are the same bits.
 
+#include <limits.h>
+#include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -44,13 +47,21 @@ int64_t now_ns() {
   return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
+// Of the calling thread: what it computed, not how long that took.
+int64_t cpu_ns() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
 inline void pause_cpu() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
 }
 
-constexpr int kSpins = 4000;      // Then the time slice is given away.
+constexpr int kSpins = 4000;      // Then the thread sleeps.
+constexpr int64_t kNapNs = 20'000'000;
 constexpr int64_t kBlockFloats = 1024;
 
 // How one weight gets its gradient and its update; the order is that of team.py.
@@ -75,7 +86,7 @@ struct Buffer {
 struct alignas(64) Lane {
   std::atomic<uint64_t> range{0};
   std::atomic<int64_t> since_ns{0};  // When the chunk under way began; 0: none is.
-  int64_t chunks = 0, stolen = 0, busy_ns = 0, wait_ns = 0, update_ns = 0;
+  int64_t chunks = 0, stolen = 0, busy_ns = 0, wait_ns = 0, update_ns = 0, cpu_ns = 0;
 };
 
 // Memory that workers write before anybody else does: each its share of the rows of a weight, or of the
@@ -119,7 +130,8 @@ struct Team {
   std::atomic<int64_t> started{0};
   std::atomic<bool> closing{false}, abandoned{false};
   std::atomic<int> arrived{0};
-  std::atomic<int64_t> generation{0};
+  std::atomic<uint32_t> generation{0};
+  std::atomic<int> sleepers{0};
   std::mutex mutex;
   std::condition_variable wake;
 
@@ -128,32 +140,50 @@ struct Team {
   std::atomic<int64_t> fault_ns{0};
 };
 
+// Sleeps while `word` is `seen`, or for a nap.
+void nap(std::atomic<uint32_t>& word, uint32_t seen) {
+  const timespec limit{0, kNapNs};
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, seen, &limit);
+}
+
+void wake_all(std::atomic<uint32_t>& word) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX);
+}
+
+// Whether a worker is at its chunk for too long.
+bool hangs(const Team& team) {
+  const int64_t now = team.hang_ns ? now_ns() : 0;
+  for (int w = 1; team.hang_ns && w < team.workers; ++w) {
+    const int64_t since = team.lanes[w].since_ns.load();
+    if (since && now - since > team.hang_ns) return true;
+  }
+  return false;
+}
+
 // Waits for all workers. False: the team was given up. Only worker 0 looks for those who hang.
+//
+// Whoever waits for long sleeps: a thread that yields in a loop falls behind every other program on its
+// core, and one that shares its core with the worker it waits for keeps it from running.
 bool meet(Team& team, bool watch) {
-  const int64_t seen = team.generation.load();
+  const uint32_t seen = team.generation.load();
   if (team.arrived.fetch_add(1) + 1 == team.workers) {
     team.arrived.store(0);
     team.generation.fetch_add(1);
+    if (team.sleepers.load()) wake_all(team.generation);
     return !team.abandoned;
   }
-  for (int64_t spins = 0; team.generation.load(std::memory_order_acquire) == seen; ++spins) {
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if (team.generation.load(std::memory_order_acquire) != seen) return true;
     if (team.abandoned) return false;
-    if (spins < kSpins) {
-      pause_cpu();
-      continue;
-    }
-    sched_yield();
-    if (!watch || team.hang_ns == 0 || spins % 64) continue;
-    const int64_t now = now_ns();
-    for (int w = 1; w < team.workers; ++w) {
-      const int64_t since = team.lanes[w].since_ns.load();
-      if (since && now - since > team.hang_ns) {
-        team.abandoned = true;
-        return false;
-      }
-    }
+    pause_cpu();
   }
-  return true;
+  team.sleepers.fetch_add(1);
+  while (team.generation.load() == seen && !team.abandoned) {
+    nap(team.generation, seen);
+    if (watch && team.generation.load() == seen && hangs(team)) team.abandoned = true;
+  }
+  team.sleepers.fetch_sub(1);
+  return team.generation.load() != seen;
 }
 
 // The next chunk for worker `me`: its own first one, else another's last one. -1: none is left.
@@ -215,10 +245,14 @@ int run_chunk(Team& team, int me, int chunk, int64_t step) {
 
 void run_chunks(Team& team, int me, int64_t step) {
   Lane& lane = team.lanes[me];
+  const int64_t cpu_before = cpu_ns();
   for (;;) {
     bool stolen = false;
     const int chunk = next_chunk(team, me, &stolen);
-    if (chunk < 0) return;
+    if (chunk < 0) {
+      lane.cpu_ns += cpu_ns() - cpu_before;
+      return;
+    }
     const int64_t began = now_ns();
     lane.since_ns.store(began);
     bool fault = team.fault_worker.load(std::memory_order_relaxed) == me;
@@ -382,7 +416,7 @@ int call(Team* team, const Job& job, int64_t* steps_done) {
   team->job = job;
   for (int w = 0; w < team->workers; ++w) {
     Lane& lane = team->lanes[w];
-    lane.chunks = lane.stolen = lane.busy_ns = lane.wait_ns = lane.update_ns = 0;
+    lane.chunks = lane.stolen = lane.busy_ns = lane.wait_ns = lane.update_ns = lane.cpu_ns = 0;
   }
   assign(*team);
   const int before = one_thread();
@@ -502,7 +536,7 @@ EXPORT int hotloop_team_fill(void* opened, const Fill* fills, int64_t count) {
 }
 
 // Steps on x and y as for hotloop_program_run, x and y described for one chunk. `stats`: for each worker
-// chunks, stolen, busy, waited and update nanoseconds of this call. 0 done, 1 failed, 2 a worker hangs;
+// chunks, stolen, busy, waited, update and, while busy, processor nanoseconds of this call. 0 done, 1 failed, 2 a worker hangs;
 // then the weights are those after `steps_done` steps, and the team must be closed.
 EXPORT int hotloop_team_run(void* opened, const int64_t* batch, int64_t x_step, int64_t y_step,
                             int64_t steps, const double* tables, int64_t table_doubles,
@@ -516,8 +550,9 @@ EXPORT int hotloop_team_run(void* opened, const int64_t* batch, int64_t x_step, 
   const int result = call(team, job, steps_done);
   for (int w = 0; w < team->workers; ++w) {
     const Lane& lane = team->lanes[w];
-    const int64_t row[] = {lane.chunks, lane.stolen, lane.busy_ns, lane.wait_ns, lane.update_ns};
-    std::memcpy(stats + w * 5, row, sizeof row);
+    const int64_t row[] = {lane.chunks,  lane.stolen,    lane.busy_ns,
+                           lane.wait_ns, lane.update_ns, lane.cpu_ns};
+    std::memcpy(stats + w * 6, row, sizeof row);
   }
   return result;
 }
