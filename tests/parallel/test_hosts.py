@@ -83,7 +83,11 @@ def test_a_slow_host_gets_a_smaller_share(tmp_path: Path) -> None:
     assert same(results[0]["model"], results[1]["model"])
 
 
-def test_going_on_gives_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+def test_going_on_gives_the_weights_of_an_uninterrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, of which each host draws its own."""
+    monkeypatch.setenv("DROPOUT", "0.3")
     whole = trained(tmp_path / "whole", 2, epochs=4)
     trained(tmp_path / "parts", 2, epochs=2)
     parts = trained(tmp_path / "parts", 2, epochs=4)

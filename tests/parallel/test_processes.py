@@ -28,7 +28,7 @@ def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(54, 5),
+        nn.Dropout(0.2), nn.Linear(54, 5),
     ).train()  # fmt: skip
 
 

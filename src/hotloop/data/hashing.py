@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 
@@ -19,7 +19,7 @@ def mix(*words: int) -> int:
     """A 64-bit hash of integers, order included: ``mix(1, 2) != mix(2, 1)``."""
     state = 0
     for word in words:
-        state = _mix64(state + _mix64((word & _MASK) + _GOLDEN))
+        state = _mix64(state + _mix64((word & _MASK) + GOLDEN))
     return state
 
 
@@ -34,12 +34,26 @@ def uniform(key: int, positions: torch.Tensor, num_draws: int) -> torch.Tensor:
     Returns:
         float64 ``[n, num_draws]``; element i, j depends on ``key``, ``positions[i]`` and j alone.
     """
-    streams = torch.tensor([_signed(mix(key, draw)) for draw in range(num_draws)])
-    state = positions[:, None] * _signed(_GOLDEN) + streams
+    streams = torch.tensor([signed(mix(key, draw)) for draw in range(num_draws)])
+    words = random_words(positions[:, None], streams)
+    return _shift_right(words, 11).to(torch.float64) * 2.0**-53
+
+
+def random_words(positions: torch.Tensor, streams: torch.Tensor) -> torch.Tensor:
+    """64 random bits for each position and stream, int64; splitmix64 started at the stream."""
+    return scrambled(positions * signed(GOLDEN) + streams)
+
+
+def scrambled(words: torch.Tensor) -> torch.Tensor:
+    """The output function of splitmix64 on int64."""
     for shift, factor in ((30, _FIRST), (27, _SECOND)):
-        state = (state ^ _shift_right(state, shift)) * _signed(factor)
-    state = state ^ _shift_right(state, 31)
-    return _shift_right(state, 11).to(torch.float64) * 2.0**-53
+        words = (words ^ _shift_right(words, shift)) * signed(factor)
+    return words ^ _shift_right(words, 31)
+
+
+def random_floats(words: torch.Tensor) -> torch.Tensor:
+    """The upper 24 bits of each word as float32 in [0, 1)."""
+    return _shift_right(words, 40).to(torch.float32) * 2.0**-24
 
 
 def _mix64(word: int) -> int:
@@ -49,7 +63,8 @@ def _mix64(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
+    """The 64 bits of ``word`` as torch's int64 has them."""
     return word - (1 << 64) if word >> 63 else word
 
 

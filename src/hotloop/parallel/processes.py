@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ..data.hashing import mix, signed
 from ..errors import RunError
 from ..step.program import compiled_path
 from . import shared, worker
@@ -96,6 +97,7 @@ class ProcessTeam(Team):
         y: torch.Tensor,
         steps: int = 1,
         rates: list[list[float]] | None = None,
+        keys: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[LaneStats]]:
         """See ``Team.run``.
 
@@ -112,6 +114,10 @@ class ProcessTeam(Team):
             images, targets = self._views
             images.copy_(x[part])
             targets.copy_(y[part])
+            if keys is not None and self.draws:
+                word = int(keys[step])
+                chunks = [signed(mix(word, chunk)) for chunk in range(self.num_chunks)]
+                self._keys.copy_(torch.tensor(chunks)[:, None])
             found = self._run_chunks(total)
             self._library.hotloop_team_losses(
                 self._handle, (ctypes.c_float * self.num_chunks)(*found)
@@ -158,7 +164,9 @@ class ProcessTeam(Team):
         for process in self._processes:
             process.end()
         slots = [slot for mine in self._slots for slot in mine]
-        found, num_bytes = shared.places([*owned, *slots, *self._copies, self._share, *self._batch])
+        found, num_bytes = shared.places(
+            [*owned, *slots, *self._copies, self._keys, self._share, *self._batch]
+        )
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = shared.create(num_bytes)
@@ -173,6 +181,7 @@ class ProcessTeam(Team):
                 tensor.data = place if number in weights else place.copy_(tensor)
             self._slots = [[next(views) for _ in mine] for mine in self._slots]
             self._copies = [next(views) for _ in self._copies]
+            self._keys = next(views)
             self._share = next(views).copy_(self._share)
             self._views = list(views)
         self._addresses = [t.data_ptr() for t in owned]
@@ -194,7 +203,7 @@ class ProcessTeam(Team):
         buffers = [next(at) for _ in range(num_buffers)]
         slots = [next(at) for _ in range(num_slots)]
         copies = [next(at) for _ in range(num_buffers)]
-        control, *batch = at
+        keys, control, *batch = at
         of_chunks = []
         for chunk in range(self.num_chunks):
             own = [
@@ -206,7 +215,8 @@ class ProcessTeam(Team):
                 )
                 for copy, value in zip(copies, buffers, strict=True)
             ]
-            of_chunks.append([*own, *(slot.part(chunk, 1)[0] for slot in slots)])
+            last = keys.part(chunk, 1) if self.draws else []
+            of_chunks.append([*own, *(slot.part(chunk, 1)[0] for slot in slots), *last])
         x, y = (place.part(0, self.num_chunks, rows=True) for place in batch)
         path = str(compiled_path(self.captured, 1))
         return worker.Job(path, "", num_bytes, fixed, buffers, of_chunks, control, x, y, None)

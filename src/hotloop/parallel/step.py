@@ -198,13 +198,16 @@ class ParallelStep(TrainStep):
         ):
             return None
         losses, done = [], 0
+        # From torch's generator, which checkpoints keep, in the order of the steps.
+        keys = torch.randint(-(2**63), 2**63 - 1, (steps,)) if self._team.draws else None
         began_s = time.monotonic()
         while done < steps:
             part = slice(done * size, steps * size)
             left = None if rates is None else rates[done:]
+            now = None if keys is None else keys[done:]
             try:
                 with seated(self.seats[0]):
-                    made, stats = self._team.run(x[part], y[part], steps - done, left)
+                    made, stats = self._team.run(x[part], y[part], steps - done, left, now)
             except WorkerHangs as hang:
                 losses.append(hang.losses[: hang.steps_done])
                 done += hang.steps_done

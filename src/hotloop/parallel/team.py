@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import RunError
+from ..step import chunk_random
 from ..step.capture import LossFn, NotCapturable, capture
 from ..step.program import compile_captured, described, kernels
 from ..step.routes import route
@@ -125,9 +126,8 @@ class Team:
         self.num_chunks, self.num_workers = num_chunks, num_workers
         self.optimizer = optimizer
         self.captured = capture(model, loss_fn, x, y, update=None, is_chunk=True)
-        for node in self.captured.graph.graph.nodes:
-            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                raise NotCapturable(f"{node.target} draws random numbers, chunks in any order")
+        if foreign := chunk_random.foreign(self.captured.graph):
+            raise NotCapturable(f"{foreign} draws from one generator, chunks run in any order")
         self.whole = whole and reason_outside(optimizer) is None
         self.weights = self.captured.weights
         for weight in self.weights:
@@ -172,6 +172,7 @@ class Team:
             torch.empty(num_chunks, max(1, b.numel()), dtype=b.dtype) for b in self.captured.buffers
         ]
         self._share = torch.tensor([1.0 / num_chunks, 0.0])
+        self._keys = torch.zeros(num_chunks, 1 if self.captured.drawing else 0, dtype=torch.int64)
         self._bound: Any = None
         self._untouched = True
         each, more = divmod(num_chunks, self.num_workers)
@@ -188,6 +189,11 @@ class Team:
             ctypes.c_double(self.hang_s),
         )
 
+    @property
+    def draws(self) -> bool:
+        """Whether chunks draw random numbers."""
+        return self.captured.drawing
+
     def accepts(self, x: torch.Tensor, y: torch.Tensor) -> bool:
         """Whether chunks of this batch are what was captured."""
         rows = len(x) // self.num_chunks
@@ -199,8 +205,14 @@ class Team:
         y: torch.Tensor,
         steps: int = 1,
         rates: list[list[float]] | None = None,
+        keys: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[LaneStats]]:
         """``steps`` batches one after the other; losses, float32 ``[steps]``, and what workers did.
+
+        Args:
+            x, y: ``[steps * batch, ...]``.
+            rates: learning rate of each step and group; ``None``: the optimizer's.
+            keys: of the random numbers of each step, int64 ``[steps]``, where ``draws``.
 
         Raises:
             WorkerHangs: a chunk took longer than ``hang_s``; close the team, and build another.
@@ -230,6 +242,7 @@ class Team:
             ctypes.c_void_p(losses.data_ptr()),
             counters,
             ctypes.c_int64(len(self._counters)),
+            ctypes.c_void_p(keys.data_ptr() if keys is not None and self.draws else None),
             stats,
             ctypes.byref(done),
         )
@@ -314,7 +327,8 @@ class Team:
                 for b, c in zip(self.captured.buffers, self._copies, strict=True)
             ]
             slots = [slot[chunk] for mine in self._slots for slot in mine]
-            inputs += [*self.weights, *self.captured.frozen, *copies, *slots, self._share]
+            key = [self._keys[chunk]] if self.draws else []
+            inputs += [*self.weights, *self.captured.frozen, *copies, *slots, *key, self._share]
         self._inputs = [t.detach() for t in inputs]
         shares = (ctypes.c_double * self.num_chunks)(*[1.0 / self.num_chunks] * self.num_chunks)
         if self._library.hotloop_team_bind(
@@ -327,6 +341,7 @@ class Team:
             (_Buffer * max(1, len(changed)))(*changed),
             ctypes.c_int64(len(changed)),
             shares,
+            ctypes.c_void_p(self._keys.data_ptr()),
         ):
             raise RunError("the inputs of a compiled step must be dense tensors")
 

@@ -30,7 +30,7 @@ class Job:
     Attributes:
         path: the compiled chunk. block: path of the shared block, of ``num_bytes``.
         fixed: inputs that all chunks share; shared: buffers, which each chunk copies first.
-        of_chunks: for each chunk, the copies and then the slots. control: last but x and y.
+        of_chunks: for each chunk, the copies, the slots and the key. control: last but x and y.
         x, y: of each chunk.
         seat: where to run; ``None``: anywhere.
     """

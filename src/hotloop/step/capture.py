@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..memory.image_layout import preferred
-from . import operators, pooling
+from . import chunk_random, operators, pooling
 from .chunk import Part, hand_over, parts_of
 from .updates import Update
 
@@ -35,10 +35,12 @@ class Captured:
     """A step as a graph whose inputs are flat.
 
     Attributes:
-        graph: takes ``[*weights, *frozen, *buffers, *states, *control, x, y]``, gives the loss.
+        graph: takes ``[*weights, *frozen, *buffers, *states, *control, x, y]``, gives the loss;
+            where it is ``drawing``, the key of its random numbers before ``control``.
         weights: trainable parameters, each once. frozen: the others. buffers: of the modules.
         gradients: whether it adds gradients into its ``states`` instead of updating.
         parts: of a chunk: what it hands over for each weight, in the order of ``states``.
+        drawing: of a chunk: whether it draws random numbers, by its key.
         key: hash of everything the compiled code depends on, but the machine.
     """
 
@@ -49,6 +51,7 @@ class Captured:
     gradients: bool
     example: list[torch.Tensor] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
+    drawing: bool = False
 
     @property
     def key(self) -> str:
@@ -124,6 +127,7 @@ def capture(
     _refuse_tensors(model)
     flat = _Flat(model, loss_fn, autocast, x)
     flat.train(model.training)
+    joint: Any
     parameters = dict(flat.named_parameters())
     buffers = dict(flat.named_buffers())
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -164,6 +168,7 @@ def capture(
         "buffers": list(buffers),
     }
     parts: list[Part] = []
+    drawing = is_chunk and chunk_random.draws(joint)
     if is_chunk:
         parts = parts_of(joint, list(zip(names["weights"], weights, strict=True)), gradients)
         states = [
@@ -189,8 +194,9 @@ def capture(
             for name, tensor in zip(names[kind], take(len(names[kind])), strict=True)
         }
         state = take(len(states))
+        run = chunk_random.Drawing(joint, take(1)[0]).run if drawing else joint
         control = take(1)[0]
-        results = joint(*[known[name] for name in order], *left)
+        results = run(*[known[name] for name in order], *left)
         with torch.no_grad():
             for name, number in written.items():
                 known[name].copy_(results[number])
@@ -205,7 +211,8 @@ def capture(
         return (results[loss_at],)
 
     control = update.control() if update else torch.zeros(2)
-    example = [*weights, *frozen, *buffers.values(), *states, control, x, y]
+    keys = [torch.zeros(1, dtype=torch.int64)] if drawing else []
+    example = [*weights, *frozen, *buffers.values(), *states, *keys, control, x, y]
     with mode, torch.no_grad():
         fakes = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in example]
     try:
@@ -216,7 +223,8 @@ def capture(
         raise NotCapturable(_why(error)) from None
     operators.fuse(graph)
     pooling.fuse(graph)
-    return Captured(graph, weights, frozen, list(buffers.values()), update is None, example, parts)
+    changed = list(buffers.values())
+    return Captured(graph, weights, frozen, changed, update is None, example, parts, drawing)
 
 
 def _outputs(graph: Any) -> list[str]:

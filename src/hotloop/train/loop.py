@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..data import GlobalSampler, PackedDataset, Prefetcher
+from ..data.hashing import mix
 from ..errors import DivergedError
 from ..machine.threads import num_threads
 from ..memory import BatchBuffer, MemoryPool
@@ -216,6 +217,9 @@ class TrainLoop:
             losses = self.step.many(x, y, count, rates)
             assert losses is not None, "steps_per_call is above 1 only where many() works"
             return [float(loss) for loss in losses.tolist()]
+        if self.hosts is not None and self.hosts.rank:
+            # Host 0's generator is in the checkpoint; the others' numbers are of the step alone.
+            torch.manual_seed(mix(self.identity.seed, self.state.step, self.hosts.rank) >> 1)
         loss = self.step(x, y).item()
         if every_step:
             self.scheduler.step()

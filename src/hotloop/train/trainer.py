@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ..data import GlobalSampler, PackedDataset, open_dataset
-from ..data.hashing import mix
 from ..errors import CheckpointError, DataError, InputError, PlanError
 from ..machine import Ceilings, Machine
 from ..machine.affinity import pinned
@@ -257,8 +256,6 @@ class Trainer:
                 if hosts is not None:
                     hosts.same_model(self.model, self.optimizer)
                     hosts.asked_to_stop = lambda: stop.requested
-                    if hosts.rank:  # Others than host 0's, for dropout.
-                        torch.manual_seed(mix(seed, loop.state.step, hosts.rank) >> 1)
                 with pool, page_locked(pool.memory, step.device):
                     run_observed(loop, budget, arena, self.ceilings, self.machine)
                 if isinstance(step, ParallelStep):

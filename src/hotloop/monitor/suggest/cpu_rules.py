@@ -159,7 +159,7 @@ def frequency(facts: Facts) -> Optimization | None:
     if not cpu.frequency_hz or not cpu.max_frequency_hz or (cpu.cpu_fraction or 0.0) < 0.5:
         return None
     share = cpu.frequency_hz / cpu.max_frequency_hz
-    if share >= t.FREQUENCY.value:
+    if not 0 < share < t.FREQUENCY.value:  # 0: too small for a quotient
         return None
     return found(
         "throttling",

@@ -106,7 +106,8 @@ struct Job {
   float* losses;
   float** counters;
   int64_t num_counters;
-  const Fill* fills;  // Not null: no steps, but this.
+  const int64_t* keys;  // Of each step, where chunks draw random numbers.
+  const Fill* fills;    // Not null: no steps, but this.
   int64_t num_fills;
 };
 
@@ -120,6 +121,7 @@ struct Team {
   std::vector<Weight> weights;
   std::vector<Buffer> buffers;
   std::vector<double> shares;  // Of the samples, for each chunk.
+  int64_t* keys = nullptr;     // Of each chunk, where it draws random numbers.
   std::vector<int> quota;      // Chunks each worker begins with.
   std::vector<float> chunk_losses;
   std::vector<char> failed;
@@ -217,8 +219,21 @@ int next_chunk(Team& team, int me, bool* stolen) {
   }
 }
 
+// mix of data/hashing.py.
+uint64_t mix64(uint64_t word) {
+  word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9u;
+  word = (word ^ (word >> 27)) * 0x94D049BB133111EBu;
+  return word ^ (word >> 31);
+}
+
+uint64_t mix(uint64_t one, uint64_t other) {
+  constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
+  return mix64(mix64(mix64(one + kGolden)) + mix64(other + kGolden));
+}
+
 int run_chunk(Team& team, int me, int chunk, int64_t step) {
   const Job& job = team.job;
+  if (job.keys) team.keys[chunk] = int64_t(mix(uint64_t(job.keys[step]), uint64_t(chunk)));
   for (const Buffer& b : team.buffers)
     std::memcpy(b.copies + chunk * b.copy_stride, b.shared, b.bytes);
   const std::vector<AtenTensorHandle>& fixed = team.bound[chunk];
@@ -480,7 +495,7 @@ EXPORT void hotloop_team_close(void* opened) {
 // tensors: for each chunk in turn, `count` inputs; weights and buffers: the structs above.
 EXPORT int hotloop_team_bind(void* opened, int32_t chunks, const int64_t* tensors, int64_t count,
                              const Weight* weights, int64_t num_weights, const Buffer* buffers,
-                             int64_t num_buffers, const double* shares) {
+                             int64_t num_buffers, const double* shares, int64_t* keys) {
   auto* team = static_cast<Team*>(opened);
   for (auto& inputs : team->bound)
     for (AtenTensorHandle handle : inputs) aoti_torch_delete_tensor_object(handle);
@@ -497,6 +512,7 @@ EXPORT int hotloop_team_bind(void* opened, int32_t chunks, const int64_t* tensor
   team->weights.assign(weights, weights + num_weights);
   team->buffers.assign(buffers, buffers + num_buffers);
   team->shares.assign(shares, shares + chunks);
+  team->keys = keys;
   team->chunk_losses.resize(chunks);
   team->failed.assign(chunks, 0);
   return 0;
@@ -540,13 +556,13 @@ EXPORT int hotloop_team_fill(void* opened, const Fill* fills, int64_t count) {
 // then the weights are those after `steps_done` steps, and the team must be closed.
 EXPORT int hotloop_team_run(void* opened, const int64_t* batch, int64_t x_step, int64_t y_step,
                             int64_t steps, const double* tables, int64_t table_doubles,
-                            float* losses, float** counters, int64_t num_counters, int64_t* stats,
-                            int64_t* steps_done) {
+                            float* losses, float** counters, int64_t num_counters,
+                            const int64_t* keys, int64_t* stats, int64_t* steps_done) {
   auto* team = static_cast<Team*>(opened);
   *steps_done = 0;
   if (team->abandoned) return 1;
   const Job job{batch,  batch + 3 + 2 * batch[2], x_step,   y_step,       steps,   tables,
-                table_doubles, losses, counters, num_counters, nullptr, 0};
+                table_doubles, losses, counters, num_counters, keys, nullptr, 0};
   const int result = call(team, job, steps_done);
   for (int w = 0; w < team->workers; ++w) {
     const Lane& lane = team->lanes[w];
