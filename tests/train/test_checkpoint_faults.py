@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -166,6 +167,35 @@ def test_an_undisturbed_save_makes_the_calls_that_the_faults_are_put_on(tmp_path
     assert files.log.count("fsync") >= 6
     assert {"write", "rename", "make_folder", "list_folder", "lock", "close"} <= set(files.log)
     assert files.open_fds == set()
+
+
+def test_no_call_goes_round_the_object_that_the_faults_are_put_on(tmp_path):
+    """What the interpreter itself audits while a checkpoint is written: opened, named, removed."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from checkpoint_samples import save_sample
+from hotloop.train.checkpoint import CheckpointStore
+folder = Path({str(tmp_path / "run")!r})
+store = CheckpointStore(folder, keep_last=1)
+save_sample(store, 1)
+seen, watching = [], True
+WATCHED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir",
+           "os.link", "os.symlink", "os.truncate", "os.chmod", "os.utime", "mmap.__new__")
+def note(event, args):
+    if watching and event in WATCHED:
+        frame = sys._getframe(1)
+        seen.append((event, Path(frame.f_code.co_filename).name, str(args[:1])))
+sys.addaudithook(note)
+save_sample(store, 2)
+watching = False
+outside = [each for each in seen if each[1] != "system_calls.py" and str(folder) in each[2]]
+assert not outside, outside
+assert len([each for each in seen if each[1] == "system_calls.py"]) > 15, seen
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
