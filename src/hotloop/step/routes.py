@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +18,11 @@ from torch import fx
 
 from ..machine import timings
 from ..machine.threads import num_threads as threads_set
+from .stopwatch import least_seconds
 
 _aten = torch.ops.aten
-_ROUNDS = 9
+# Raised when timings are taken in another way: earlier ones are then forgotten.
+_TIMING = 2
 
 
 class Product(NamedTuple):
@@ -36,7 +37,7 @@ class Product(NamedTuple):
 
 
 class Route(NamedTuple):
-    """The chosen kernel of a product and the median seconds of each candidate."""
+    """The chosen kernel of a product and the least seconds of each candidate."""
 
     kernel: str
     seconds: dict[str, float]
@@ -125,7 +126,7 @@ def _replace(graph: fx.GraphModule, node: Any, kernel: str) -> None:
 
 
 def _race(product: Product) -> tuple[str, dict[str, float]]:
-    """Median seconds of each candidate, interleaved, and the name of the fastest."""
+    """Least seconds of each candidate, interleaved, and the name of the fastest."""
     seconds = _timed(product)
     # The interpreter's part of a call, which a compiled step does not have.
     tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1))
@@ -152,17 +153,8 @@ def _timed(product: Product) -> dict[str, float]:
             a, turned, bias, "none", [], ""
         )
     calls["hotloop"] = functools.partial(gemm, a, b, out, bias, num_threads=num_threads)
-    times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad(), threads_set(num_threads):
-        repeats = max(1, int(5e-4 / (2 * m * k * n / 50e9 + 2e-6)))
-        for number in range(_ROUNDS + 1):
-            for name, call in calls.items():
-                started = time.perf_counter()
-                for _ in range(repeats):
-                    call()
-                if number:  # The first round warms up.
-                    times[name].append((time.perf_counter() - started) / repeats)
-    return {name: sorted(t)[len(t) // 2] for name, t in times.items()}
+        return least_seconds(calls, max(1, int(5e-4 / (2 * m * k * n / 50e9 + 2e-6))))
 
 
 def gemm(
@@ -193,9 +185,9 @@ def gemm(
 
 @functools.cache
 def _kernels_key() -> str:
-    """Other kernels, other times."""
+    """Other kernels or another way to time them, other times."""
     source = Path(__file__).parent / "kernels" / "gemm.cpp"
-    return hashlib.sha256(source.read_bytes()).hexdigest()[:8]
+    return f"{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}-{_TIMING}"
 
 
 @functools.cache
