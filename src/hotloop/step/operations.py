@@ -166,12 +166,13 @@ def _of_convolution(node: Any, *, backward: bool) -> _Timed:
     return _Timed(kind, (x, w, grad, *frozen, mask))
 
 
-def _race(work: _Timed, num_threads: int) -> tuple[str, dict[str, float]]:
+def _race(work: _Timed, num_threads: int) -> tuple[str, dict[str, float], bool]:
     update = work.kind == "product and update"
     call, share = _update_call(work, num_threads) if update else (_convolution_call(work), 1.0)
     name = "hotloop" if update else "onednn"
     with torch.no_grad(), threads_set(num_threads):
-        return name, {name: least_seconds({name: call})[name] / share}
+        seconds, quiet = least_seconds({name: call})
+    return name, {name: seconds[name] / share}, quiet
 
 
 def _draw(*shape: int) -> torch.Tensor:

@@ -18,11 +18,12 @@ from torch import fx
 
 from ..machine import timings
 from ..machine.threads import num_threads as threads_set
-from .stopwatch import least_seconds
+from .stopwatch import Timing, least_seconds
 
 _aten = torch.ops.aten
+_timed_here: set[str] = set()
 # Raised when timings are taken in another way: earlier ones are then forgotten.
-_TIMING = 2
+_TIMING = 3
 
 
 class Product(NamedTuple):
@@ -67,13 +68,20 @@ def fastest(product: Product) -> Route:
     return remembered("/".join(str(part) for part in product), lambda: _race(product))
 
 
-def remembered(key: str, race: Callable[[], tuple[str, dict[str, float]]]) -> Route:
-    """What ``race`` found under this key, now or in an earlier run on this machine."""
+def remembered(key: str, race: Callable[[], tuple[str, dict[str, float], bool]]) -> Route:
+    """What ``race`` found under this key, now or in an earlier run on this machine.
+
+    Found beside a busy neighbour, it holds for this run, and the next one times again.
+    """
     table, key = _table(), f"{key}/{_kernels_key()}"
-    if key not in table:
-        table[key] = list(race())
-        timings.add(torch.__version__, {key: table[key]})
-    kernel, seconds = table[key]
+    known = table.get(key)
+    if known is None or (known[2:] == ["disturbed"] and key not in _timed_here):
+        kernel, seconds, quiet = race()
+        _timed_here.add(key)
+        if known is None or quiet:
+            table[key] = [kernel, seconds, *([] if quiet else ["disturbed"])]
+            timings.add(torch.__version__, {key: table[key]})
+    kernel, seconds = table[key][:2]
     return Route(kernel, seconds)
 
 
@@ -125,18 +133,18 @@ def _replace(graph: fx.GraphModule, node: Any, kernel: str) -> None:
         graph.graph.erase_node(node)
 
 
-def _race(product: Product) -> tuple[str, dict[str, float]]:
-    """Least seconds of each candidate, interleaved, and the name of the fastest."""
-    seconds = _timed(product)
+def _race(product: Product) -> tuple[str, dict[str, float], bool]:
+    """The fastest candidate, seconds of each, and whether the processors were ours."""
+    seconds, quiet = _timed(product)
     # The interpreter's part of a call, which a compiled step does not have.
-    tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1))
+    tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1)).seconds
     # oneDNN's own set-up is there in both: what torch.mm costs is taken for its interpreter's part.
     tiny["onednn"] = tiny["mkl"]
     seconds = {name: max(s - tiny[name], 0.1 * s) for name, s in seconds.items()}
-    return min(seconds, key=lambda name: seconds[name]), seconds
+    return min(seconds, key=lambda name: seconds[name]), seconds, quiet
 
 
-def _timed(product: Product) -> dict[str, float]:
+def _timed(product: Product) -> Timing:
     m, k, n, layout, has_bias, num_threads = product
     # Its own generator: a run must draw the same numbers whether kernels are timed or known.
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
