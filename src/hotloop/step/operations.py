@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from torch.utils.flop_counter import conv_flop_count
 from ..machine.threads import num_threads as threads_set
 from .operators import GEMM_UPDATES
 from .routes import Product, Route, remembered
+from .stopwatch import least_seconds
 
 _aten = torch.ops.aten
-_ROUNDS = 7
 _FLOAT_BYTES = 4
 # A larger weight is timed by its first rows, which keeps what timing takes below 64 MiB.
 _MOST_ELEMENTS = 4 * 1024 * 1024
@@ -42,7 +41,7 @@ class Operation:
         seconds: of one, timed alone. flop: of one.
         modelled_bytes: each operand read and each result written once (updated weights and
             states: both), in float32; caches make the true traffic to memory more or less.
-        candidates_s: median seconds of each kernel that was tried; one where there is no choice.
+        candidates_s: least seconds of each kernel that was tried; one where there is no choice.
     """
 
     kind: str
@@ -167,19 +166,13 @@ def _of_convolution(node: Any, *, backward: bool) -> _Timed:
     return _Timed(kind, (x, w, grad, *frozen, mask))
 
 
-def _race(work: _Timed, num_threads: int) -> tuple[str, dict[str, float]]:
+def _race(work: _Timed, num_threads: int) -> tuple[str, dict[str, float], bool]:
     update = work.kind == "product and update"
     call, share = _update_call(work, num_threads) if update else (_convolution_call(work), 1.0)
-    times = []
+    name = "hotloop" if update else "onednn"
     with torch.no_grad(), threads_set(num_threads):
-        call()
-        for _ in range(_ROUNDS):
-            started = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - started) / share)
-    return ("hotloop" if update else "onednn"), {
-        "hotloop" if update else "onednn": sorted(times)[_ROUNDS // 2]
-    }
+        seconds, quiet = least_seconds({name: call})
+    return name, {name: seconds[name] / share}, quiet
 
 
 def _draw(*shape: int) -> torch.Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +18,12 @@ from torch import fx
 
 from ..machine import timings
 from ..machine.threads import num_threads as threads_set
+from .stopwatch import Timing, least_seconds
 
 _aten = torch.ops.aten
-_ROUNDS = 9
+_timed_here: set[str] = set()
+# Raised when timings are taken in another way: earlier ones are then forgotten.
+_TIMING = 3
 
 
 class Product(NamedTuple):
@@ -36,7 +38,7 @@ class Product(NamedTuple):
 
 
 class Route(NamedTuple):
-    """The chosen kernel of a product and the median seconds of each candidate."""
+    """The chosen kernel of a product and the least seconds of each candidate."""
 
     kernel: str
     seconds: dict[str, float]
@@ -66,13 +68,20 @@ def fastest(product: Product) -> Route:
     return remembered("/".join(str(part) for part in product), lambda: _race(product))
 
 
-def remembered(key: str, race: Callable[[], tuple[str, dict[str, float]]]) -> Route:
-    """What ``race`` found under this key, now or in an earlier run on this machine."""
+def remembered(key: str, race: Callable[[], tuple[str, dict[str, float], bool]]) -> Route:
+    """What ``race`` found under this key, now or in an earlier run on this machine.
+
+    Found beside a busy neighbour, it holds for this run, and the next one times again.
+    """
     table, key = _table(), f"{key}/{_kernels_key()}"
-    if key not in table:
-        table[key] = list(race())
-        timings.add(torch.__version__, {key: table[key]})
-    kernel, seconds = table[key]
+    known = table.get(key)
+    if known is None or (known[2:] == ["disturbed"] and key not in _timed_here):
+        kernel, seconds, quiet = race()
+        _timed_here.add(key)
+        if known is None or quiet:
+            table[key] = [kernel, seconds, *([] if quiet else ["disturbed"])]
+            timings.add(torch.__version__, {key: table[key]})
+    kernel, seconds = table[key][:2]
     return Route(kernel, seconds)
 
 
@@ -124,18 +133,18 @@ def _replace(graph: fx.GraphModule, node: Any, kernel: str) -> None:
         graph.graph.erase_node(node)
 
 
-def _race(product: Product) -> tuple[str, dict[str, float]]:
-    """Median seconds of each candidate, interleaved, and the name of the fastest."""
-    seconds = _timed(product)
+def _race(product: Product) -> tuple[str, dict[str, float], bool]:
+    """The fastest candidate, seconds of each, and whether the processors were ours."""
+    seconds, quiet = _timed(product)
     # The interpreter's part of a call, which a compiled step does not have.
-    tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1))
+    tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1)).seconds
     # oneDNN's own set-up is there in both: what torch.mm costs is taken for its interpreter's part.
     tiny["onednn"] = tiny["mkl"]
     seconds = {name: max(s - tiny[name], 0.1 * s) for name, s in seconds.items()}
-    return min(seconds, key=lambda name: seconds[name]), seconds
+    return min(seconds, key=lambda name: seconds[name]), seconds, quiet
 
 
-def _timed(product: Product) -> dict[str, float]:
+def _timed(product: Product) -> Timing:
     m, k, n, layout, has_bias, num_threads = product
     # Its own generator: a run must draw the same numbers whether kernels are timed or known.
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
@@ -152,17 +161,8 @@ def _timed(product: Product) -> dict[str, float]:
             a, turned, bias, "none", [], ""
         )
     calls["hotloop"] = functools.partial(gemm, a, b, out, bias, num_threads=num_threads)
-    times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad(), threads_set(num_threads):
-        repeats = max(1, int(5e-4 / (2 * m * k * n / 50e9 + 2e-6)))
-        for number in range(_ROUNDS + 1):
-            for name, call in calls.items():
-                started = time.perf_counter()
-                for _ in range(repeats):
-                    call()
-                if number:  # The first round warms up.
-                    times[name].append((time.perf_counter() - started) / repeats)
-    return {name: sorted(t)[len(t) // 2] for name, t in times.items()}
+        return least_seconds(calls, max(1, int(5e-4 / (2 * m * k * n / 50e9 + 2e-6))))
 
 
 def gemm(
@@ -193,9 +193,9 @@ def gemm(
 
 @functools.cache
 def _kernels_key() -> str:
-    """Other kernels, other times."""
+    """Other kernels or another way to time them, other times."""
     source = Path(__file__).parent / "kernels" / "gemm.cpp"
-    return hashlib.sha256(source.read_bytes()).hexdigest()[:8]
+    return f"{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}-{_TIMING}"
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +12,9 @@ import torch
 from torch import nn
 
 from ..data import GlobalSampler, PackedDataset, open_dataset
-from ..errors import CheckpointError, DataError, InputError, PlanError
+from ..errors import CheckpointError, InputError
 from ..machine import Ceilings, Machine
-from ..machine.affinity import pinned
-from ..machine.threads import num_threads
-from ..memory import BatchLayout, Budget, MemoryPool, TensorArena, largest_micro_batch, pool_buffers
+from ..memory import BatchLayout, Budget, MemoryPool, largest_micro_batch, pool_buffers
 from ..monitor import PerformanceMonitor, peak_resident_bytes, reset_peak_resident
 from ..parallel import Hosts, ParallelStep, joined
 from ..plan import AUTO, Plan
@@ -27,14 +24,16 @@ from ..step.cuda import page_locked
 from ..step.precision import Batches
 from ..step.step import LossFn
 from ..units import MIB
+from .arguments import check_alike, check_arguments
 from .checkpoint import Checkpoint, CheckpointStore
 from .hosts import newest_of, plan_of, step_of
-from .interrupt import StopRequest
 from .loop import TrainLoop
+from .loop_report import report_of
 from .observed import monitor_of, run_observed
 from .progress import Progress, RunState, Stopwatch
-from .report import TrainReport, machine_document, versions
+from .report import TrainReport
 from .snapshot import RunIdentity, restore
+from .surroundings import surroundings, threads_of
 from .tuned import with_tuned
 
 # One call of the compiled step makes so many steps at most, on so many bytes of batches, which are
@@ -145,7 +144,7 @@ class Trainer:
                 be written; the ones before it are whole.
         """
         watch = Stopwatch()
-        _check_arguments(batch_size, epochs, target_accuracy, max_steps, validation)
+        check_arguments(batch_size, epochs, target_accuracy, max_steps, validation)
         timeout_s = self.plan.parallel.host_timeout_s
         with joined(timeout_s, next(self.model.parameters()).device) as hosts:
             if hosts is not None:
@@ -170,7 +169,7 @@ class Trainer:
             tested = None
             if validation is not None:
                 tested = open_dataset(validation, split="test", seed=seed, mmap_above_bytes=above)
-                _check_alike(dataset, tested)
+                check_alike(dataset, tested)
             example = dataset.example()
             tuned = None
             if hosts is None:
@@ -194,7 +193,7 @@ class Trainer:
             notes = [*budget.assumptions, *(found.skipped if found else ())]
             notes += [tuned.note] if tuned else []
             reset_peak_resident()
-            with self._surroundings(plan, seed, notes) as (stop, arena):
+            with surroundings(self.model, self.machine, plan, seed, notes) as (stop, arena):
                 line_bytes = plan.memory.line_bytes or 64
                 layouts = dataset.layouts(batch_size, line_bytes=line_bytes)
                 # Rows are padded to the line: the graph is made for the strides of the buffers.
@@ -236,7 +235,7 @@ class Trainer:
                     validation=tested,
                     pool=pool,
                     plan=plan,
-                    num_threads=_threads(plan),
+                    num_threads=threads_of(plan),
                     identity=identity,
                     state=RunState(),
                     store=store,
@@ -266,7 +265,7 @@ class Trainer:
                     )
                 peak = peak_resident_bytes()
                 arena_use = None if arena is None else dataclasses.asdict(arena.stats())
-            return self._report(loop, budget, peak, arena_use, notes)
+            return report_of(loop, budget, self.ceilings, self.machine, peak, arena_use, notes)
 
     def _make_step(
         self,
@@ -358,103 +357,6 @@ class Trainer:
         assert best is not None
         return plan.replace({"memory.micro_batch_size": best[0]}), best[1]
 
-    @contextlib.contextmanager
-    def _surroundings(
-        self, plan: Plan, seed: int, notes: list[str]
-    ) -> Iterator[tuple[StopRequest, TensorArena | None]]:
-        """Threads, placement, allocator, random state and signals of a run; all restored."""
-        threads = _threads(plan)
-        modes = [(module, module.training) for module in self.model.modules()]
-        with contextlib.ExitStack() as stack:
-            workers = plan.parallel.num_workers
-            # Beside workers, OpenMP's threads would spin on the workers' cores.
-            stack.enter_context(num_threads(threads if workers is None else 1))
-            if workers is None:  # Workers place themselves.
-                stack.enter_context(pinned(plan.cpu.thread_affinity.cpus(self.machine, threads)))
-            if plan.numa.node_assignments or plan.numa.allocation_policy != "default":
-                stack.enter_context(plan.numa.configure_affinity(self.machine))
-            arena = None
-            if plan.memory.tensor_arena == "try":
-                arena = stack.enter_context(TensorArena(huge_pages=plan.memory.huge_pages))
-                if arena.reason is not None:
-                    notes.append(f"tensors come from the system allocator: {arena.reason}")
-                    arena = None
-                else:
-                    arena.reset_peak()
-            device = next(self.model.parameters()).device
-            on_gpu = [device] if device.type == "cuda" else []
-            stack.enter_context(torch.random.fork_rng(devices=on_gpu))
-            torch.manual_seed(seed)
-            self.model.train()
-            try:
-                yield stack.enter_context(StopRequest()), arena
-            finally:
-                for module, mode in modes:
-                    module.training = mode
-
-    def _report(
-        self,
-        loop: TrainLoop,
-        budget: Budget,
-        peak: int | None,
-        arena: dict[str, int] | None,
-        notes: list[str],
-    ) -> TrainReport:
-        state = loop.state
-        per_s = loop.samples_per_s
-        flop = None
-        if budget.flop_per_step is not None:
-            flop = budget.flop_per_step / loop.identity.batch_size
-        ceiling = None
-        if self.ceilings is not None:
-            ceiling = self.ceilings.best_matmul_flop_per_s("float32", loop.num_threads)
-        known = budget.runtime_base_bytes is not None and budget.working_memory_bytes is not None
-        last = state.history[-1] if state.history else None
-        monitor = loop.monitor
-        step_s = None
-        if loop.samples_trained:
-            calls = loop.samples_trained / loop.identity.batch_size
-            step_s = loop.watch.seconds.get("step", 0.0) / calls
-        operations = tuple(o.to_dict(step_s, ceiling) for o in loop.step.operations())
-        if monitor is not None:
-            monitor.describe(operations=operations)
-        return TrainReport(
-            model=type(self.model).__name__,
-            parameters=sum(p.numel() for p in self.model.parameters()),
-            data=loop.identity.data,
-            batch_size=loop.identity.batch_size,
-            steps=state.step,
-            epochs=state.epoch,
-            stopped=state.stopped or "",
-            train_loss=last.train_loss if last else None,
-            validation_loss=last.validation_loss if last else None,
-            validation_accuracy=last.validation_accuracy if last else None,
-            history=tuple(state.history),
-            curve=tuple(state.curve),
-            samples_per_s=per_s,
-            train_s=loop.train_s,
-            wall_s=loop.watch.total_s,
-            time_s=dict(loop.watch.seconds),
-            flop_per_sample=flop,
-            share_of_ceiling=flop * per_s / ceiling if flop and per_s and ceiling else None,
-            ceiling_flop_per_s=ceiling,
-            budget=budget,
-            peak_resident_bytes=peak,
-            prediction_error=budget.total_bytes / peak - 1 if known and peak else None,
-            arena=arena,
-            path=loop.step.path,
-            path_reason=loop.step.reason,
-            precision=loop.step.precision,
-            operations=operations,
-            plan=loop.plan.to_dict(),
-            machine=machine_document(self.machine, self.ceilings),
-            versions=versions(),
-            checkpoint=None if loop.checkpoint is None else str(loop.checkpoint),
-            notes=tuple(notes),
-            performance=None if monitor is None else monitor.collect_metrics(),
-            optimizations=() if monitor is None else tuple(monitor.suggest_optimizations()),
-        )
-
 
 def _first_batches(
     dataset: PackedDataset, layouts: Sequence[BatchLayout], plan: Plan, seed: int
@@ -487,48 +389,5 @@ def _expected_s(
     steps = epochs * -(-dataset.num_samples // batch_size)
     if max_steps is not None:
         steps = min(steps, max_steps)
-    per_step = budget.flop_per_step / (_NOMINAL_FLOP_PER_S * _threads(plan)) + _NOMINAL_STEP_S
+    per_step = budget.flop_per_step / (_NOMINAL_FLOP_PER_S * threads_of(plan)) + _NOMINAL_STEP_S
     return steps * per_step
-
-
-def _threads(plan: Plan) -> int:
-    """The thread count of a resolved plan."""
-    threads = plan.cpu.num_threads
-    if threads == AUTO:
-        raise PlanError("num_threads must be resolved before a run", got=AUTO)
-    return threads
-
-
-def _check_arguments(
-    batch_size: int,
-    epochs: int,
-    target_accuracy: float | None,
-    max_steps: int | None,
-    validation: Any,
-) -> None:
-    for name, value in (("batch_size", batch_size), ("epochs", epochs), ("max_steps", max_steps)):
-        if name == "max_steps" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} must be a whole number of at least 1", got=repr(value))
-    if target_accuracy is None:
-        return
-    if not 0 < target_accuracy <= 1:
-        raise InputError(
-            "target_accuracy must be above 0 and at most 1",
-            got=target_accuracy,
-            next_step="write 98 % as 0.98",
-        )
-    if validation is None:
-        raise InputError(
-            "target_accuracy needs validation data", next_step="pass validation=(X, Y)"
-        )
-
-
-def _check_alike(dataset: PackedDataset, validation: PackedDataset) -> None:
-    for name in ("sample_shape", "sample_dtype", "target_shape", "target_dtype"):
-        here, there = getattr(dataset, name), getattr(validation, name)
-        if here != there:
-            raise DataError(
-                f"validation data must be like the training data: {name} {here}", got=there
-            )
