@@ -1,9 +1,11 @@
 """Plain PyTorch scripts without and with `hotloop run`, in turn: gains, and losses compared.
 
     python benchmarks/run_scripts.py cnn [--rounds 5] [--out benchmarks/results/run-scripts.json]
+    python benchmarks/run_scripts.py cnn --rounding --out ...    # a plain run with one thread
 
 Each script prints its losses and the seconds of its loop; both are compared, and the seconds of the
-whole process. Entries of other scripts in the file are kept.
+whole process. Entries of other scripts in the file are kept. ``--rounding`` adds how far the losses of
+plain PyTorch move when one thread computes instead of all: the same sums in another order.
 """
 
 import argparse
@@ -77,12 +79,28 @@ def measure(name, rounds):
     }
 
 
+def rounding(name):
+    """Relative differences of the losses of plain PyTorch on one thread and on all."""
+    script, *args = SCRIPTS[name]
+    environ = compare.base_environment()
+    plain = [sys.executable, str(FOLDER / script), *args]
+    several, one = (
+        losses(compare.run_once(plain, env).output)
+        for env in (environ, environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
+    )
+    differences = [abs(a - b) / abs(a) for a, b in zip(several, one, strict=True)]
+    return {"greatest": max(differences), "median": statistics.median(differences)}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="+", choices=SCRIPTS)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounding", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.rounding and args.out is None:
+        parser.error("--rounding adds to the file of --out")
     machine = Machine.probe()
     document = {}
     if args.out is not None and args.out.is_file():
@@ -94,7 +112,12 @@ def main():
         "python": sys.version.split()[0],
         "data": "MNIST" if os.environ.get("HOTLOOP_DATA") else "drawn",
     }
-    for name in args.names:
+    for name in args.names if args.rounding else []:
+        row = document["scripts"][name]
+        row["plain_with_one_thread"] = rounding(name)
+        print(name, row["plain_with_one_thread"])
+        write_text_atomically(args.out, json.dumps(document, indent=1) + "\n")
+    for name in [] if args.rounding else args.names:
         row = document.setdefault("scripts", {})[name] = measure(name, args.rounds)
         loop, process = row["loop"], row["process"]
         interval = f"({loop['low'] or 0:.2f} to {loop['high'] or 0:.2f})"
