@@ -4,8 +4,8 @@
     python benchmarks/run_scripts.py cnn --rounding --out ...    # a plain run with one thread
 
 Each script prints its losses and the seconds of its loop; both are compared, and the seconds of the
-whole process. Entries of other scripts in the file are kept. ``--rounding`` adds how far the losses of
-plain PyTorch move when one thread computes instead of all: the same sums in another order.
+whole process. Entries of other scripts in the file are kept. ``--rounding`` adds how far the losses
+of plain PyTorch move when one thread computes instead of all: the same sums in another order.
 """
 
 import argparse
