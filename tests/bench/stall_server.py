@@ -1,5 +1,6 @@
 """A small HTTP server for the tests of the load generator: one connection, one thread."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -28,9 +29,11 @@ class SmallServer:
         return self
 
     def __exit__(self, *_):
-        self._socket.close()
-        for connection in self._open:
-            connection.close()
+        # A thread that waits in accept or recv keeps a socket that is only closed.
+        for one in [self._socket, *self._open]:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
 
     def _accept(self):
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError, RunError
 from ..machine import Machine
@@ -180,7 +180,7 @@ def _write_onnx(model: nn.Module, example: torch.Tensor, path: Path) -> str | No
     return None
 
 
-def _digits(part: str, num_samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _digits(part: Literal["train", "test"], num_samples: int) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST as far as it is here: ``[n, 1, 28, 28]`` float32 and int64 labels."""
     import torch
 

@@ -156,7 +156,7 @@ def torchscript(job: Job) -> Prepared:
     example = prepared.convert(job.x[0])
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # That TorchScript is no longer developed.
-        frozen = torch.jit.freeze(torch.jit.trace(model, example))  # type: ignore[no-untyped-call]
+        frozen = torch.jit.freeze(torch.jit.trace(model, example))
         frozen = torch.jit.optimize_for_inference(frozen)
         for _ in range(3):  # The profiling executor specializes on the first calls.
             frozen(example)
@@ -170,7 +170,7 @@ def inductor(job: Job) -> Prepared:
 
     config.freezing = True
     model = _torch_model(job)
-    compiled = torch.compile(model, dynamic=False)
+    compiled: Any = torch.compile(model, dynamic=False)
     with torch.inference_mode():
         compiled(torch.from_numpy(job.x[0]))
     return _torch_prepared(job, compiled)
