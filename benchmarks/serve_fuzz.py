@@ -28,9 +28,8 @@ import numpy
 
 def _good_bodies(specs: list) -> list[bytes]:
     """One good body for each way of writing a request, behind the two bytes that choose the way."""
-    from hotloop.serve.datatypes import protocol_name
-
     from hotloop.bench.requests import encode
+    from hotloop.serve.datatypes import protocol_name
 
     arrays = [
         (
@@ -53,7 +52,10 @@ def _target(specs: list):
     from hotloop.serve.message import Refusal
     from hotloop.serve.tensors import Signature, parse_infer, parse_predict
 
-    signature, limits = Signature(tuple(specs), tuple(specs)), Limits(max_body_bytes=1 << 20, max_rows=64)
+    signature, limits = (
+        Signature(tuple(specs), tuple(specs)),
+        Limits(max_body_bytes=1 << 20, max_rows=64),
+    )
     counts = {"runs": 0, "accepted": 0}
 
     def one(data: bytes) -> None:

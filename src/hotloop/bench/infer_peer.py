@@ -20,7 +20,8 @@ import numpy
 
 from ..errors import HotloopError
 from ..monitor import peak_resident_bytes, resident_bytes
-from .infer_peers import PEERS, Job, Prepared, variants
+from .infer_peers import PEERS, Job, Prepared, build_hotloop, variants
+from .infer_result import HOTLOOP
 
 _WARM_CALLS = 3
 _SCOUT_S = 0.3
@@ -56,6 +57,10 @@ def _answer(setup: dict[str, Any], say: Any) -> None:
             Path(setup["folder"]), settings, setup["max_accuracy_loss"],
         )  # fmt: skip
 
+    if setup["settings"] is None and setup["peer"] in HOTLOOP:
+        build_hotloop(job({}))
+        say(rates=[1.0])
+        return
     if setup["settings"] is None:
         rates = []
         for settings in variants(setup["peer"], setup["model"], setup["threads"], setup["goal"]):
@@ -72,7 +77,7 @@ def _answer(setup: dict[str, Any], say: Any) -> None:
     _warm(prepared, inputs)
     prepared_s = time.perf_counter() - started
     told: dict[str, Any] = {"settings": {**mine.settings, **prepared.told}}
-    if setup["max_accuracy_loss"] is None or setup["peer"] not in ("hotloop", "hotloop-export"):
+    if setup["max_accuracy_loss"] is None or setup["peer"] not in HOTLOOP:
         told["error"] = _error(prepared, inputs, numpy.load(mine.folder / "expected.npy"))
     if (mine.folder / "test_x.npy").exists():
         told["accuracy"] = _accuracy(prepared, mine)

@@ -242,8 +242,56 @@ def jax_jit(job: Job) -> Prepared:
     )
 
 
+def _compiled(job: Job) -> Any:
+    import torch
+
+    from ..infer import compile_inference
+
+    model = _torch_model(job)
+    samples = None
+    if job.max_accuracy_loss is not None:
+        samples = tuple(
+            torch.from_numpy(numpy.load(job.folder / f"train_{part}.npy")) for part in "xy"
+        )
+    return compile_inference(
+        model, torch.from_numpy(job.x[0]), job.goal, batch_sizes=[job.batch_size],
+        max_accuracy_loss=job.max_accuracy_loss, samples=samples,
+    )  # fmt: skip
+
+
+def _hotloop_prepared(runner: Any, convert: Callable[[numpy.ndarray], Any]) -> Prepared:
+    engine = runner.engine
+    told = {
+        "engine": engine.name, "precision": engine.precision, "threads": engine.num_threads,
+        "streams": engine.num_instances,
+    }  # fmt: skip
+    return Prepared([runner] * engine.num_instances, convert, numpy.asarray, told)
+
+
+def hotloop(job: Job) -> Prepared:
+    """``hotloop.compile_inference``, called with torch tensors."""
+    import torch
+
+    return _hotloop_prepared(_compiled(job), torch.from_numpy)
+
+
+def hotloop_export(job: Job) -> Prepared:
+    """The same, saved by another process and loaded here, called with arrays."""
+    from ..infer import load_inference
+
+    return _hotloop_prepared(load_inference(job.folder / "export"), lambda x: x)
+
+
+def build_hotloop(job: Job) -> None:
+    """The race inside hotloop, in a process before: it remembers the winner, and is exported."""
+    with _compiled(job) as runner:
+        runner.save(job.folder / "export")
+
+
 # Name -> what it does, the libraries it needs, and the extra that brings them.
 PEERS: dict[str, tuple[Callable[[Job], Prepared], tuple[str, ...], str]] = {
+    "hotloop": (hotloop, (), ""),
+    "hotloop-export": (hotloop_export, (), ""),
     "pytorch": (pytorch, (), ""),
     "torchscript": (torchscript, (), ""),
     "inductor": (inductor, (), ""),

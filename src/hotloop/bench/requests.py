@@ -12,16 +12,12 @@ from typing import Any
 import numpy
 
 from ..errors import InputError, RunError
+from ..serve.datatypes import TO_NUMPY
 
 FORMATS = ("binary", "json", "predict")
 # Different bodies, sent in turn.
 _BODIES = 8
 _ASK_S = 10.0
-_DTYPES = {
-    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
-    "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16",
-    "FP32": "float32", "FP64": "float64",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,11 @@ def target_of(
         InputError: the URL cannot be used, or the model has inputs of another kind.
         RunError: the server does not answer as the protocol says.
     """
-    parts = urllib.parse.urlsplit(url)
     try:
+        parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port or 80
     except ValueError:
-        host, port = None, 80
+        parts, host, port = urllib.parse.urlsplit(""), None, 80
     if parts.scheme != "http" or host is None:
         raise InputError(
             "load is sent over plain HTTP to one server", got=url,
@@ -143,7 +139,7 @@ def encode(
 def _random(tensor: Mapping[str, Any], rows: int, draw: numpy.random.Generator) -> numpy.ndarray:
     shape = [int(size) for size in tensor["shape"]]
     shape = [rows if at == 0 and size < 0 else abs(size) for at, size in enumerate(shape)]
-    name = _DTYPES.get(tensor["datatype"])
+    name = TO_NUMPY.get(tensor["datatype"])
     if name is None:
         raise InputError("load is made of numbers", got=f"input {tensor['datatype']}")
     dtype = numpy.dtype(name)

@@ -100,7 +100,8 @@ def start_peer(module: str, peer: str, setup: dict[str, Any]) -> Child:
     """``python -m MODULE SETUP.json``; the setup is written into its ``folder``.
 
     Args:
-        setup: has ``folder`` and ``threads``; ``peer`` is added.
+        setup: has ``folder`` and ``threads``, and ``environment`` if variables are to be set;
+            ``peer`` is added.
     """
     from ..train.child import Child  # Brings torch, which not every peer's process has.
 
@@ -108,6 +109,7 @@ def start_peer(module: str, peer: str, setup: dict[str, Any]) -> Child:
     path.write_text(json.dumps({**setup, "peer": peer}))
     threads = str(setup["threads"])
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment |= setup.get("environment", {})
     return Child(peer, module, [str(path)], environment=environment)
 
 
