@@ -248,7 +248,7 @@ def test_a_peer_whose_library_is_not_there_is_left_out(monkeypatch, quick):
     done = race_inference("small", ["openvino"], batch_size=1, rounds=1, seconds=0.01)
     (found,) = done.timings
     assert found.samples_per_s == ()
-    assert "pip install 'hotloop[infer]'" in found.missing
+    assert "pip install 'hotloop[onnx,openvino]'" in found.missing
 
 
 def test_a_model_that_onnx_cannot_take_is_named(monkeypatch, quick):

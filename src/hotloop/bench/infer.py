@@ -172,7 +172,7 @@ def _write_onnx(model: nn.Module, example: torch.Tensor, path: Path) -> str | No
     import torch
 
     try:
-        need("onnx", "onnxscript", extra="infer")
+        need("onnx", "onnxscript", extra="onnx")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -295,7 +295,7 @@ PEERS: dict[str, tuple[Callable[[Job], Prepared], tuple[str, ...], str]] = {
     "pytorch": (pytorch, (), ""),
     "torchscript": (torchscript, (), ""),
     "inductor": (inductor, (), ""),
-    "onnxruntime": (onnxruntime, ("onnxruntime", "onnx", "onnxscript"), "infer"),
-    "openvino": (openvino, ("openvino", "onnx", "onnxscript"), "infer"),
+    "onnxruntime": (onnxruntime, ("onnxruntime", "onnx", "onnxscript"), "onnx"),
+    "openvino": (openvino, ("openvino", "onnx", "onnxscript"), "onnx,openvino"),
     "jax-jit": (jax_jit, ("jax",), "peers"),
 }
