@@ -66,7 +66,7 @@ class LatencyHistogram:
         return self.max_s
 
     def above(self, seconds: float) -> int:
-        """How many times are longer, by whole buckets: those that begin after ``seconds``."""
+        """How many times are longer, by whole buckets: those that end after ``seconds``."""
         return sum(
             count for index, count in enumerate(self._counts) if count and _end_s(index) > seconds
         )
