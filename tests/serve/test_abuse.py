@@ -46,8 +46,8 @@ def infer_status(served, document):
 
 @pytest.mark.parametrize(
     "sent",
-    [b"", b"GET", b"POST /predict HTTP/1.1\r\nHost: loc", HEAD, HEAD + b"Content-Length: 9\r\n\r\n{",
-     HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"],
+    [b"", b"GET", b"POST /predict HTTP/1.1\r\nHost: loc", HEAD,
+     HEAD + b"Content-Length: 9\r\n\r\n{", HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"],
     ids=["nothing", "method", "header", "headers", "body", "chunk"],
 )  # fmt: skip
 def test_slow_clients_are_let_go(served, sent):
@@ -181,7 +181,8 @@ def test_a_gzip_bomb_is_not_opened(served):
 @pytest.mark.parametrize(
     "shape",
     [[2**62, 4], [2**31, 2**31], [2**63, 2**63], [-1, 4], [1, -4], [0, 4], [1, 4, 1], [], [4],
-     [1.0, 4], ["1", 4], [True, 4], [None, 4], "14", None, {"0": 1}, [1] * 1000, [[1], 4], [501, 4]],
+     [1.0, 4], ["1", 4], [True, 4], [None, 4], "14", None, {"0": 1}, [1] * 1000, [[1], 4],
+     [501, 4]],
     ids=str,
 )  # fmt: skip
 def test_shapes_that_cannot_be(served, shape):

@@ -181,6 +181,9 @@ class App:
         lane: Lane,
         encode: Callable[[list[numpy.ndarray]], None],
     ) -> None:
+        if self.draining:
+            raise busy(503, "the server is stopping", 1.0, "stopping")
+
         def done(result: list[numpy.ndarray] | Refusal) -> None:
             if isinstance(result, Refusal):
                 request.refuse(result)

@@ -184,6 +184,7 @@ class Connection(asyncio.Protocol):
         """It has caught up."""
         self._paused = False
         self._set_due()
+        self._next()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of one request, of several, or of part of one."""
@@ -369,7 +370,7 @@ class Connection(asyncio.Protocol):
 
     def _enqueue(self, request: Request) -> None:
         self._hub.unanswered += 1
-        if self._active is None and not self._queue:
+        if self._active is None and not self._queue and not self._paused:
             self._start(request)
         else:
             if self._queue is None:
@@ -377,7 +378,8 @@ class Connection(asyncio.Protocol):
             self._queue.append(request)
 
     def _next(self) -> None:
-        if self._active is None and self._queue:
+        # Nothing is computed for a client that does not read what it has been sent.
+        if self._active is None and self._queue and not self._paused:
             self._start(self._queue.popleft())
 
     def _start(self, request: Request) -> None:

@@ -12,7 +12,7 @@ _LINE_FORGET = 0.98
 _LINE_WEIGHT = 0.5
 _STEP = 0.15
 # A smaller batch with a rate this near to the best answers sooner for the same work.
-_RATE_TOLERANCE = 0.03
+_RATE_TOLERANCE = 0.02
 
 
 @dataclass
