@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import InputError, ModelError
+from ..errors import InputError
 from ..machine import Machine
 from .engine import Engine
+from .folder import load_inference, local_path
+from .runner import InferenceRunner
 
 SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
 
@@ -39,30 +41,52 @@ def load_engine(
         MissingExtraError: the engine's library is not installed.
     """
     path = local_path(path)
+    if path.is_dir():
+        return _exported(load_inference(path, num_threads=num_threads, num_instances=num_instances))
     instances = num_instances or 1
     threads = num_threads or max(1, Machine.probe().usable_cpus // instances)
     if path.suffix == ".onnx":
         from .engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(path, num_threads=threads, num_instances=instances)
+    if path.suffix == ".xml":
+        from .engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, num_threads=threads, num_instances=instances)
+    if path.suffix == ".pt2":
+        from .files import program_engine
+
+        return program_engine(path, threads, instances)
+    if path.suffix == ".safetensors":
+        from .files import weights_engine
+
+        return weights_engine(path, factory, threads, instances)
     raise InputError(
         "a model is a folder of hotloop export, or a file " + ", ".join(SUFFIXES), got=path.name
     )
 
 
-def local_path(path: str | Path) -> Path:
-    """The path, if it is one and something is there.
+class ExportedEngine:
+    """All engines of an export behind one face: each batch goes to the one that is fastest there.
 
-    Raises:
-        InputError: an address on the network.
-        ModelError: nothing is there.
+    Args:
+        runner: of the export. ``name`` and ``precision`` are those of its main engine.
     """
-    if "://" in str(path):
-        raise InputError(
-            "a model is loaded by path, never from an address", got=path,
-            next_step="fetch the file, check it, and name its path",
-        )  # fmt: skip
-    path = Path(path)
-    if not path.exists():
-        raise ModelError("the model must be there", got=path, next_step="name an existing path")
-    return path
+
+    def __init__(self, runner: InferenceRunner) -> None:
+        self.runner = runner
+        self.name = runner.engine.name
+        self.precision = runner.engine.precision
+        self.inputs = runner.inputs
+        self.outputs = runner.outputs
+        self.num_threads = runner.engine.num_threads
+        self.num_instances = runner.engine.num_instances
+        self.run = runner.answer
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self.runner.close()
+
+
+def _exported(runner: InferenceRunner) -> Engine:
+    return ExportedEngine(runner)
