@@ -9,7 +9,7 @@ status is a crash, and so is an accepted request whose arrays do not fit the mod
 model and lets schemathesis make requests from /openapi.json, good ones and bad ones, and check the
 answers: no 5xx, statuses and bodies as documented. Both print what they did; exit code 1: a crash.
 
-`pip install 'hotloop[fuzz]'` brings both; nothing else needs them.
+`pip install 'hotloop[fuzz,clients]'` brings both.
 """
 
 import argparse

@@ -58,7 +58,7 @@ def infer_answer(
 def predict_answer(
     asked: InferRequest, arrays: Sequence[numpy.ndarray], signature: Signature, latency_s: float
 ) -> bytes:
-    """Body of an answer of ``/predict``: all outputs as nested lists, and the largest of each row."""
+    """Body of an answer of ``/predict``: outputs as nested lists, and the largest of each row."""
     document: dict[str, Any] = {}
     if asked.id is not None:
         document["id"] = asked.id

@@ -1,4 +1,4 @@
-"""What each path answers: the Open Inference Protocol v2, ``/predict``, the page, and operations."""
+"""What each path answers: the Open Inference Protocol v2, ``/predict``, page, operations."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class App:
         self.options = options
         self.draining = False
         self.hub: Hub | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._assets = assets()
         self._public = _NO_TOKEN_NEEDED | set(self._assets)
         name = urllib.parse.quote(model.name).encode()
@@ -84,7 +85,7 @@ class App:
             b"/openapi.json": (b"GET", "docs", self._openapi),
             b"/docs": (b"GET", "docs", self._docs),
             b"/v2/repository/models/" + name + b"/load": (b"POST", "load", self._reload),
-            **{path: (b"GET", "page", self._page) for path in self._assets},
+            **dict.fromkeys(self._assets, (b"GET", "page", self._page)),
         }
         self._refresh_paths()
 
@@ -180,6 +181,9 @@ class App:
         lane: Lane,
         encode: Callable[[list[numpy.ndarray]], None],
     ) -> None:
+        if self.draining:
+            raise busy(503, "the server is stopping", 1.0, "stopping")
+
         def done(result: list[numpy.ndarray] | Refusal) -> None:
             if isinstance(result, Refusal):
                 request.refuse(result)
@@ -210,7 +214,7 @@ class App:
         return found
 
     def _plain(self, path: bytes) -> bytes:
-        """The path without a version, if it is the one that is served, and percent signs in one way."""
+        """The path with percent signs used in one way."""
         text = urllib.parse.quote(urllib.parse.unquote_to_bytes(path)).encode()
         return text[:-1] if len(text) > 1 and text.endswith(b"/") else text
 
@@ -249,11 +253,15 @@ class App:
             try:
                 await self.reload()
             except HotloopError:
-                request.refuse(Refusal(500, "the model could not be loaded; the one before goes on"))
+                request.refuse(
+                    Refusal(500, "the model could not be loaded; the one before goes on")
+                )
             else:
                 request.answer_json({"versions": [self.model.lane.version]})
 
-        self._task = asyncio.get_running_loop().create_task(load())
+        task = asyncio.get_running_loop().create_task(load())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def reload(self) -> None:
         """Load the model again.

@@ -1,10 +1,10 @@
 """Requests to batches to instances of the engine: when to run, with how many, and whom to refuse.
 
-An instance that is free takes what waits, at once. It holds back only while the engine would not keep up
-with calls this small and the missing rows are on their way (``_hold_until``); the size it aims at is the
-smallest with nearly the best rate that keeps the latency target (``CostCurve.best_rows``). A batch is
-chosen at the last moment, by the instance's own thread, so that nothing waits for the event loop; the
-loop is woken once for each batch.
+An instance that is free takes what waits, at once. It holds back only while the engine would not
+keep up with calls this small and the missing rows are on their way (``_hold_until``); the size it
+aims at is the smallest with nearly the best rate that keeps the latency target
+(``CostCurve.best_rows``). A batch is chosen at the last moment, by the thread that runs it, so that
+nothing waits for the event loop; the loop is woken once for each batch.
 """
 
 from __future__ import annotations
@@ -216,7 +216,9 @@ class Batcher:
             self._queue.clear()
             self._queued_rows = 0
         if left_over:
-            self._post(self._refuse, left_over, busy(503, "the server is stopping", 1.0, "stopping"))
+            self._post(
+                self._refuse, left_over, busy(503, "the server is stopping", 1.0, "stopping")
+            )
         if finished:
             self.engine.close()
         return finished and not left_over
@@ -273,8 +275,8 @@ class Batcher:
     def _hold_until(self, now: float) -> float:
         """Until when it pays to wait for more rows; sets ``_wanted``, the number waited for.
 
-        The rows that are on their way are at most those of the clients that have no answer yet, so a
-        few clients that wait for their answers are never waited for.
+        The rows that are on their way are at most those of the clients that have no answer yet, so
+        a few clients that wait for their answers are never waited for.
         """
         since = now - self._rate_since
         if since >= 0.01:
@@ -376,9 +378,7 @@ class Batcher:
         if len(outputs) != len(specs):
             raise ValueError(f"{len(outputs)} outputs, not {len(specs)}")
         for spec, output in zip(specs, outputs, strict=True):
-            if str(output.dtype) != spec.dtype or (
-                self.signature.batched and len(output) != rows
-            ):
+            if str(output.dtype) != spec.dtype or (self.signature.batched and len(output) != rows):
                 raise ValueError(f"output {spec.name} is {output.dtype} {list(output.shape)}")
         return outputs
 

@@ -1,8 +1,8 @@
 """One connection: bytes to requests, under limits, and answers back in order.
 
-The parser is llhttp (``httptools``), sockets and TLS are the loop's (``uvloop``). What is ours is the
-state between them, because the limits live there: how long a client may take for headers and body,
-how much it may send before it is refused, and that an idle one costs almost nothing.
+The parser is llhttp (``httptools``), sockets and TLS are the loop's (``uvloop``). What is ours is
+the state between them, because the limits live there: how long a client may take for headers and
+body, how much it may send before it is refused, and that an idle one costs almost nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Hub:
 
     Args:
         limits: of the server.
-        gate: called when the headers of a request are there; raises ``Refusal`` to have it answered so,
-            its body read and thrown away.
+        gate: called when the headers of a request are there; raises ``Refusal`` to have it answered
+            so, its body read and thrown away.
         handle: called with each whole request; it answers now or later.
         on_answer: called after each answer with the request and its status.
         max_connections: open at once.
@@ -97,9 +97,26 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_active", "_chunks", "_fed_bytes", "_headers", "_held_bytes", "_hub", "_in_headers",
-        "_body", "_parser", "_paused", "_queue", "_receiving", "_refusal", "_request", "_size",
-        "_started_s", "_stopped", "_target", "_transport", "due_at",
+        "_active",
+        "_body",
+        "_chunks",
+        "_fed_bytes",
+        "_headers",
+        "_held_bytes",
+        "_hub",
+        "_in_headers",
+        "_parser",
+        "_paused",
+        "_queue",
+        "_receiving",
+        "_refusal",
+        "_request",
+        "_size",
+        "_started_s",
+        "_stopped",
+        "_target",
+        "_transport",
+        "due_at",
     )  # fmt: skip
 
     def __init__(self, hub: Hub) -> None:
@@ -167,6 +184,7 @@ class Connection(asyncio.Protocol):
         """It has caught up."""
         self._paused = False
         self._set_due()
+        self._next()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of one request, of several, or of part of one."""
@@ -352,7 +370,7 @@ class Connection(asyncio.Protocol):
 
     def _enqueue(self, request: Request) -> None:
         self._hub.unanswered += 1
-        if self._active is None and not self._queue:
+        if self._active is None and not self._queue and not self._paused:
             self._start(request)
         else:
             if self._queue is None:
@@ -360,7 +378,8 @@ class Connection(asyncio.Protocol):
             self._queue.append(request)
 
     def _next(self) -> None:
-        if self._active is None and self._queue:
+        # Nothing is computed for a client that does not read what it has been sent.
+        if self._active is None and self._queue and not self._paused:
             self._start(self._queue.popleft())
 
     def _start(self, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""JSON from a client: bounded in depth and in the number of values before anything is made of it."""
+"""JSON from a client: bounded in depth and in values before anything is made of it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 def parse_json(body: bytes | bytearray | memoryview, *, max_depth: int, max_values: int) -> Any:
     """The value that ``body`` holds, by RFC 8259: NaN and infinities are not JSON.
 
-    A value takes up to 60 bytes of memory where two bytes were sent, and nesting takes stack, so both
-    are counted first. Brackets and commas inside strings count too, which only refuses more.
+    A value takes up to 60 bytes of memory where two bytes were sent, and nesting takes stack, so
+    both are counted first. Brackets and commas inside strings count too, which only refuses more.
 
     Raises:
         Refusal: 400, with the place where it stops being JSON; 413 for too many values.

@@ -1,4 +1,4 @@
-"""Lines of JSON on stderr, written by a thread of its own: a reader that stops must not stop serving."""
+"""Lines of JSON on stderr, written by a thread: a reader that stops must not stop serving."""
 
 from __future__ import annotations
 

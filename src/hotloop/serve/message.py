@@ -55,9 +55,7 @@ class Refusal(Exception):
 def busy(status: int, text: str, retry_after_s: float, reason: str) -> Refusal:
     """429 or 503 with the time after which trying again makes sense."""
     seconds = max(1, min(3600, int(retry_after_s + 0.999)))
-    return Refusal(
-        status, text, headers=[(b"retry-after", str(seconds).encode())], reason=reason
-    )
+    return Refusal(status, text, headers=[(b"retry-after", str(seconds).encode())], reason=reason)
 
 
 class Request:

@@ -75,8 +75,8 @@ class Model:
     async def load(self, stats: Stats, log: Log) -> None:
         """Load what is there now and let it take all requests from here on.
 
-        What the one before has accepted it still answers; then it is closed. For that time both are in
-        memory.
+        What the one before has accepted it still answers; then it is closed. For that time both
+        are in memory.
 
         Raises:
             HotloopError: the model cannot be loaded; the one before goes on.
@@ -91,7 +91,7 @@ class Model:
                 threading.Thread(target=before.batcher.close, name="hotloop-close").start()
 
     def mark(self) -> tuple[object, ...] | None:
-        """What tells one state of the files from another; ``None`` while they are being replaced."""
+        """What tells one state of the files from another; ``None`` while they are replaced."""
         if self.path is None:
             return None
         try:

@@ -111,8 +111,8 @@ def host_name(host: bytes) -> bytes:
 def check_host(headers: dict[bytes, bytes], allowed: frozenset[bytes] | None) -> None:
     """Keep pages of other sites away from a server that trusts this machine.
 
-    A page can send requests to the loopback interface from a visitor's browser. Its own name is then in
-    ``Origin``, or, where it has made its name point here, in ``Host``.
+    A page can send requests to the loopback interface from a visitor's browser. Its own name is
+    then in ``Origin``, or, where it has made its name point here, in ``Host``.
 
     Raises:
         Refusal: the host is not one of ``allowed``, or the request comes from another site's page.

@@ -1,4 +1,4 @@
-"""From a model to a process that serves it: sockets, signals, the watch on the files, and the end."""
+"""From a model to a process that serves it: sockets, signals, the watch on files, the end."""
 
 from __future__ import annotations
 
@@ -91,12 +91,10 @@ class Server:
             most = raise_descriptor_limit(options.limits.max_connections)
             hub = Hub(options.limits, app.gate, app.handle, app.on_answer, most)
             app.hub = hub
-            more = {}
-            if options.tls is not None:
-                more = {"ssl_handshake_timeout": options.limits.header_timeout_s}
             server = await loop.create_server(
-                hub, sock=sock, backlog=2048, ssl=options.tls, **more
-            )
+                hub, sock=sock, backlog=2048, ssl=options.tls,
+                ssl_handshake_timeout=options.limits.header_timeout_s if options.tls else None,
+            )  # fmt: skip
         except BaseException:
             sock.close()
             raise

@@ -105,12 +105,12 @@ class Stats:
             f'hotloop_serve_dropped_total{{reason="{reason}"}} {count}'
             for reason, count in sorted(self.dropped.items())
         ]
-        for name, value, text in (
+        for name, count, text in (
             ("serve_rows_total", self.rows, "Rows the engine answered."),
             ("serve_reloads_total", self.reloads, "Models loaded while serving."),
             ("serve_reload_failures_total", self.reload_failures, "Models that could not be."),
         ):
-            lines += [*header_lines(name, "counter", text), f"hotloop_{name} {value}"]
+            lines += [*header_lines(name, "counter", text), f"hotloop_{name} {count}"]
         for name, histogram, text in (
             ("serve_latency_seconds", self.latency, "First byte of a request to its answer."),
             ("serve_queue_seconds", self.queue_wait, "Waiting before the call of the engine."),

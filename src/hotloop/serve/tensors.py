@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 
 from ..infer import TensorSpec
-from .datatypes import TO_NUMPY, protocol_name
+from .datatypes import protocol_name
 from .json_body import parse_json
 from .limits import Limits
 from .message import Refusal
@@ -72,7 +72,7 @@ class Signature:
         self.batched = all(bool(spec.shape) and spec.shape[0] is None for spec in both)
 
     def max_values(self, limits: Limits) -> int:
-        """Values that JSON for this model may have: its elements at most, and what surrounds them."""
+        """Values that JSON for this model may have: its elements, and what surrounds them."""
         elements = sum(
             math.prod(size if size is not None else limits.max_rows for size in spec.shape)
             for spec in self.inputs
@@ -162,9 +162,7 @@ def parse_predict(body: bytes | bytearray, signature: Signature, limits: Limits)
     if len(body) > limits.max_json_bytes:
         raise Refusal(413, f"JSON has at most {limits.max_json_bytes} bytes")
     document = _object(
-        parse_json(
-            body, max_depth=limits.max_json_depth, max_values=signature.max_values(limits)
-        ),
+        parse_json(body, max_depth=limits.max_json_depth, max_values=signature.max_values(limits)),
         "the request",
     )
     unknown = set(document) - {"inputs", "id", "parameters"}
@@ -269,9 +267,7 @@ def _nesting(value: Any, limits: Limits) -> list[int]:
     return shape
 
 
-def _all_there(
-    arrays: Sequence[numpy.ndarray | None], signature: Signature
-) -> list[numpy.ndarray]:
+def _all_there(arrays: Sequence[numpy.ndarray | None], signature: Signature) -> list[numpy.ndarray]:
     whole = [array for array in arrays if array is not None]
     if len(whole) != len(signature.inputs):
         missing = next(
