@@ -25,6 +25,18 @@ from pathlib import Path
 
 import numpy
 
+# What libFuzzer may put in, beside bytes it has seen.
+_TOKENS = (
+    *(f'"{word}"' for word in (
+        "inputs", "outputs", "name", "shape", "datatype", "data", "parameters", "id", "x", "k", "b",
+        "binary_data_size", "binary_data", "binary_data_output", "timeout", "classification",
+        "FP32", "INT64", "BOOL", "BYTES",
+    )),
+    "[2, 2, 3]", "[2]", "[2, 1]", "[-1, 2, 3]", "[4294967296, 4294967296]", "1e999", "-0", "1e39",
+    "9223372036854775808", "18446744073709551616", "true", "false", "null", "NaN", "{}", "[]",
+    "[[", "]]", ", ", ": ", "\\ud800", "0.5", "48",
+)  # fmt: skip
+
 
 def _good_bodies(specs: list) -> list[bytes]:
     """One good body for each way of writing a request, behind the two bytes that choose the way."""
@@ -102,22 +114,25 @@ def fuzz_parser(runs: int, seconds: int, seed: int, corpus: str | None) -> int:
         Path(folder, f"good-{number}").write_bytes(body)
     if counts["accepted"] != 3:
         raise RuntimeError("the good bodies must be accepted")
+    words = Path(tempfile.mkdtemp(prefix="hotloop-fuzz-"), "words")
+    escaped = (token.replace("\\", "\\\\").replace('"', '\\"') for token in _TOKENS)
+    words.write_text("".join(f'"{token}"\n' for token in escaped))
     started = time.perf_counter()
     last = [started]
 
     def entry(data: bytes) -> None:
         one(data)
-        # libFuzzer ends the process; what was counted is told every second.
+        # libFuzzer ends the process; what was counted is told now and then.
         now = time.perf_counter()
-        if now - last[0] > 1 or counts["runs"] >= runs:
+        if now - last[0] > 10 or counts["runs"] == runs:
             last[0] = now
             line = json.dumps({**counts, "seconds": now - started})
             os.write(1, (line + "\n").encode())
 
     atheris.Setup(
         [sys.argv[0], f"-atheris_runs={runs}", f"-max_total_time={seconds}", f"-seed={seed + 1}",
-         "-max_len=4096", "-timeout=5", "-rss_limit_mb=2048", "-print_final_stats=1",
-         f"-artifact_prefix={folder}/", folder],
+         f"-dict={words}", "-max_len=4096", "-timeout=5", "-rss_limit_mb=2048",
+         "-print_final_stats=1", f"-artifact_prefix={folder}/", folder],
         entry,
     )  # fmt: skip
     atheris.Fuzz()
