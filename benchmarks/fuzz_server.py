@@ -1,4 +1,4 @@
-"""The fuzz tests of ``tests/serve`` for a stated count: ``python benchmarks/fuzz_server.py 100000 500``.
+"""The fuzz tests of ``tests/serve`` for stated counts: ``benchmarks/fuzz_server.py 100000 500``.
 
 Drawn bodies for the tensor parser, then schemathesis with so many examples for each operation of a
 server in this process. Exit code 1 and the failing example where something is found.

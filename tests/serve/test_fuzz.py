@@ -1,6 +1,6 @@
 """The parsers on drawn inputs, and the whole server on its OpenAPI document.
 
-The counts here keep the run short; ``benchmarks/fuzz_server.py`` runs the same for as long as wished.
+The counts here keep the run short; ``benchmarks/fuzz_server.py`` runs them for longer.
 """
 
 import json

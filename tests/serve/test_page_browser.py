@@ -89,7 +89,7 @@ def test_a_drawn_digit_is_answered(browser, served):
     image = served.engine.seen[-1][0, 0]
     assert image.min() == 0
     assert 0.9 < image.max() <= 1
-    # An upright stroke, 20 pixels tall, its centre of mass in the middle although drawn at the side.
+    # An upright stroke, 20 pixels tall, its mass in the middle although drawn at the side.
     rows, columns = np.nonzero(image > 0.5)
     assert 17 <= rows.max() - rows.min() <= 21
     assert abs(np.average(columns) - 13.5) < 1.5
@@ -142,8 +142,10 @@ def test_an_image_is_scaled_and_sent(browser, served):
 
 def test_the_figures_move(browser, served):
     opened(browser, served)
-    requests = "+[...document.querySelectorAll('#live div')].find(" \
-               "d => d.textContent.startsWith('requests')).querySelector('dd').textContent"  # fmt: skip
+    requests = (
+        "+[...document.querySelectorAll('#live div')].find("
+        "d => d.textContent.startsWith('requests')).querySelector('dd').textContent"
+    )
     before = browser.evaluate(requests)
     browser.evaluate("document.querySelector('#sample').click()")
     browser.evaluate("document.querySelector('#send').click()")
