@@ -403,6 +403,11 @@ class Connection(asyncio.Protocol):
             and not self._stopped
         )
 
+    @property
+    def has_unsent(self) -> bool:
+        """Whether some of an answer has not been taken by the client's side yet."""
+        return self._transport is not None and self._transport.get_write_buffer_size() > 0
+
     def time_is_up(self) -> None:
         """Called once ``due_at`` has passed."""
         assert self._transport is not None
@@ -446,7 +451,9 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         if transport.can_write_eof():
-            self.due_at = time.monotonic() + min(1.0, self._hub.limits.write_timeout_s)
+            most = self._hub.limits.write_timeout_s
+            wait_s = most if self.has_unsent else min(1.0, most)
+            self.due_at = time.monotonic() + wait_s
             transport.write_eof()
         else:
             self.close()

@@ -130,9 +130,12 @@ class Server:
         hub.drain()
         loop = asyncio.get_running_loop()
         close = self.model.lane.batcher.close
+        limit_s = loop.time() + self.options.drain_s
         finished = await loop.run_in_executor(None, close, self.options.drain_s)
         ends_at = loop.time() + _LINGER_S
         while hub.connections and loop.time() < ends_at:
+            if any(connection.has_unsent for connection in hub.connections):
+                ends_at = max(ends_at, min(limit_s, loop.time() + _LINGER_S))
             await asyncio.sleep(0.01)
         left = hub.unanswered
         for connection in list(hub.connections):
