@@ -94,7 +94,7 @@ def test_a_token_and_another_name(model, tmp_path):
     ("flags", "said"),
     [
         (["--host", "0.0.0.0"], "--token-file"),
-        (["--host", "not a host"], "address of this machine"),
+        (["--host", "not a host", "--insecure"], "address of this machine"),
         (["--port", "70000"], "0 to 65535"),
         (["--port", "-1"], "0 to 65535"),
         (["--max-queue", "0"], "--max-queue must be above 0"),

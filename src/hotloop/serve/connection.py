@@ -176,13 +176,17 @@ class Connection(asyncio.Protocol):
                 request.on_gone()
 
     def pause_writing(self) -> None:
-        """The client reads slowly."""
+        """The client reads slowly: it is not read from either until it has caught up."""
         self._paused = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
         self.due_at = time.monotonic() + self._hub.limits.write_timeout_s
 
     def resume_writing(self) -> None:
         """It has caught up."""
         self._paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
         self._set_due()
         self._next()
 

@@ -49,7 +49,8 @@ def docs_page(document: dict[str, Any]) -> bytes:
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{title}</title><link rel='stylesheet' href='/page.css'></head><body><main>"
+        f"<title>{title}</title><link rel='stylesheet' href='/page.css'>"
+        "<link rel='icon' href='data:,'></head><body><main>"
         f"<h1>{title}</h1><p>{escape(document['info']['description'])} "
         "<a href='/openapi.json'>openapi.json</a>, <a href='/'>try the model</a></p>"
         f"<section><h2>Paths</h2>{''.join(parts)}</section>"
