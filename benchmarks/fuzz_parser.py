@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz_parser.py [--runs 10000000] [--seconds 120]
 
-atheris (libFuzzer for Python) mutates the bodies of good requests to the v2 protocol and to /predict
+atheris (libFuzzer for Python) mutates bodies of good requests to the v2 protocol and to /predict
 and gives each to the parser. Any exception but a refusal with a 4xx status is a crash, and so is an
 accepted request whose arrays do not fit the model: libFuzzer then ends with code 77 and writes the
 body to its corpus. Ends with code 0 and the count of what ran and what was accepted.
