@@ -109,9 +109,8 @@ def _timing(peer: str, turns: Turns) -> InferTiming:
         turns.ready.get("accuracy"),
         last["resident_bytes"],
         last["peak_bytes"],
-        turns.ready["settings"] | {"torch_imported": turns.ready["torch_imported"]}
-        if peer in HOTLOOP
-        else turns.ready["settings"],
+        turns.ready["settings"],
+        turns.ready["torch_imported"],
         turns.ready["prepared_s"],
     )
 

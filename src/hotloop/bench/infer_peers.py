@@ -259,27 +259,34 @@ def _compiled(job: Job) -> Any:
     )  # fmt: skip
 
 
-def _hotloop_prepared(runner: Any, convert: Callable[[numpy.ndarray], Any]) -> Prepared:
+def _hotloop_prepared(runner: Any) -> Prepared:
+    """A runner takes tensors and arrays; it is given what its engine computes with, as a peer is."""
     engine = runner.engine
     told = {
         "engine": engine.name, "precision": engine.precision, "threads": engine.num_threads,
         "streams": engine.num_instances,
     }  # fmt: skip
+
+    def convert(array: numpy.ndarray) -> Any:
+        if engine.name in ("onnxruntime", "openvino"):
+            return array
+        import torch
+
+        return torch.from_numpy(array)
+
     return Prepared([runner] * engine.num_instances, convert, numpy.asarray, told)
 
 
 def hotloop(job: Job) -> Prepared:
-    """``hotloop.compile_inference``, called with torch tensors."""
-    import torch
-
-    return _hotloop_prepared(_compiled(job), torch.from_numpy)
+    """``hotloop.compile_inference``."""
+    return _hotloop_prepared(_compiled(job))
 
 
 def hotloop_export(job: Job) -> Prepared:
-    """The same, saved by another process and loaded here, called with arrays."""
+    """The same, saved by another process and loaded here."""
     from ..infer import load_inference
 
-    return _hotloop_prepared(load_inference(job.folder / "export"), lambda x: x)
+    return _hotloop_prepared(load_inference(job.folder / "export"))
 
 
 def build_hotloop(job: Job) -> None:

@@ -27,7 +27,8 @@ class InferTiming:
         error: largest difference to eager PyTorch's outputs over the largest value.
         accuracy: share of MNIST's test digits told right; ``None``: not asked for.
         resident_bytes: after the last round. peak_bytes: most, preparation included.
-        settings: it ran with. prepared_s: from the model to the first answers.
+        settings: it ran with. torch_imported: by its process.
+        prepared_s: from the model to the first answers.
         missing: why it was not measured; ``None``: it was.
     """
 
@@ -40,6 +41,7 @@ class InferTiming:
     resident_bytes: int | None = None
     peak_bytes: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    torch_imported: bool | None = None
     prepared_s: float | None = None
     missing: str | None = None
 
