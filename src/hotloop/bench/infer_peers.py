@@ -260,7 +260,7 @@ def _compiled(job: Job) -> Any:
 
 
 def _hotloop_prepared(runner: Any) -> Prepared:
-    """A runner takes tensors and arrays; it is given what its engine computes with, as a peer is."""
+    """A runner takes tensors and arrays; it is given what its engine computes with."""
     engine = runner.engine
     told = {
         "engine": engine.name, "precision": engine.precision, "threads": engine.num_threads,
