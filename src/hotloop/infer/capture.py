@@ -264,11 +264,11 @@ def compiled_package(
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
-    import torch._inductor
+    from torch import _inductor
 
     with quiet(), torch.no_grad():
         try:
-            torch._inductor.aoti_compile_and_package(
+            _inductor.aoti_compile_and_package(
                 program, package_path=str(partial), inductor_configs={"freezing": True}
             )
             os.replace(partial, path)

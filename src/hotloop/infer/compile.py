@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ GOALS = ("latency", "throughput")
 BATCH_SIZES = (1, 32, 64)
 # A second engine holds a second copy of the weights: only where it is faster by this much.
 _WORTH_ANOTHER = 1.01
+# CPUs that other processes may keep busy during a race whose winners are remembered.
+BUSY = 0.25
 # Share of the budget after which no compiler is started.
 _COMPILE_UNTIL = 0.5
 
@@ -106,7 +109,12 @@ def compile_inference(
         report = contest.recall(known) if known else None
         if report is None:
             report = contest.hold(settings, required=engines is not None)
-            if cache:
+            if cache and report.other_load is not None and report.other_load > BUSY:
+                report.notes.append(
+                    f"other work kept {report.other_load:.1f} CPUs busy during the race: "
+                    "the winners are not remembered"
+                )
+            elif cache:
                 remembered.remember(key, report.winners)
         return contest.runner(report)
     except BaseException:
@@ -201,7 +209,7 @@ class _Contest:
                 next_step="name another engine",
             )
         chosen: list[Setting] = []
-        race_start = time.perf_counter()
+        race_start, busy_start = time.perf_counter(), _busy_elsewhere_s()
         for size in self._in_order():
             self.tell(f"racing at batch {size}")
             rows, winner = self._race(size, chosen)
@@ -213,6 +221,9 @@ class _Contest:
         if not report.winners:
             raise ModelError("the model must run at one of the batch sizes", got=self.sizes)
         report.race_s = time.perf_counter() - race_start
+        busy_end = _busy_elsewhere_s()
+        if busy_start is not None and busy_end is not None:
+            report.other_load = max(0.0, busy_end - busy_start) / report.race_s
         report.winners = dict(sorted(report.winners.items()))
         order = {setting: i for i, setting in enumerate(settings)}
         report.rows.sort(key=lambda row: (row.batch_size, order[row.setting]))
@@ -276,7 +287,8 @@ class _Contest:
     def _admit(self, setting: Setting, required: bool, *, patient: bool = False) -> str | None:
         """Build and check a candidate; ``None``, or why it cannot race."""
         spent = time.perf_counter() - self.start
-        if setting.engine == "inductor" and not patient and spent > _COMPILE_UNTIL * self.budget_s:
+        late = not patient and spent > _COMPILE_UNTIL * self.budget_s
+        if late and setting.engine == "inductor" and not self.workshop.compiled(setting.precision):
             return f"not compiled: {spent:.0f} s of {self.budget_s:.0f} s were spent"
         self.tell(f"building {setting.title}")
         try:
@@ -404,6 +416,18 @@ def _caller(engine: Engine, inputs: list[torch.Tensor]) -> Callable[[], object]:
     if run_tensors is not None:
         return lambda: run_tensors(inputs)
     return lambda: [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
+
+
+def _busy_elsewhere_s() -> float | None:
+    """CPU seconds of all other processes since the start; ``None`` where /proc does not tell."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            ticks = [int(word) for word in file.readline().split()[1:9]]
+        busy = sum(ticks) - ticks[3] - ticks[4]
+        mine = os.times()
+        return busy / os.sysconf("SC_CLK_TCK") - mine.user - mine.system
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _checked_bounds(

@@ -97,9 +97,9 @@ def _document(runner: InferenceRunner, folder: Path) -> dict[str, Any]:
     for setting in runner.engines:
         try:
             name = _write_engine(runner, setting, folder)
-        except HotloopError as error:
-            failures.append(error)
-            notes.append(f"{setting.title} is left out: {error}")
+        except HotloopError as why:
+            failures.append(why)
+            notes.append(f"{setting.title} is left out: {why}")
             continue
         digest = {f.name: _sha256(f) for f in _files_of(folder, name)}
         errors = [

@@ -16,6 +16,9 @@ MIN_ROUNDS = 3
 MAX_ROUNDS = 15
 # A candidate whose fastest round is this much slower than the best median cannot win.
 HOPELESS = 1.25
+# So it is with one this much slower in its first calls, where a call is slow.
+FAR_BEHIND = 2.0
+SLOW_S = 0.1
 # Medians this near to the best are equal: then the 99th percentile decides (latency).
 EQUAL = 1.02
 
@@ -31,6 +34,7 @@ class Runner:
         round_s: median seconds of a call in each round. round_p99_s: their 99th percentile.
         least_s, most_s: of all calls (one instance), else of all rounds.
         n: calls timed. dropped: after this many rounds; ``None``: it stayed to the end.
+        slow: whether a call takes over ``SLOW_S``.
     """
 
     call: Callable[[], object]
@@ -42,6 +46,13 @@ class Runner:
     most_s: float = 0.0
     n: int = 0
     dropped: int | None = None
+    slow: bool = False
+
+    def add(self, median_s: float, p99_s: float, n: int) -> None:
+        """One more round."""
+        self.round_s.append(median_s)
+        self.round_p99_s.append(p99_s)
+        self.n += n
 
     @property
     def median_s(self) -> float:
@@ -65,8 +76,15 @@ def race(
     """
     start = time.perf_counter()
     racing = list(runners)
-    for runner in racing:
-        _warm(runner)
+    warm_s = [_warm(runner) for runner in racing]
+    fastest_s = min(warm_s)
+    for runner, seconds in zip(runners, warm_s, strict=True):
+        # Far behind: not worth the seconds that its rounds would take.
+        if runner.num_instances == 1 and runner.slow and seconds > FAR_BEHIND * fastest_s:
+            runner.add(seconds, seconds, 1)
+            runner.least_s = runner.most_s = seconds
+            runner.dropped = 0
+    racing = [runner for runner in racing if runner.dropped is None]
     for number in range(max_rounds):
         if number >= MIN_ROUNDS and time.perf_counter() - start > budget_s:
             break
@@ -86,13 +104,20 @@ def race(
     return list(runners).index(min(equal, key=key))
 
 
-def _warm(runner: Runner) -> None:
-    """First calls choose kernels and pack weights."""
-    until = time.perf_counter() + TURN_S
-    for _ in range(3):
+def _warm(runner: Runner) -> float:
+    """First calls choose kernels and pack weights; seconds of the last one."""
+    clock = time.perf_counter
+    end = clock() + TURN_S
+    count, seconds = 0, 0.0
+    while count < 3 or clock() < end:
+        start = clock()
         runner.call()
-    while time.perf_counter() < until:
-        runner.call()
+        seconds = clock() - start
+        count += 1
+        if count >= 2 and seconds > SLOW_S:
+            break
+    runner.slow = seconds > SLOW_S
+    return seconds
 
 
 def _turn(runner: Runner) -> None:
@@ -100,20 +125,20 @@ def _turn(runner: Runner) -> None:
         _turn_together(runner)
         return
     call, clock = runner.call, time.perf_counter
-    call()  # Wakes the threads that slept while others ran.
-    seconds = []
+    if not runner.slow:
+        call()  # Wakes the threads that slept while others ran.
+    seconds: list[float] = []
+    least = 1 if runner.slow else 3
     end = clock() + TURN_S
     now = clock()
-    while now < end or len(seconds) < 3:
+    while now < end or len(seconds) < least:
         call()
         before, now = now, clock()
         seconds.append(now - before)
     seconds.sort()
-    runner.round_s.append(statistics.median(seconds))
-    runner.round_p99_s.append(seconds[min(len(seconds) - 1, int(0.99 * len(seconds)))])
+    runner.add(statistics.median(seconds), seconds[int(0.99 * len(seconds))], len(seconds))
     runner.least_s = min(runner.least_s, seconds[0])
     runner.most_s = max(runner.most_s, seconds[-1])
-    runner.n += len(seconds)
 
 
 def _turn_together(runner: Runner) -> None:
@@ -152,8 +177,6 @@ def _turn_together(runner: Runner) -> None:
         raise (real or failures)[0]
     calls = sum(count for _, _, count in spans)
     rate = sum(count / (end - begin) for begin, end, count in spans)
-    runner.round_s.append(1 / rate)
-    runner.round_p99_s.append(1 / rate)
+    runner.add(1 / rate, 1 / rate, calls)
     runner.least_s = min(runner.least_s, 1 / rate)
     runner.most_s = max(runner.most_s, 1 / rate)
-    runner.n += calls

@@ -83,6 +83,7 @@ class InferenceReport:
         from_cache: whether the winners were remembered from an earlier race on this machine.
         elapsed_s: seconds of the whole call.
         race_s: seconds of the race alone.
+        other_load: CPUs that other processes kept busy meanwhile; ``None``: unknown.
         memory: bytes by component, see ``docs/infer.md``; ``None`` where unknown.
         notes: what was left out, one line each.
     """
@@ -93,6 +94,7 @@ class InferenceReport:
     from_cache: bool = False
     elapsed_s: float = 0.0
     race_s: float = 0.0
+    other_load: float | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

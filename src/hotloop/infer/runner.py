@@ -315,9 +315,10 @@ class _Lane:
     def tensors(self, leaves: Sequence[Any]) -> list[Any]:
         import torch
 
-        tensors = [_on_cpu(torch.as_tensor(leaf)) for leaf in leaves]
+        tensors = [torch.as_tensor(leaf).detach() for leaf in leaves]
         if self.takes_tensors:
             return self.engine.run_tensors(tensors)  # type: ignore[attr-defined,no-any-return]
+        tensors = [_on_cpu(tensor) for tensor in tensors]
         return [torch.from_numpy(y) for y in self.engine.run([t.numpy() for t in tensors])]
 
 

@@ -120,6 +120,10 @@ class Workshop:
         """The only batch size the graph takes, ``None``: any."""
         return self.program("bfloat16" if precision == "bfloat16" else "float32")[1]
 
+    def compiled(self, precision: str) -> bool:
+        """Whether the compiler has run for this precision."""
+        return ("package", precision) in self._made
+
     def build(self, setting: Setting) -> Engine:
         """An engine with these settings.
 

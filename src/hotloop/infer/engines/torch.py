@@ -156,14 +156,14 @@ class InductorEngine(TorchEngine):
             inputs, outputs,
             num_threads=num_threads, num_instances=num_instances, precision=precision,
         )  # fmt: skip
-        import torch._inductor
-
         try:
-            loaded = torch._inductor.aoti_load_package(str(package), num_runners=num_instances)
+            # Below ``aoti_load_package``, whose wrapper walks argument trees on every call and
+            # cannot be told how many calls may run at once. They share the weights.
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(
+                str(package), "model", False, num_instances, -1
+            )
         except Exception as error:
             raise ModelError("the compiled model must load", got=error) from error
-        # The loader below it: the wrapper would walk argument trees on every call.
-        self._loader = loaded.loader
 
     def _call(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         results: list[torch.Tensor] = self._loader.boxed_run([t.contiguous() for t in tensors])
