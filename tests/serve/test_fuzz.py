@@ -77,6 +77,28 @@ def test_what_was_sent_is_what_arrives(rows, width, seed, dtype, form):
     assert np.array_equal(array, x)
 
 
+@given(fuzzing.bodies(), st.binary(max_size=40))
+@settings(max_examples=500)
+def test_json_seen_before_is_judged_as_if_it_were_new(body, other):
+    top, tail = body
+    fresh = Signature(fuzzing.SIGNATURE.inputs, fuzzing.SIGNATURE.outputs)
+    for last in (tail or b"", other, tail or b""):
+        results = []
+        for signature in (fresh, Signature(fresh.inputs, fresh.outputs)):
+            try:
+                parsed = parse_infer(top + last, len(top), signature, LIMITS)
+            except Refusal as refusal:
+                results.append(refusal.status)
+            else:
+                results.append(
+                    (
+                        [(a.tobytes(), a.shape, str(a.dtype)) for a in parsed.arrays],
+                        (parsed.rows, parsed.id, parsed.timeout_s, parsed.outputs, parsed.binary),
+                    )
+                )
+        assert results[0] == results[1]
+
+
 @given(st.recursive(st.none() | st.integers() | st.text("ab", max_size=3),
                     lambda inner: st.lists(inner, max_size=4)
                     | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4)),

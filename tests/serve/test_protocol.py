@@ -71,6 +71,17 @@ def test_binary_tensors(served, asked):
     assert np.array_equal(np.frombuffer(answer[length:], np.float32).reshape(3, 4), 2 * x)
 
 
+def test_the_same_question_again_gets_its_own_numbers(served):
+    for n in range(3):
+        for rows in (1, 2):
+            x = np.full((rows, 4), n + rows, np.float32)
+            body, headers = serving.binary(x, parameters={"binary_data_output": True})
+            _, got, answer = served.ask("POST", "/v2/models/m/infer", body, headers)
+            length = int(got[b"inference-header-content-length"])
+            assert json.loads(answer[:length])["outputs"][0]["shape"] == [rows, 4]
+            assert np.array_equal(np.frombuffer(answer[length:], np.float32), 2 * x.ravel())
+
+
 def test_not_numbers_are_kept_in_binary_and_null_in_json(served):
     x = np.array([[np.nan, np.inf, -np.inf, 1]], dtype=np.float32)
     body, headers = serving.binary(x)
@@ -127,6 +138,11 @@ def test_expect_continue_is_answered(served):
         assert client.answer()[0] == 100
         client.send(body)
         assert client.answer()[0] == 200
+    refused = serving.request_bytes("POST", "/no", body, [("Expect", "100-continue")])
+    with served.connect() as client:
+        client.send(refused[: -len(body)])
+        assert client.answer()[0] == 404
+        assert client.is_closed()
 
 
 def test_a_method_that_is_not_served_names_the_ones_that_are(served):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import orjson
@@ -12,6 +12,7 @@ from .message import BINARY, JSON
 from .tensors import InferRequest, Signature
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
+_Head = tuple[bytes, list[tuple[bytes, bytes]], list[int]]
 
 
 def infer_answer(
@@ -25,6 +26,15 @@ def infer_answer(
 
     NaN and infinities are ``null`` in JSON, which has no word for them; binary tensors keep them.
     """
+    layout = asked.layout
+    if layout is not None:
+        # The same question and the same shapes: only the bytes behind the JSON differ.
+        key = (version, *[array.shape for array in arrays])
+        if layout.answer_key == key:
+            first, headers, order = cast(_Head, layout.answer_head)
+            if len(order) == 1:
+                return first + arrays[order[0]].tobytes(), BINARY, headers
+            return b"".join([first, *[arrays[at].tobytes() for at in order]]), BINARY, headers
     names = [spec.name for spec in signature.outputs]
     wanted = asked.outputs
     if wanted is None:
@@ -33,7 +43,7 @@ def infer_answer(
     if asked.id is not None:
         document["id"] = asked.id
     outputs: list[dict[str, Any]] = []
-    parts: list[bytes] = []
+    order = []
     for name, binary in wanted:
         at = names.index(name)
         array = arrays[at]
@@ -41,18 +51,19 @@ def infer_answer(
             "name": name, "datatype": signature.output_types[at], "shape": array.shape
         }  # fmt: skip
         if binary:
-            raw = array.tobytes()
-            tensor["parameters"] = {"binary_data_size": len(raw)}
-            parts.append(raw)
+            tensor["parameters"] = {"binary_data_size": array.nbytes}
+            order.append(at)
         else:
             tensor["data"] = _plain(array).ravel()
         outputs.append(tensor)
     document["outputs"] = outputs
     first = orjson.dumps(document, option=_NUMPY)
-    if not parts:
+    if not order:
         return first, JSON, []
-    size = str(len(first)).encode()
-    return b"".join([first, *parts]), BINARY, [(b"inference-header-content-length", size)]
+    headers = [(b"inference-header-content-length", str(len(first)).encode())]
+    if layout is not None and len(order) == len(wanted):
+        layout.answer_key, layout.answer_head = key, (first, headers, order)
+    return b"".join([first, *[arrays[at].tobytes() for at in order]]), BINARY, headers
 
 
 def predict_answer(

@@ -106,6 +106,7 @@ class Batcher:
         self.max_queue = max_queue
         self.num_instances = engine.num_instances
         self.curve = CostCurve(self.max_batch)
+        self.best_rows = 1  # Rows that a batch should have; looked up anew after each call.
         self._loop = loop
         self._stats = stats
         self._log = log
@@ -139,6 +140,7 @@ class Batcher:
     def start(self) -> None:
         """Run the engine once with one row and once with many, then take requests."""
         self._warm_up()
+        self.best_rows = self.curve.best_rows(self.target_s)
         for thread in self._threads:
             thread.start()
 
@@ -156,11 +158,6 @@ class Batcher:
     def rate_per_s(self) -> float:
         """Rows that arrive each second."""
         return self._rate_per_s
-
-    @property
-    def best_rows(self) -> int:
-        """Rows that a batch should have."""
-        return self.curve.best_rows(self.target_s)
 
     def refusal_if_full(self) -> Refusal:
         """What a client hears when the queue is full."""
@@ -306,11 +303,15 @@ class Batcher:
         gone: list[Work] = []
         other: list[Work] = []
         rows = 0
-        limit = max(self.best_rows, 1)
+        limit = self.best_rows
         queue = self._queue
+        # Most deadlines are far away: only the others are looked at closely.
+        soon = now + self.curve.cost_s(self.max_batch)
         while queue and len(other) < _MAX_SCAN:
             work = queue[0]
-            if work.cancelled or now + self.curve.cost_s(work.rows) > work.deadline_s:
+            if work.cancelled or (
+                work.deadline_s < soon and now + self.curve.cost_s(work.rows) > work.deadline_s
+            ):
                 gone.append(queue.popleft())
                 continue
             if batch and work.key != batch[0].key:
@@ -344,6 +345,7 @@ class Batcher:
             self.busy_instances -= 1
             if outputs is not None:
                 self.curve.add(rows, ended - started, ended)
+                self.best_rows = self.curve.best_rows(self.target_s)
         if outputs is not None:
             self._post(self._deliver, batch, outputs, rows, ended - started)
         elif len(batch) == 1:
@@ -450,7 +452,6 @@ class Batcher:
                 self.engine.run([b[:rows] for b in self._buffers[0] if b is not None])
                 if repeat:
                     seconds = time.monotonic() - started
-                    known = self.curve._anchors.get(rows, math.inf)
-                    self.curve.anchor(rows, min(known, seconds))
+                    self.curve.anchor(rows, seconds)
                 if repeat and time.monotonic() > ends_at:
                     break

@@ -285,7 +285,9 @@ class Connection(asyncio.Protocol):
         try:
             self._hub.gate(request)
         except Refusal as refusal:
-            if refusal.close:
+            if refusal.close or b"expect" in headers:
+                # A client that asks first does not send the body of a request that is refused.
+                refusal.close = True
                 self._raise(refusal)
             self._refusal = refusal
         else:
@@ -356,7 +358,9 @@ class Connection(asyncio.Protocol):
         first = head(status, len(body), content_type, headers, keep_alive=keep)
         if request.method == b"HEAD":
             body = b""
-        if len(body) < 65_536:
+        if transport.is_closing():
+            pass
+        elif len(body) < 65_536:
             transport.write(first + body)
         else:
             transport.writelines([first, body])

@@ -48,8 +48,11 @@ class CostCurve:
         self._updates = 0
 
     def anchor(self, rows: int, seconds: float) -> None:
-        """A call measured before serving: it holds the line where nothing else has been seen."""
-        self._anchors[rows] = seconds
+        """A call measured before serving: it holds the line where nothing else has been seen.
+
+        Of several with as many rows the shortest counts.
+        """
+        self._anchors[rows] = min(seconds, self._anchors.get(rows, seconds))
         self._cost = None
 
     def add(self, rows: int, seconds: float, now: float) -> None:

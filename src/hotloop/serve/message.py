@@ -138,10 +138,8 @@ def head(
     keep_alive: bool,
 ) -> bytes:
     """Status line and headers of an answer."""
-    parts = [
-        _STATUS_LINES[status], _FIXED,
-        b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type, length),
-    ]  # fmt: skip
-    parts += [b"%b: %b\r\n" % pair for pair in headers]
-    parts.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
-    return b"".join(parts)
+    more = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b" % (
+        _STATUS_LINES[status], _FIXED, content_type, length, more,
+        b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
+    )  # fmt: skip

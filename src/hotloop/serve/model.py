@@ -88,7 +88,9 @@ class Model:
             before, self._lane = self._lane, lane
             self._loaded_mark = mark
             if before is not None:
-                threading.Thread(target=before.batcher.close, name="hotloop-close").start()
+                threading.Thread(
+                    target=before.batcher.close, name="hotloop-close", daemon=True
+                ).start()
 
     def mark(self) -> tuple[object, ...] | None:
         """What tells one state of the files from another; ``None`` while they are replaced."""
