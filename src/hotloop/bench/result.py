@@ -7,6 +7,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from .turns import summary
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -102,12 +104,7 @@ class Race:
         document = dataclasses.asdict(self)
         for timing, entry in zip(self.timings, document["timings"], strict=True):
             if timing.seconds:
-                entry["samples_per_s"] = {
-                    "median": self.num_samples / timing.median_s,
-                    "min": self.num_samples / max(timing.seconds),
-                    "max": self.num_samples / min(timing.seconds),
-                    "n": len(timing.seconds),
-                }
+                entry["samples_per_s"] = summary([self.num_samples / s for s in timing.seconds])
         return document
 
 
