@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..machine import Machine
 from .result import Race, Timing
-from .turns import about, need, start_peer, take_turns
+from .turns import about, need, start_peer, summary, take_turns
 
 if TYPE_CHECKING:
     from ..train.child import Child
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # What preparing (compiling, importing) and one epoch may take.
 _PREPARE_S = 300.0
 _EPOCH_S = 240.0
+# Takes turns with the peers and measures what the machine reaches.
+_RATES = "rates"
 _LIBRARIES = ("torch", "jax", "jaxlib", "lightning", "keras", "numpy")
 
 
@@ -65,15 +67,15 @@ def race_training(
         torch.manual_seed(0)
         network = build_model(model)
         torch.save(network.state_dict(), folder / "weights.pt")
-        floors = _floors(network, x[:batch_size], y[:batch_size], num_samples, threads)
+        work = _work(network, x[:batch_size], y[:batch_size], num_samples)
         del x, y
         setup = {
             "model": model, "folder": name, "batch_size": batch_size, "threads": threads,
             "precision": precision, "workers": workers, "epochs": rounds + 1,
         }  # fmt: skip
-        timings = _run(list(peers), setup, rounds, say)
+        timings, rates = _run(list(peers), setup, rounds, say)
     return Race(
-        model, num_samples, batch_size, threads, timings, *floors,
+        model, num_samples, batch_size, threads, timings, *_floors(*work, rates), rates,
         {**about(machine, _LIBRARIES), "precision": precision, "workers": workers,
          # Not where it lay on this machine.
          "data": re.sub(r"\(/[^)]*\)", "(IDX files)", dataset.description)},
@@ -82,20 +84,28 @@ def race_training(
 
 def _run(
     peers: list[str], setup: dict[str, Any], rounds: int, say: Callable[[str], None]
-) -> tuple[Timing, ...]:
+) -> tuple[tuple[Timing, ...], dict[str, Any]]:
     from .peers import PEERS
 
     def start(peer: str) -> Child:
+        if peer == _RATES:
+            return start_peer("hotloop.bench.rates", peer, setup)
         extra = PEERS[peer][1] if peer in PEERS else None
         if extra is not None:
             need(extra)
         return start_peer("hotloop.bench.peer", peer, setup)
 
     told = take_turns(
-        peers, start, rounds, prepare_s=_PREPARE_S, turn_s=_EPOCH_S,
+        [*peers, _RATES], start, rounds, prepare_s=_PREPARE_S, turn_s=_EPOCH_S,
         say=lambda line: say(f"{setup['model']}: {line}"),
     )  # fmt: skip
-    return tuple(
+    measured = told.pop(_RATES).answers[1:]
+    rates = {
+        name: summary([answer[name] for answer in measured])
+        for name in ("flop_per_s", "bytes_per_s")
+        if measured
+    }
+    timings = tuple(
         Timing(peer, missing=turns.missing)
         if turns.missing is not None
         else Timing(
@@ -106,27 +116,29 @@ def _run(
         )
         for peer, turns in told.items()
     )
+    return timings, rates
 
 
-def _floors(
-    model: Any, x: Any, y: Any, num_samples: int, threads: int
-) -> tuple[float | None, float | None]:
-    """Seconds of an epoch by arithmetic and bandwidth: the longer, and both in turn."""
+def _work(model: Any, x: Any, y: Any, num_samples: int) -> tuple[float, float]:
+    """Floating-point operations of an epoch, and the bytes of its updates."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    ceilings = Machine.probe().cached_ceilings()
-    if ceilings is None:
-        return None, None
-    rate = ceilings.best_matmul_flop_per_s("float32", threads)
-    bandwidth = ceilings.best_bandwidth_bytes_per_s(threads)
-    if rate is None or bandwidth is None:
-        return None, None
     with FlopCounterMode(display=False) as counter:
         torch.nn.functional.cross_entropy(model(x), y).backward()
     model.zero_grad()
-    arithmetic = counter.get_total_flops() / len(x) * num_samples / rate
+    steps = num_samples / len(x)
     # Adam on a gradient that never leaves the cache reads and writes weight and two moments.
     moved = 24 * sum(p.numel() for p in model.parameters())
-    memory = moved * (num_samples / len(x)) / bandwidth
+    return counter.get_total_flops() * steps, moved * steps
+
+
+def _floors(
+    flop: float, moved_bytes: float, rates: dict[str, Any]
+) -> tuple[float | None, float | None]:
+    """Seconds of an epoch by arithmetic and bandwidth: the longer, and both in turn."""
+    if not rates:
+        return None, None
+    arithmetic = flop / rates["flop_per_s"]["median"]
+    memory = moved_bytes / rates["bytes_per_s"]["median"]
     return max(arithmetic, memory), arithmetic + memory

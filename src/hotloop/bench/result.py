@@ -44,6 +44,8 @@ class Race:
         floor_s: seconds an epoch takes at the measured rates: arithmetic at the best matrix
             product rate and the optimizer's traffic at the bandwidth, whichever is longer.
         sum_floor_s: both, one after the other.
+        rates: ``flop_per_s`` of the best matrix product and ``bytes_per_s`` of memory, float32, all
+            threads, measured in turn with the peers: median, min, max, n.
         about: versions and machine.
     """
 
@@ -54,6 +56,7 @@ class Race:
     timings: tuple[Timing, ...]
     floor_s: float | None = None
     sum_floor_s: float | None = None
+    rates: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
     def rows(self) -> list[list[str]]:
