@@ -52,7 +52,7 @@ def main() -> int:
 
 def _least_s(call: Callable[[], object]) -> float:
     call()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + _TURN_S / 2
     while not times or time.perf_counter() < end:
         started = time.perf_counter()
