@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import hotloop
-from hotloop.train.report import machine_summary, versions
+from hotloop.train.report import versions
 
 SIZE, ROUNDS = 64 * 2**20, 15
 PAGES = SIZE // mmap.PAGESIZE
