@@ -139,11 +139,15 @@ def run(args: argparse.Namespace) -> int:
         limits=limits,
     )  # fmt: skip
     log = Log()
-    if args.insecure and not is_loopback(args.host) and tokens is None:
-        log.warn("anyone who reaches this address is served", host=args.host)
     server = Server(model, options, log)
+
+    def ready(server: Server) -> None:
+        if not is_loopback(args.host) and tokens is None:
+            log.warn("anyone who reaches this address is served", host=args.host)
+        _tell(server, as_json=args.json)
+
     try:
-        finished = run_server(server, lambda ready: _tell(ready, as_json=args.json))
+        finished = run_server(server, ready)
     finally:
         log.close()
     if server.stopped_by == signal.SIGINT:

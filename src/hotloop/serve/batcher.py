@@ -345,7 +345,9 @@ class Batcher:
             self.busy_instances -= 1
             if outputs is not None:
                 self.curve.add(rows, ended - started, ended)
-                self.best_rows = self.curve.best_rows(self.target_s)
+                self.best_rows = self.curve.best_rows(
+                    self.target_s, self._rate_per_s, self.num_instances
+                )
         if outputs is not None:
             self._post(self._deliver, batch, outputs, rows, ended - started)
         elif len(batch) == 1:
