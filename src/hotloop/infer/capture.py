@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -114,8 +115,6 @@ def _names(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
 ) -> list[str]:
     """Parameter names of ``forward`` where each input is one tensor; else numbered."""
-    import inspect
-
     with contextlib.suppress(TypeError, ValueError):
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
         names = list(bound.arguments)
@@ -190,10 +189,7 @@ def _export(
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not kwargs:
-        return args
-    import inspect
-
+    """As torch.export wants them: by the names of forward, ``*args`` as one tuple."""
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
