@@ -198,7 +198,8 @@ def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
     user = set(program.graph_signature.user_inputs)
     first = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in user)
     size = first.meta["val"].shape[0]
-    if not isinstance(size, torch.SymInt):
+    # A size that a branch of the model fixed is a symbol no more.
+    if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
         return False
     limits = program.range_constraints.get(size.node.expr)
     return limits is None or (int(limits.lower) <= 2 and limits.upper > 2**31)
