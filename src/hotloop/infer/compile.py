@@ -98,7 +98,7 @@ def compile_inference(
     given = _Samples(samples, signature, tensors, bounds)
     workshop = Workshop(twin, signature, tensors, given.inputs)
     try:
-        contest = _Contest(workshop, goal, sizes, bounds, given, budget_s, start, tell)
+        contest = _Contest(workshop, goal, sizes, bounds, given, budget_s, start, tell, plan)
         precisions = ["float32", "bfloat16", "int8"] if bounds.allow_lower else ["float32"]
         images = any(isinstance(part, nn.Conv2d) for part in twin.modules())
         settings = settings_for(goal, named, precisions, usable, images)
@@ -179,7 +179,9 @@ class _Contest:
         budget_s: float,
         start: float,
         tell: Callable[[str], None],
+        plan: Plan | None,
     ) -> None:
+        self.plan = plan
         self.workshop = workshop
         self.goal = goal
         self.sizes = sizes
@@ -254,7 +256,7 @@ class _Contest:
         signature = self.workshop.signature
         primary = report.winners.get(self._in_order()[0]) or next(iter(report.winners.values()))
         report.elapsed_s = time.perf_counter() - self.start
-        report.memory = predicted_memory(self.workshop, list(kept), max(report.winners))
+        report.memory = predicted_memory(self.workshop, list(kept), max(report.winners), self.plan)
         return InferenceRunner(
             self.engines,
             ranges,
@@ -422,6 +424,9 @@ def _caller(engine: Engine, inputs: list[torch.Tensor]) -> Callable[[], object]:
     run_tensors = getattr(engine, "run_tensors", None)
     if run_tensors is not None:
         return lambda: run_tensors(inputs)
+    run_one = getattr(engine, "run_one", None)
+    if run_one is not None and len(inputs) == len(engine.outputs) == 1:
+        return lambda: torch.from_numpy(run_one(inputs[0].numpy()))
     return lambda: [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
 
 
