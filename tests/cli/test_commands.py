@@ -54,6 +54,7 @@ def test_help_and_machine_start_without_torch():
         ["train", "--help"],
         ["plan", "--help"],
         ["report", "--help"],
+        ["export", "--help"],
         ["serve", "--help"],
     ):
         code = (

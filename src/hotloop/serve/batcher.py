@@ -179,8 +179,6 @@ class Batcher:
             expected = self._wait_s()
             needed = expected * self._slip + self.curve.high_s(max(work.rows, self.best_rows))
             if now + needed + _MARGIN_S > work.deadline_s:
-                if now >= work.deadline_s:
-                    raise Refusal(504, "the deadline has passed", reason="deadline")
                 raise busy(429, "the deadline cannot be kept", expected, "deadline not reachable")
             work.queued_s = now
             work.expected_s = expected
