@@ -225,6 +225,13 @@ def test_map_ends_at_the_first_batch_that_fails():
             next(answers)
 
 
+def test_a_closed_runner_says_so():
+    runner = compiled(models.perceptron(), torch.randn(8, 12), batch_sizes=[8])
+    runner.close()
+    with pytest.raises(InputError, match="must be open"):
+        runner(torch.randn(2, 12))
+
+
 def test_the_second_call_remembers_and_checks_again(monkeypatch):
     from hotloop.infer import compile as room
 
