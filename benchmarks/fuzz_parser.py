@@ -1,150 +1,64 @@
-"""Fuzzing of the server's tensor parser by atheris: bodies mutated under the guidance of coverage.
+"""Coverage-guided fuzzing of the tensor parser: ``benchmarks/fuzz_parser.py -runs=1000000``.
 
-    python benchmarks/fuzz_parser.py [--runs 10000000] [--seconds 120]
-
-atheris (libFuzzer for Python) mutates bodies of good requests to the v2 protocol and to /predict
-and gives each to the parser. Any exception but a refusal with a 4xx status is a crash, and so is an
-accepted request whose arrays do not fit the model: libFuzzer then ends with code 77 and writes the
-body to its corpus. Ends with code 0 and the count of what ran and what was accepted.
-
-`pip install 'hotloop[fuzz]'` brings it. `fuzz_server.py` draws bodies with hypothesis instead, and
-requests from the OpenAPI document with schemathesis.
+Arguments are libFuzzer's. Needs ``pip install 'hotloop[fuzz]'``. An input is two bytes, the length
+of the JSON, and the body. A find is written to the working folder and ends the run.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
-import math
-import os
+import struct
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import numpy
+import atheris
 
-# What libFuzzer may put in, beside bytes it has seen.
-_TOKENS = (
-    *(f'"{word}"' for word in (
-        "inputs", "outputs", "name", "shape", "datatype", "data", "parameters", "id", "x", "k", "b",
-        "binary_data_size", "binary_data", "binary_data_output", "timeout", "classification",
-        "FP32", "INT64", "BOOL", "BYTES",
-    )),
-    "[2, 2, 3]", "[2]", "[2, 1]", "[-1, 2, 3]", "[4294967296, 4294967296]", "1e999", "-0", "1e39",
-    "9223372036854775808", "18446744073709551616", "true", "false", "null", "NaN", "{}", "[]",
-    "[[", "]]", ", ", ": ", "\\ud800", "0.5", "48",
-)  # fmt: skip
-
-
-def _good_bodies(specs: list) -> list[bytes]:
-    """One good body for each way of writing a request, behind the two bytes that choose the way."""
-    from hotloop.bench.requests import encode
-    from hotloop.serve.datatypes import protocol_name
-
-    arrays = [
-        (
-            {"name": spec.name, "datatype": protocol_name(spec.dtype)},
-            numpy.ones([2 if size is None else size for size in spec.shape], spec.dtype),
-        )
-        for spec in specs
-    ]
-    bodies = []
-    for way, fmt in enumerate(("json", "binary", "predict")):
-        content, headers = encode(fmt, arrays)
-        length = int(headers.get("Inference-Header-Content-Length", 0))
-        bodies.append(bytes([way]) + length.to_bytes(2, "big") + content)
-    return bodies
-
-
-def _target(specs: list):
-    """A function of bytes that raises on anything but acceptance and a refusal."""
+with atheris.instrument_imports(include=["hotloop.serve"]):
+    from hotloop.serve import tensors
     from hotloop.serve.limits import Limits
-    from hotloop.serve.message import Refusal
-    from hotloop.serve.tensors import Signature, parse_infer, parse_predict
 
-    signature, limits = (
-        Signature(tuple(specs), tuple(specs)),
-        Limits(max_body_bytes=1 << 20, max_rows=64),
-    )
-    counts = {"runs": 0, "accepted": 0}
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "serve"))
+import fuzzing
 
-    def one(data: bytes) -> None:
-        counts["runs"] += 1
-        if len(data) < 3:
-            return
-        way, length, body = data[0] % 3, int.from_bytes(data[1:3], "big"), data[3:]
-        try:
-            if way == 2:
-                asked = parse_predict(body, signature, limits)
-            else:
-                asked = parse_infer(body, length if way == 1 else None, signature, limits)
-        except Refusal as refusal:
-            if not 400 <= refusal.status < 500:
-                raise AssertionError(f"refused with {refusal.status}") from refusal
-            return
-        counts["accepted"] += 1
-        if len(asked.arrays) != len(specs) or not 1 <= asked.rows <= limits.max_rows:
-            raise AssertionError(f"accepted {asked.rows} rows, {len(asked.arrays)} arrays")
-        for spec, array in zip(specs, asked.arrays, strict=True):
-            if not spec.fits(str(array.dtype), array.shape) or len(array) != asked.rows:
-                raise AssertionError(f"accepted {array.dtype} {array.shape} for {spec.text()}")
-            if array.nbytes != math.prod(array.shape) * array.itemsize:
-                raise AssertionError("an array has another size than its shape")
-            if way != 1 and array.dtype.kind == "f" and not numpy.isfinite(array).all():
-                raise AssertionError("accepted a number out of range")
-
-    return one, counts
+LIMITS = Limits(max_body_bytes=1_000_000, max_json_bytes=100_000)
+SEEDS = (
+    {"inputs": [
+        {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1.5, -2e3]]},
+        {"name": "n", "datatype": "INT64", "shape": [1, 1], "data": [7]},
+    ], "outputs": [{"name": "y", "parameters": {"binary_data": True}}], "id": "1"},
+    {"inputs": [
+        {"name": "x", "datatype": "FP32", "shape": [2, 2], "parameters": {"binary_data_size": 16}},
+        {"name": "n", "datatype": "INT64", "shape": [2, 1], "parameters": {"binary_data_size": 16}},
+    ], "parameters": {"binary_data_output": True, "timeout": 1000}},
+    {"inputs": {"x": [[1, 2]], "n": [[3, 4]]}},
+)  # fmt: skip
+WORDS = (
+    "inputs outputs name datatype shape data parameters binary_data_size binary_data timeout id "
+    "binary_data_output FP32 INT64 sequence_id shared_memory_region 9223372036854775808 -1 1e400"
+)
 
 
-def fuzz(runs: int, seconds: int, seed: int, corpus: str | None) -> int:
-    """Runs in this process and never returns: libFuzzer ends it."""
-    import atheris
-
-    with atheris.instrument_imports(include=["hotloop.serve", "hotloop.infer.engine"]):
-        import hotloop.serve.tensors  # noqa: F401
-        from hotloop.infer.engine import TensorSpec
-    specs = [TensorSpec("x", "float32", (None, 2, 3)), TensorSpec("k", "int64", (None,)),
-             TensorSpec("b", "bool", (None, 1))]  # fmt: skip
-    one, counts = _target(specs)
-    folder = corpus or tempfile.mkdtemp(prefix="hotloop-fuzz-")
-    for number, body in enumerate(_good_bodies(specs)):
-        one(body)
-        Path(folder, f"good-{number}").write_bytes(body)
-    if counts["accepted"] != 3:
-        raise RuntimeError("the good bodies must be accepted")
-    words = Path(tempfile.mkdtemp(prefix="hotloop-fuzz-"), "words")
-    escaped = (token.replace("\\", "\\\\").replace('"', '\\"') for token in _TOKENS)
-    words.write_text("".join(f'"{token}"\n' for token in escaped))
-    started = time.perf_counter()
-    last = [started]
-
-    def entry(data: bytes) -> None:
-        one(data)
-        # libFuzzer ends the process; what was counted is told now and then.
-        now = time.perf_counter()
-        if now - last[0] > 10 or counts["runs"] == runs:
-            last[0] = now
-            line = json.dumps({**counts, "seconds": now - started})
-            os.write(1, (line + "\n").encode())
-
-    atheris.Setup(
-        [sys.argv[0], f"-atheris_runs={runs}", f"-max_total_time={seconds}", f"-seed={seed + 1}",
-         f"-dict={words}", "-max_len=4096", "-timeout=5", "-rss_limit_mb=2048",
-         "-print_final_stats=1", f"-artifact_prefix={folder}/", folder],
-        entry,
-    )  # fmt: skip
-    atheris.Fuzz()
-    return 0
+def one(data: bytes) -> None:
+    length = struct.unpack_from("<H", data)[0] if len(data) > 1 else 0
+    body = data[2:]
+    top, tail = (body[:length], body[length:]) if 0 < length <= len(body) else (body, None)
+    fuzzing.check((top, tail), LIMITS)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=10_000_000)
-    parser.add_argument("--seconds", type=int, default=120)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--corpus", help="folder that keeps what was found")
-    args = parser.parse_args()
-    return fuzz(args.runs, args.seconds, args.seed, args.corpus)
+def main() -> None:
+    assert tensors.parse_infer is fuzzing.parse_infer
+    with tempfile.TemporaryDirectory() as folder:
+        for at, seed in enumerate(SEEDS):
+            top = json.dumps(seed).encode()
+            start = struct.pack("<H", len(top))
+            (Path(folder) / str(at)).write_bytes(start + top + bytes(32 if at == 1 else 0))
+        words = Path(folder).with_suffix(".dict")
+        words.write_text("".join(f'"{word}"\n' for word in WORDS.split()))
+        options = ["-max_len=700", f"-dict={words}", *sys.argv[1:]]
+        atheris.Setup([sys.argv[0], *options, folder], one)
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

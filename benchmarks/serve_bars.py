@@ -6,7 +6,7 @@
 Models are exported by `compile_inference` for throughput and served by `hotloop serve` in a fresh
 process on the same CPUs as the load generator, whose share of a CPU is told: on a machine of two
 CPUs what it takes is missing to the server. Resident memory is the server's process, from /proc.
-Exit code 1 when a bar is missed.
+Exit code 1 when a bar is missed. Bars run one by one with `--only` gather in the same FILE.
 
 saturation  most samples/s answered, over what the engine does alone in a fresh process; bar 0.85
 half        p99 from the time a request fell due, at half of the capacity, small, 1 row; bar 5 ms
@@ -232,7 +232,9 @@ def main() -> int:
         if "abuse" in only:
             document["abuse"] = run_cases(export("small", folder))
     if args.json:
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
+        # Bars measured one by one gather in one file.
+        before = json.loads(args.json.read_text()) if args.json.exists() else {}
+        args.json.write_text(json.dumps({**before, **document}, indent=1) + "\n")
     held = [
         entry["holds"]
         for name in only

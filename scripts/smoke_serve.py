@@ -1,4 +1,4 @@
-"""Start ``hotloop serve`` on a tiny model, ask once, stop it with SIGTERM: it must exit with 0."""
+"""Start ``hotloop serve`` on a tiny model, ask, put load on it, stop it with SIGTERM: exit 0."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ def main() -> None:
             with urllib.request.urlopen(f"{address}/predict", body, timeout=30) as got:
                 answer = json.load(got)
             assert answer["outputs"]["y"] == [[10, 10]], answer
+            load = [sys.executable, "-m", "hotloop", "bench", "load", address, "--json"]
+            told = subprocess.run([*load, "--duration-s", "1"], stdout=subprocess.PIPE, check=True)
+            assert set(json.loads(told.stdout)["outcomes"]) == {"200"}, told.stdout
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

@@ -17,6 +17,7 @@ from hotloop.bench.infer_peers import PEERS, Job, Prepared, variants
 from hotloop.bench.infer_result import COLUMNS, GUIDE, InferRace, InferTiming
 from hotloop.bench.models import build_race_model
 from hotloop.bench.shapes import SAMPLE_SHAPES
+from hotloop.cli import bench_infer
 from hotloop.cli.main import main
 from hotloop.errors import InputError
 
@@ -70,6 +71,22 @@ def test_a_missing_peer_is_named_not_faked():
 
 def test_the_guide_is_the_guide():
     assert GUIDE == ((1, 120, 0.5), (32, 2_800, 0.7), (64, 5_200, 0.9))
+
+
+def test_the_guides_table_has_both_and_names_what_is_missing(capsys):
+    mine = timing("hotloop", 4000.0, resident_bytes=300 * 2**20)
+    bench_infer._print_guide([race(mine, InferTiming("hotloop-export", missing="no engine"))])
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "hotloop" in line][1:]
+    for text in ("small", "32", "4,000", "2,800", "300", "0.7"):
+        assert text in first
+    assert "no engine" in second
+
+
+def test_the_last_table_has_hotloop_over_the_fastest_peer(capsys):
+    mine = timing("hotloop", 400.0, 300.0, 500.0)
+    bench_infer._print_ratios([race(EAGER, mine), race(EAGER)])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "pytorch" in line]
+    assert row.split() == ["small", "32", "4.000", "3.750", "to", "4.167", "pytorch"]
 
 
 # --- the models
@@ -217,6 +234,27 @@ def test_a_peer_answers_as_eager_does(peer, quick):
     assert found.median_per_s > 0
     assert found.p99_s[0] >= found.p50_s[0] > 0
     assert found.peak_bytes >= found.resident_bytes > 2**24
+
+
+@pytest.mark.slow
+def test_hotloop_races_beside_its_peers_and_its_export_needs_no_torch(capsys, tmp_path):
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "infer.json"
+    flags = ["--models", "small", "--batch-sizes", "4", "--rounds", "1", "--seconds", "0.05"]
+    peers = ["--peers", "hotloop,hotloop-export,pytorch"]
+    assert main(["bench", "infer", *flags, *peers, "--out", str(out)]) == 0
+    (document,) = json.loads(out.read_text())
+    mine, export, eager = document["timings"]
+    for entry in (mine, export):
+        assert entry["missing"] is None
+        assert entry["error"] < 1e-4
+        assert entry["settings"]["precision"] == "float32"
+        assert entry["of_fastest_peer"]["of_medians"] > 0
+    assert document["fastest_peer"] == "pytorch"
+    if export["settings"]["engine"] in ("onnxruntime", "openvino"):
+        assert not export["torch_imported"]
+        assert export["resident_bytes"] < eager["resident_bytes"]
+    assert "over the fastest peer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", ["infer_peer", "load", "requests"])

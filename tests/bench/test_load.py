@@ -135,6 +135,13 @@ def test_requests_are_sent_while_the_server_stalls():
     assert report.lag.quantile_s(0.5) < 0.2
 
 
+def test_it_runs_where_select_cannot_take_the_descriptor(monkeypatch):
+    monkeypatch.setattr(load, "_SELECT_LIMIT", 0)
+    with SmallServer(lambda _: (200, 0.0)) as server:
+        report = run(server)
+    assert report.outcomes == {"200": 100}
+
+
 def test_each_ending_is_counted():
     endings = [(200, 0.0), (429, 0.0), (503, 0.0), (504, 0.0), (None, 0.0), (-1, 0.0)]
     with SmallServer(lambda number: endings[number % 6]) as server:

@@ -48,14 +48,14 @@ class Residual(nn.Module):
 
 
 class BoundToFour(nn.Module):
-    """A graph for batches of four alone: the size is in its course."""
+    """Takes any batch, but a graph of it is one for batches of four alone."""
 
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(6, 2)
 
     def forward(self, x):
-        return self.linear(x.reshape(4, 6))
+        return self.linear(x) if x.shape[0] == 4 else self.linear(x) + 1
 
 
 class DependsOnValues(nn.Module):

@@ -152,9 +152,17 @@ def test_a_wrong_input_is_one_clear_line(engine, wrong):
 def test_a_graph_bound_to_one_size_and_eager_for_the_others():
     model = models.BoundToFour()
     with compiled(model, torch.randn(4, 6), batch_sizes=[4, 8]) as runner:
-        x = torch.randn(4, 6)
-        assert_alike(runner(x), eager(model, x))
-        assert set(runner.report.winners) == {4}
+        for batch in (1, 4, 5, 8, 2000):
+            x = torch.randn(batch, 6)
+            assert_alike(runner(x), eager(model, x))
+        assert runner.setting_for(8).engine == "eager"
+        assert {row.setting.engine for row in runner.report.rows if row.batch_size == 8} == {
+            "eager"
+        }
+    with compiled(model, torch.randn(4, 6), batch_sizes=[4], engines=["onnxruntime"]) as runner:
+        assert runner(torch.randn(4, 6)).shape == (4, 2)
+        with pytest.raises(DataError, match="batches of 4 alone"):
+            runner(torch.randn(5, 6))
 
 
 def test_a_model_without_a_graph_runs_eagerly_and_says_why():
@@ -215,6 +223,13 @@ def test_map_ends_at_the_first_batch_that_fails():
         assert next(answers).shape == (2, 3)
         with pytest.raises(DataError):
             next(answers)
+
+
+def test_a_closed_runner_says_so():
+    runner = compiled(models.perceptron(), torch.randn(8, 12), batch_sizes=[8])
+    runner.close()
+    with pytest.raises(InputError, match="must be open"):
+        runner(torch.randn(2, 12))
 
 
 def test_the_second_call_remembers_and_checks_again(monkeypatch):

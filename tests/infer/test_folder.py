@@ -104,7 +104,8 @@ def test_a_run_without_torch_installed_needs_none(exported):
         "import numpy, hotloop\n"
         f"runner = hotloop.load_inference({str(exported)!r})\n"
         "assert runner(numpy.zeros((3, 12), 'float32')).shape == (3, 3)\n"
-        "assert [y.shape for y in runner.map([numpy.zeros((2, 12), 'float32')] * 3)] == [(2, 3)] * 3"
+        "batches = [numpy.zeros((2, 12), 'float32')] * 3\n"
+        "assert [y.shape for y in runner.map(batches)] == [(2, 3)] * 3"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

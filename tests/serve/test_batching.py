@@ -346,6 +346,10 @@ def test_the_best_batch_keeps_the_target_and_is_no_larger_than_it_pays():
     assert curve.best_rows(0.001) == 1
     assert 4 <= curve.best_rows(0.03) <= 12
     assert curve.best_rows(1.0) >= 24
+    # Rows that arrive faster than small batches can answer them are not made to queue.
+    assert curve.best_rows(0.03, rate_per_s=500) <= 12
+    assert curve.best_rows(0.03, rate_per_s=950) >= 24
+    assert curve.best_rows(0.03, rate_per_s=950, num_instances=2) <= 12
     flat = CostCurve(64)
     for rows in flat.sizes:
         flat.add(rows, 0.001 * rows, 0.0)

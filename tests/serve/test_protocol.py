@@ -178,7 +178,9 @@ def test_a_model_without_a_batch_takes_its_own_shape():
 def test_the_documents_are_there(served):
     status, document = get(served, "/openapi.json")
     assert (status, document["openapi"]) == (200, "3.1.0")
-    assert "/v2/models/m/infer" in document["paths"]
+    for path in ("/v2/models/m/infer", "/predict"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        assert served.ask("POST", path, json.dumps(content["example"]).encode())[0] == 200
     status, headers, body = served.ask("GET", "/docs")
     assert status == 200
     assert b"/v2/models/m/infer" in body

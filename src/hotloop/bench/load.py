@@ -29,6 +29,7 @@ Arrivals = Literal["poisson", "fixed"]
 _RECV_BYTES = 65536
 # A server that lives is told within this.
 _CONNECT_S = 5.0
+_SELECT_LIMIT = 1024
 UNANSWERED, CONNECTION_ERROR, NOT_SENT = "unanswered", "connection error", "not sent"
 
 
@@ -291,6 +292,9 @@ def _run(
     backlog: collections.deque[float] = collections.deque()
     on_their_way: collections.deque[tuple[float, int, _Connection]] = collections.deque()
     scheduled, most, told = 0, 0, 0
+    # epoll waits in whole milliseconds, select on its descriptor in microseconds; but select takes
+    # no descriptor that is large, as in a process with thousands of connections of its own.
+    fine = epoll.fileno() < _SELECT_LIMIT
     cpu_before, start = time.process_time(), clock()
     due = start + next(due_times)
     end = start + duration_s
@@ -330,10 +334,11 @@ def _run(
         if now - start > told + 1:
             told = int(now - start)
             on_second(scheduled, state.ended)
-        # epoll waits in whole milliseconds, select on its descriptor in microseconds.
         wait = min(max(0.0, (due if due < end else now + 0.05) - now), 0.05)
-        select.select([epoll.fileno()], [], [], wait)
-        for fd, event in epoll.poll(0):
+        if fine:
+            select.select([epoll.fileno()], [], [], wait)
+            wait = 0.0
+        for fd, event in epoll.poll(wait):
             found = by_fd.get(fd)
             if found is not None:
                 found.on_event(event)

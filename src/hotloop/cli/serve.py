@@ -139,11 +139,15 @@ def run(args: argparse.Namespace) -> int:
         limits=limits,
     )  # fmt: skip
     log = Log()
-    if args.insecure and not is_loopback(args.host) and tokens is None:
-        log.warn("anyone who reaches this address is served", host=args.host)
     server = Server(model, options, log)
+
+    def ready(server: Server) -> None:
+        if not is_loopback(args.host) and tokens is None:
+            log.warn("anyone who reaches this address is served", host=args.host)
+        _tell(server, as_json=args.json)
+
     try:
-        finished = run_server(server, lambda ready: _tell(ready, as_json=args.json))
+        finished = run_server(server, ready)
     finally:
         log.close()
     if server.stopped_by == signal.SIGINT:
@@ -167,13 +171,17 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _place(engine: Engine, affinity: str) -> Sequence[Sequence[int]]:
-    """As many CPUs for each instance as it has threads; none where they do not go round."""
+    """As many CPUs for each instance as it has threads, if one is left for the event loop.
+
+    Where none is, a pinned instance waits behind the loop while another CPU is free: small, two
+    instances on two CPUs, 64 connections: 20,400 requests a second pinned, 27,300 not.
+    """
     from ..machine import Machine, ThreadAffinity
 
     kind = ThreadAffinity.parse(affinity)
     machine = Machine.probe()
     wanted = engine.num_instances * engine.num_threads
-    if engine.num_instances == 1 or (kind.kind != "list" and wanted > machine.usable_cpus):
+    if engine.num_instances == 1 or (kind.kind != "list" and wanted >= machine.usable_cpus):
         return ()
     cpus = kind.cpus(machine, wanted, knob="num_instances")
     step = engine.num_threads

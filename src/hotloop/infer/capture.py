@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -114,8 +115,6 @@ def _names(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
 ) -> list[str]:
     """Parameter names of ``forward`` where each input is one tensor; else numbered."""
-    import inspect
-
     with contextlib.suppress(TypeError, ValueError):
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
         names = list(bound.arguments)
@@ -190,10 +189,7 @@ def _export(
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not kwargs:
-        return args
-    import inspect
-
+    """As torch.export wants them: by the names of forward, ``*args`` as one tuple."""
     return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
@@ -202,7 +198,8 @@ def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
     user = set(program.graph_signature.user_inputs)
     first = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in user)
     size = first.meta["val"].shape[0]
-    if not isinstance(size, torch.SymInt):
+    # A size that a branch of the model fixed is a symbol no more.
+    if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
         return False
     limits = program.range_constraints.get(size.node.expr)
     return limits is None or (int(limits.lower) <= 2 and limits.upper > 2**31)

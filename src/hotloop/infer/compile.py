@@ -98,7 +98,7 @@ def compile_inference(
     given = _Samples(samples, signature, tensors, bounds)
     workshop = Workshop(twin, signature, tensors, given.inputs)
     try:
-        contest = _Contest(workshop, goal, sizes, bounds, given, budget_s, start, tell)
+        contest = _Contest(workshop, goal, sizes, bounds, given, budget_s, start, tell, plan)
         precisions = ["float32", "bfloat16", "int8"] if bounds.allow_lower else ["float32"]
         images = any(isinstance(part, nn.Conv2d) for part in twin.modules())
         settings = settings_for(goal, named, precisions, usable, images)
@@ -157,12 +157,13 @@ class _Samples:
             )
         self.inputs = values
 
-    def batches(self, size: int) -> list[list[torch.Tensor]]:
-        """Whole batches of this size; what is left over is not used."""
+    def batches(self, fixed: int | None) -> list[list[torch.Tensor]]:
+        """All samples; with a fixed size, whole batches of it alone."""
         assert self.inputs is not None
         count = len(self.inputs[0])
-        size = min(size, count)
-        return [[t[i : i + size] for t in self.inputs] for i in range(0, count - size + 1, size)]
+        size = fixed or 64
+        end = count - count % size if fixed else count
+        return [[t[i : i + size] for t in self.inputs] for i in range(0, end, size)]
 
 
 class _Contest:
@@ -178,7 +179,9 @@ class _Contest:
         budget_s: float,
         start: float,
         tell: Callable[[str], None],
+        plan: Plan | None,
     ) -> None:
+        self.plan = plan
         self.workshop = workshop
         self.goal = goal
         self.sizes = sizes
@@ -190,7 +193,7 @@ class _Contest:
         self.engines: dict[Setting, Engine] = {}
         self.errors: dict[Setting, tuple[float | None, float | None]] = {}
         self._wanted: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        self._scores: torch.Tensor | None = None
+        self._scores: dict[int | None, torch.Tensor] = {}
 
     def hold(self, settings: list[Setting], *, required: bool) -> InferenceReport:
         """Race all; the report."""
@@ -253,7 +256,7 @@ class _Contest:
         signature = self.workshop.signature
         primary = report.winners.get(self._in_order()[0]) or next(iter(report.winners.values()))
         report.elapsed_s = time.perf_counter() - self.start
-        report.memory = predicted_memory(self.workshop, list(kept), max(report.winners))
+        report.memory = predicted_memory(self.workshop, list(kept), max(report.winners), self.plan)
         return InferenceRunner(
             self.engines,
             ranges,
@@ -279,7 +282,10 @@ class _Contest:
 
     def _fixed(self, setting: Setting) -> int | None:
         """The one batch size an engine takes; ``None``: any."""
-        return None if setting.engine == "eager" else self.workshop.fixed_batch(setting.precision)
+        if setting.engine == "eager":
+            return None
+        lowered = setting.engine == "inductor" and setting.precision == "bfloat16"
+        return self.workshop.fixed_batch("bfloat16" if lowered else "float32")
 
     def _is_fixed(self, setting: Setting, size: int) -> bool:
         return self._fixed(setting) not in (None, size)
@@ -358,12 +364,15 @@ class _Contest:
         return self._wanted[size, real]
 
     def _loss(self, engine: Engine, fixed: int | None) -> float | None:
-        batches = self.samples.batches(fixed or 64)
-        if self._scores is None:
+        batches = self.samples.batches(fixed)
+        if not batches:
+            return None
+        if fixed not in self._scores:
             with torch.inference_mode():
                 model, signature = self.workshop.model, self.workshop.signature
-                self._scores = torch.cat([signature.call(model, batch)[0] for batch in batches])
-        want = self._scores
+                scores = [signature.call(model, batch)[0] for batch in batches]
+            self._scores[fixed] = torch.cat(scores)
+        want = self._scores[fixed]
         if want.dim() < 2:
             return None
         got = torch.cat([_answer(engine, batch)[0] for batch in batches])
@@ -415,6 +424,9 @@ def _caller(engine: Engine, inputs: list[torch.Tensor]) -> Callable[[], object]:
     run_tensors = getattr(engine, "run_tensors", None)
     if run_tensors is not None:
         return lambda: run_tensors(inputs)
+    run_one = getattr(engine, "run_one", None)
+    if run_one is not None and len(inputs) == len(engine.outputs) == 1:
+        return lambda: torch.from_numpy(run_one(inputs[0].numpy()))
     return lambda: [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
 
 

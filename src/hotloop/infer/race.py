@@ -125,8 +125,10 @@ def _turn(runner: Runner) -> None:
         _turn_together(runner)
         return
     call, clock = runner.call, time.perf_counter
-    if not runner.slow:
-        call()  # Wakes the threads that slept while others ran.
+    # Untimed: wakes the threads that slept, and outlasts those of the others that still spin.
+    settled = clock() + TURN_S / 6
+    while not runner.slow and clock() < settled:
+        call()
     seconds: list[float] = []
     least = 1 if runner.slow else 3
     end = clock() + TURN_S

@@ -135,6 +135,8 @@ class InferenceRunner:
         return self._general(args, kwargs)
 
     def _lane(self, size: int) -> _Lane:
+        if not self._lanes:
+            raise InputError("the runner must be open", next_step="compile or load it again")
         setting = self.setting_for(size)
         if setting is None:
             raise DataError(

@@ -25,6 +25,11 @@ from .engine import Engine
 from .report import Setting
 
 Program = tuple[torch.export.ExportedProgram, int | None]
+_ENGINES_OF = {
+    "float32": ("eager", "inductor", "onnxruntime", "openvino"),
+    "bfloat16": ("eager", "inductor", "openvino"),
+    "int8": ("onnxruntime", "openvino"),
+}
 ENGINES = ("eager", "inductor", "onnxruntime", "openvino")
 
 
@@ -118,7 +123,7 @@ class Workshop:
 
     def fixed_batch(self, precision: str) -> int | None:
         """The only batch size the graph takes, ``None``: any."""
-        return self.program("bfloat16" if precision == "bfloat16" else "float32")[1]
+        return self.program(precision)[1]
 
     def compiled(self, precision: str) -> bool:
         """Whether the compiler has run for this precision."""
@@ -198,7 +203,7 @@ def settings_for(
     found = []
     for precision in precisions:
         for engine in engines:
-            if precision == "int8" and engine in ("eager", "inductor"):
+            if engine not in _ENGINES_OF[precision]:
                 continue
             for threads, instances in shapes:
                 base = Setting(

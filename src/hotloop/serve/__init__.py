@@ -1,8 +1,9 @@
 """The inference server: one model behind HTTP. Importing and serving loads no torch.
 
 - ``Server``, ``ServerOptions`` (``server.py``): sockets, signals, the end.
-- ``Hub``, ``Connection`` (``connection.py``): HTTP under ``Limits``.
-- ``App`` (``app.py``): what each path answers. ``tensors.py``, ``answers.py``: bytes and arrays.
+- ``Connection`` (``connection.py``), ``Hub`` (``hub.py``): HTTP under ``Limits``.
+- ``App`` (``app.py``): what each path answers.
+- ``tensors.py``, ``values.py``, ``answers.py``: bytes to arrays and back.
 - ``Batcher`` (``batcher.py``), ``CostCurve`` (``cost.py``): requests to calls of the engine.
 - ``Model`` (``model.py``): what is served, and its replacement. ``security.py``: who may connect.
 - ``page/``: the page to try the model. ``openapi.py``, ``stats.py``, ``log.py``: for operators.

@@ -28,7 +28,7 @@ from .stats import Stats
 from .tensors import InferRequest, parse_infer, parse_predict
 
 if TYPE_CHECKING:
-    from .connection import Hub
+    from .hub import Hub
 
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 _NO_TOKEN_NEEDED = frozenset({b"/v2/health/live", b"/v2/health/ready"})

@@ -179,8 +179,6 @@ class Batcher:
             expected = self._wait_s()
             needed = expected * self._slip + self.curve.high_s(max(work.rows, self.best_rows))
             if now + needed + _MARGIN_S > work.deadline_s:
-                if now >= work.deadline_s:
-                    raise Refusal(504, "the deadline has passed", reason="deadline")
                 raise busy(429, "the deadline cannot be kept", expected, "deadline not reachable")
             work.queued_s = now
             work.expected_s = expected
@@ -345,7 +343,9 @@ class Batcher:
             self.busy_instances -= 1
             if outputs is not None:
                 self.curve.add(rows, ended - started, ended)
-                self.best_rows = self.curve.best_rows(self.target_s)
+                self.best_rows = self.curve.best_rows(
+                    self.target_s, self._rate_per_s, self.num_instances
+                )
         if outputs is not None:
             self._post(self._deliver, batch, outputs, rows, ended - started)
         elif len(batch) == 1:

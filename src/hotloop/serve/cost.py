@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # A size not seen for this long is believed no more than the straight line through the others.
@@ -13,6 +14,8 @@ _LINE_WEIGHT = 0.5
 _STEP = 0.15
 # A smaller batch with a rate this near to the best answers sooner for the same work.
 _RATE_TOLERANCE = 0.02
+# Above this share of busy time the queue grows without end.
+_BUSY = 0.9
 
 
 @dataclass
@@ -70,7 +73,7 @@ class CostCurve:
         if expected > 0:
             # The 99th percentile of seen over expected: up by 99 parts as often as down by one.
             self._tail += 0.02 * (0.99 if seconds / expected > self._tail else -0.01)
-            self._tail = min(4.0, max(1.0, self._tail))
+            self._tail = min(3.0, max(1.0, self._tail))
         self._updates += 1
         if self._updates < 32 or self._updates % 8 == 0:
             self._cost = None
@@ -97,23 +100,32 @@ class CostCurve:
         """Seconds that 99 of 100 such calls stay below."""
         return self.cost_s(rows) * self._tail
 
-    def best_rows(self, target_s: float) -> int:
+    def best_rows(self, target_s: float, rate_per_s: float = 0.0, num_instances: int = 1) -> int:
         """The smallest batch with (nearly) the highest rate among those that keep the target.
 
-        A request waits for the call before its own at most, so two calls must fit.
+        A request waits for the call before its own at most, so two calls must fit. Where batches
+        that keep it cannot keep up with the rows that arrive, the target is lost to the queue and
+        smaller ones would only lose more: then the highest rate of all is taken.
+
+        Args:
+            target_s: latency that 99 of 100 answers should keep.
+            rate_per_s: rows that arrive. num_instances: calls at the same time.
         """
         if not self.is_known:
             return 1
         costs = self._costs()
-        fitting = [
-            i for i, cost in enumerate(costs) if 2 * cost * self._tail <= target_s
-        ] or [0]  # fmt: skip
-        best = max(self.sizes[i] / costs[i] for i in fitting)
-        return next(
-            self.sizes[i]
-            for i in fitting
-            if self.sizes[i] / costs[i] >= best * (1 - _RATE_TOLERANCE)
-        )
+        every = range(len(costs))
+        fitting = [i for i in every if 2 * costs[i] * self._tail <= target_s] or [0]
+        best = self._fastest(fitting)
+        if rate_per_s * self.cost_s(best) > _BUSY * best * num_instances:
+            return self._fastest(every)
+        return best
+
+    def _fastest(self, among: Iterable[int]) -> int:
+        costs = self._costs()
+        rates = {self.sizes[i]: self.sizes[i] / costs[i] for i in among}
+        enough = max(rates.values()) * (1 - _RATE_TOLERANCE)
+        return next(rows for rows, rate in rates.items() if rate >= enough)
 
     def smallest_sustaining(self, rate_per_s: float, num_instances: int, limit: int) -> int:
         """The smallest batch that keeps the instances idle a fifth of the time at this rate."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..version import VERSION
 from .datatypes import TO_NUMPY
 from .limits import Limits
 
+_MAX_EXAMPLE = 1024  # Values.
 _ERRORS = {
     "400": "The request is not what the model takes; the text says why.",
     "401": "A token is needed.",
@@ -54,12 +56,15 @@ def openapi_document(metadata: dict[str, Any], *, tokens: bool, limits: Limits) 
                 "description": "JSON tensors here; with Inference-Header-Content-Length the body "
                 "is the JSON followed by the binary tensors.",
                 "parameters": [_TIMEOUT],
-                "requestBody": _body("InferRequest"),
+                "requestBody": _body("InferRequest", infer_example(metadata)),
             }
         },
         "/predict": {
             "post": get("Inference with nested lists", "PredictResponse", _INFER)
-            | {"parameters": [_TIMEOUT], "requestBody": _body("PredictRequest")}
+            | {
+                "parameters": [_TIMEOUT],
+                "requestBody": _body("PredictRequest", predict_example(metadata)),
+            }
         },
         "/stats": {"get": get("Latency, queue and batches", "Stats")},
         "/metrics": {"get": get("Metrics in Prometheus' text format", None)},
@@ -93,9 +98,38 @@ _TIMEOUT = {
 }
 
 
-def _body(schema: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {"required": True, "content": content}
+def infer_example(metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """A request that the model takes; ``None`` where it would be long."""
+    tensors = []
+    for tensor in metadata["inputs"]:
+        shape = [1 if size < 0 else size for size in tensor["shape"]]
+        if math.prod(shape) > _MAX_EXAMPLE:
+            return None
+        value = False if tensor["datatype"] == "BOOL" else 0
+        tensors.append({**tensor, "shape": shape, "data": [value] * math.prod(shape)})
+    return {"inputs": tensors}
+
+
+def predict_example(metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """The same for ``/predict``."""
+    example = infer_example(metadata)
+    if example is None:
+        return None
+    return {"inputs": {t["name"]: _nested(t["data"], t["shape"]) for t in example["inputs"]}}
+
+
+def _nested(values: list[Any], shape: list[int]) -> Any:
+    if len(shape) < 2:
+        return values if shape else values[0]
+    size = len(values) // shape[0]
+    return [_nested(values[i * size : (i + 1) * size], shape[1:]) for i in range(shape[0])]
+
+
+def _body(schema: str, example: dict[str, Any] | None) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    if example is not None:
+        content["example"] = example
+    return {"required": True, "content": {"application/json": content}}
 
 
 def _operation(tokens: bool) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ..errors import HotloopError, InputError
 from .app import App, AppOptions
-from .connection import Hub
+from .hub import Hub
 from .limits import Limits, raise_descriptor_limit
 from .log import Log
 from .model import Model

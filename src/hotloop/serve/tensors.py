@@ -6,7 +6,6 @@ bytes or values that are there before an array is made.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,17 +18,12 @@ from .datatypes import protocol_name
 from .json_body import parse_json
 from .limits import Limits
 from .message import Refusal
+from .values import array_of, from_bytes, nesting_of, shape_of
 
 _MAX_NAME = 256
 _MAX_TENSORS = 64
 _MAX_KNOWN = 256
 _MAX_KNOWN_BYTES = 1024
-_NUMBERS = {
-    "b": (frozenset({bool}), "true or false"),
-    "i": (frozenset({int}), "integers"),
-    "u": (frozenset({int}), "integers"),
-    "f": (frozenset({int, float}), "finite numbers"),
-}
 
 
 @dataclass(slots=True)
@@ -97,7 +91,7 @@ class Layout:
         if len(binary) != self.nbytes:
             raise Refusal(400, f"the tensors of this request have {self.nbytes} bytes")
         arrays = [
-            _from_bytes(binary[start:end], shape, spec)
+            from_bytes(binary[start:end], shape, spec)
             for (start, end, shape), spec in zip(self.places, signature.inputs, strict=True)
         ]
         return InferRequest(
@@ -186,7 +180,7 @@ def parse_infer(
         spec, datatype = signature.inputs[at], signature.input_types[at]
         if tensor.get("datatype") != datatype:
             raise Refusal(400, f"input {name} must have datatype {datatype}")
-        shape = _shape(tensor.get("shape"), spec, limits)
+        shape = shape_of(tensor.get("shape"), spec, limits)
         nbytes = math.prod(shape) * numpy.dtype(spec.dtype).itemsize
         binary_size = _parameters(tensor).get("binary_data_size")
         if binary_size is None:
@@ -202,7 +196,7 @@ def parse_infer(
             raise Refusal(400, f"input {name} of this shape has {nbytes} bytes"[:300])
         if nbytes > len(binary) - used:
             raise Refusal(400, f"the body ends inside input {name}")
-        arrays[at] = _from_bytes(binary[used : used + nbytes], shape, spec)
+        arrays[at] = from_bytes(binary[used : used + nbytes], shape, spec)
         places[at] = (used, used + nbytes, shape)
         used += nbytes
     if binary is not None and used != len(binary):
@@ -250,91 +244,14 @@ def parse_predict(body: bytes | bytearray, signature: Signature, limits: Limits)
     arrays: list[numpy.ndarray | None] = []
     for spec in signature.inputs:
         value = inputs[spec.name]
-        found = _nesting(value, limits)
+        found = nesting_of(value, limits)
         if signature.batched and len(found) == len(spec.shape) - 1:
             found, value = [1, *found], [value]
-        arrays.append(array_of(value, _shape(found, spec, limits), spec))
+        arrays.append(array_of(value, shape_of(found, spec, limits), spec))
     whole = _all_there(arrays, signature)
     return InferRequest(
         whole, _rows(whole, signature, limits), _id(document), _timeout_s(_parameters(document))
     )
-
-
-def array_of(data: Any, shape: Sequence[int], spec: TensorSpec) -> numpy.ndarray:
-    """An array from JSON: a flat list in row-major order, or lists nested as the shape is.
-
-    Raises:
-        Refusal: another number of values, or values of another type or range.
-    """
-    dtype = numpy.dtype(spec.dtype)
-    wanted = math.prod(shape)
-    flat = data
-    if not isinstance(flat, list):
-        if shape:
-            raise Refusal(400, f"data of input {spec.name} must be a list")
-        flat = [flat]
-    elif flat and isinstance(flat[0], list):
-        for at, size in enumerate(shape):
-            inner = at < len(shape) - 1
-            if at == 0 and len(flat) != size:
-                raise Refusal(400, f"data of input {spec.name} does not have the shape")
-            if not inner:
-                break
-            if set(map(type, flat)) - {list} or set(map(len, flat)) - {shape[at + 1]}:
-                raise Refusal(400, f"data of input {spec.name} does not have the shape")
-            flat = list(itertools.chain.from_iterable(flat))
-    if len(flat) != wanted:
-        raise Refusal(400, f"data of input {spec.name} must have {wanted} values"[:300])
-    allowed, what = _NUMBERS[dtype.kind]
-    if set(map(type, flat)) - allowed:
-        raise Refusal(400, f"data of input {spec.name} must be {what}")
-    try:
-        with numpy.errstate(over="ignore"):
-            array = numpy.array(flat, dtype=dtype)
-    except (OverflowError, ValueError):
-        raise Refusal(400, f"a value of input {spec.name} is out of range") from None
-    if dtype.kind == "f" and not numpy.isfinite(array).all():
-        raise Refusal(400, f"a value of input {spec.name} is out of range")
-    return array.reshape(shape)
-
-
-def _from_bytes(view: memoryview, shape: Sequence[int], spec: TensorSpec) -> numpy.ndarray:
-    if spec.dtype == "bool":
-        raw = numpy.frombuffer(view, dtype=numpy.uint8)
-        # Any other byte in an array of booleans is undefined behaviour in the kernels.
-        if raw.size and int(raw.max()) > 1:
-            raise Refusal(400, f"bytes of input {spec.name} must be 0 or 1")
-        return raw.view(numpy.bool_).reshape(shape)
-    return numpy.frombuffer(view, dtype=spec.dtype).reshape(shape)
-
-
-def _shape(value: Any, spec: TensorSpec, limits: Limits) -> tuple[int, ...]:
-    """A shape that fits the model's."""
-    if not isinstance(value, list) or len(value) > limits.max_rank:
-        raise Refusal(400, f"shape of input {spec.name} must be a list of sizes")
-    if any(type(size) is not int or not 0 <= size < 2**31 for size in value):
-        raise Refusal(400, f"sizes of input {spec.name} must be integers from 0 to 2147483647")
-    fits = len(value) == len(spec.shape) and all(
-        want is None or want == size for want, size in zip(spec.shape, value, strict=True)
-    )
-    if not fits:
-        wanted = [-1 if size is None else size for size in spec.shape]
-        raise Refusal(400, f"shape of input {spec.name} must be {wanted}"[:300])
-    if 0 in value:
-        raise Refusal(400, f"input {spec.name} must not be empty")
-    if math.prod(value) * numpy.dtype(spec.dtype).itemsize > limits.max_body_bytes:
-        raise Refusal(413, f"input {spec.name} has at most {limits.max_body_bytes} bytes")
-    return tuple(value)
-
-
-def _nesting(value: Any, limits: Limits) -> list[int]:
-    shape = []
-    while isinstance(value, list):
-        shape.append(len(value))
-        if len(shape) > limits.max_rank or not value:
-            raise Refusal(400, "inputs must be nested lists of numbers, none of them empty")
-        value = value[0]
-    return shape
 
 
 def _all_there(arrays: Sequence[numpy.ndarray | None], signature: Signature) -> list[numpy.ndarray]:

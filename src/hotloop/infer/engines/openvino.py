@@ -84,16 +84,23 @@ class OpenVinoEngine:
         """See ``Engine.run``. Contiguous arrays are read where they lie."""
         # OpenVINO would convert another dtype without a word.
         check_arrays(self.inputs, arrays)
-        request = self._requests.get()
+        # One array is its own feed: a mapping would be looked through name by name.
+        return self._answer(arrays[0] if len(arrays) == 1 else list(arrays))
+
+    def run_one(self, array: numpy.ndarray) -> numpy.ndarray:
+        """``run`` for a model of one input and one output; the caller has checked the array."""
+        return self._answer(array)[0]
+
+    def _answer(self, feed: Any) -> list[numpy.ndarray]:
+        requests = self._requests
+        request = requests.get()
         try:
-            # One array is its own feed: a mapping would be looked through name by name.
-            feed = arrays[0] if len(arrays) == 1 else list(arrays)
             request.infer(feed, share_inputs=True, share_outputs=True)
             return [request.get_output_tensor(port).data.copy() for port in self._ports]
         except Exception as error:
             raise RunError("OpenVINO must answer", got=_line(error)) from None
         finally:
-            self._requests.put(request)
+            requests.put(request)
 
     def close(self) -> None:
         """See ``Engine.close``."""

@@ -41,9 +41,11 @@ function show(outputs, classes, milliseconds) {
   $('outputs').textContent = text.length > 4000 ? text.slice(0, 4000) + ' …' : text;
   $('bars').replaceChildren();
   if (!classes || first.length !== 1 || first[0].length > 20) return;
-  // Softmax of what came out: the same order whether these are logits or probabilities.
+  // Probabilities are shown as they are, logits after a softmax.
   const top = Math.max(...first[0]);
-  const powers = first[0].map(v => Math.exp(v - top));
+  const total = first[0].reduce((a, b) => a + b);
+  const given = Math.min(...first[0]) >= 0 && Math.abs(total - 1) < 1e-3;
+  const powers = given ? first[0] : first[0].map(v => Math.exp(v - top));
   const sum = powers.reduce((a, b) => a + b);
   powers.forEach((power, i) => {
     const row = document.createElement('div');
