@@ -16,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 
+from about import machine_summary
+
 import hotloop
 from hotloop.train.report import versions
 
