@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 
 import torch
+from about import machine_summary
 from torch.nn import functional as F
 
 import hotloop
 from hotloop.monitor import PerformanceMonitor
 from hotloop.monitor.sinks import JsonLines
-from hotloop.train.report import machine_summary, versions
+from hotloop.train.report import versions
 from hotloop.train.zoo import build_model
 
 EPOCHS = {"small": 60, "cnn": 1, "plain": 20}

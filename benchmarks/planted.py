@@ -305,9 +305,10 @@ def main() -> int:
         return child(args.child, args.variant, args.plan)
     sys.path.insert(0, str(HERE.parent))
     import planted_runs
+    from about import machine_summary
 
     from hotloop.machine import Machine
-    from hotloop.train.report import machine_summary, versions
+    from hotloop.train.report import versions
 
     document: dict[str, Any] = {"planted": {}, "healthy": {}}
     if args.json and args.json.exists():

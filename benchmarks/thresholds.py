@@ -16,8 +16,10 @@ import threading
 import time
 from pathlib import Path
 
+from about import machine_summary
+
 import hotloop
-from hotloop.train.report import machine_summary, versions
+from hotloop.train.report import versions
 
 SIZE, ROUNDS = 64 * 2**20, 15
 PAGES = SIZE // mmap.PAGESIZE

@@ -32,5 +32,5 @@ rm -f "$stamp"
 # The build runs in this environment, so that the pinned setuptools is the one used.
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --constraint "$root/constraints.txt" --no-build-isolation \
-  --editable "$root[plot,parquet,dev]"
+  --editable "$root[plot,parquet,onnx,openvino,serve,clients,dev]"
 printf '%s' "$wanted" >"$stamp"

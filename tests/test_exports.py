@@ -11,13 +11,14 @@ PUBLIC = [
     "BatchBuffer", "BatchLayout", "BatchSizeAdjuster", "Budget", "BudgetError", "BufferState",
     "CacheStats", "Ceilings", "CheckpointConfig", "CheckpointError", "CheckpointStore",
     "CpuConfig", "CpuStats", "DataError", "DataParallelTrainer", "DivergedError",
-    "GradientAccumulator", "GradientSynchronizer", "HotloopError", "InputError", "LoadBalancer",
+    "GradientAccumulator", "GradientSynchronizer", "HotloopError", "InferenceReport",
+    "InferenceRunner", "InputError", "LoadBalancer",
     "Machine", "MemoryConfig", "MemoryPool", "MemoryStats", "MissingExtraError", "ModelError",
     "NumaConfig", "Optimization", "PackedDataset", "ParallelConfig", "PerformanceMonitor",
     "PerformanceReport", "Plan", "PlanError", "PoolError", "RunError", "StepConfig",
     "StorageError", "TensorArena", "ThreadAffinity", "TrainReport", "TrainStep", "Trainer",
-    "WorkerStats", "__version__", "compile_step", "load_mnist", "open_dataset",
-    "tune",
+    "WorkerStats", "__version__", "compile_inference", "compile_step", "load_inference",
+    "load_mnist", "open_dataset", "tune",
 ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RunError,
         StorageError,
     )
+    from .infer import InferenceReport, InferenceRunner, compile_inference, load_inference
     from .machine import Ceilings, Machine, ThreadAffinity
     from .memory import (
         BatchBuffer,
@@ -107,6 +108,11 @@ _ROOM_OF = {
     "MemoryStats": "monitor",
     "CacheStats": "monitor",
     "Optimization": "monitor",
+    # inference
+    "compile_inference": "infer",
+    "load_inference": "infer",
+    "InferenceRunner": "infer",
+    "InferenceReport": "infer",
     # errors
     "HotloopError": "errors",
     "InputError": "errors",
@@ -142,6 +148,8 @@ __all__ = [
     "GradientAccumulator",
     "GradientSynchronizer",
     "HotloopError",
+    "InferenceReport",
+    "InferenceRunner",
     "InputError",
     "LoadBalancer",
     "Machine",
@@ -169,7 +177,9 @@ __all__ = [
     "Trainer",
     "WorkerStats",
     "__version__",
+    "compile_inference",
     "compile_step",
+    "load_inference",
     "load_mnist",
     "open_dataset",
     "tune",

@@ -66,6 +66,11 @@ def test_two_peers_race_for_real(capsys, tmp_path):
         assert timing["losses"][0] > timing["losses"][-1] > 0
         assert timing["samples_per_s"]["n"] == 2
         assert timing["peak_bytes"] > 2**20
+    assert document["rates"]["flop_per_s"]["n"] == document["rates"]["bytes_per_s"]["n"] == 2
+    updates = 24 * 235_146 * 320 / 64
+    by_memory = updates / document["rates"]["bytes_per_s"]["median"]
+    assert document["floor_s"] > by_memory
+    assert document["sum_floor_s"] == pytest.approx(document["floor_s"] + by_memory)
     plain, tuned = document["timings"]
     assert tuned["losses"] == pytest.approx(plain["losses"], rel=1e-3)
     assert {"torch", "python", "numpy"} <= set(document["about"]["versions"])

@@ -54,6 +54,8 @@ def test_help_and_machine_start_without_torch():
         ["train", "--help"],
         ["plan", "--help"],
         ["report", "--help"],
+        ["export", "--help"],
+        ["serve", "--help"],
     ):
         code = (
             "import sys\nfrom hotloop.cli.main import main\n"
@@ -239,7 +241,8 @@ def test_unknown_options_are_usage_errors(capsys):
 def test_every_command_has_json_and_debug():
     choices = build_parser()._subparsers._group_actions[0].choices
     assert set(choices) == {
-        "machine", "plan", "train", "tune", "prove", "report", "run", "bench",
+        "machine", "plan", "train", "tune", "prove", "report", "run", "export",
+        "serve", "bench",
     }  # fmt: skip
     for parser in choices.values():
         flags = {flag for action in parser._actions for flag in action.option_strings}

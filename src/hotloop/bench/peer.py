@@ -1,6 +1,6 @@
 """Process of one peer: ``python -m hotloop.bench.peer SETUP.json``; one epoch for each line read.
 
-Lines in: ``{"epoch": n}``. Lines out: ``{"ready": true}``, then ``{"s": seconds, "loss": mean}``.
+Lines in: ``{"turn": n}``. Lines out: ``{"ready": true}``, then ``{"s": seconds, "loss": mean}``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> int:
     def epochs() -> Any:
         """Waits for the next epoch; yields its number."""
         for line in sys.stdin:
-            yield json.loads(line)["epoch"]
+            yield json.loads(line)["turn"]
 
     from ..train.zoo import build_model
 

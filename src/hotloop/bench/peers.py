@@ -121,28 +121,13 @@ def _jax(model: nn.Module, name: str, x: Any, y: Any, size: int, scan: bool) -> 
     import jax  # type: ignore[import-not-found, unused-ignore]
     import jax.numpy as jnp  # type: ignore[import-not-found, unused-ignore]
 
+    from .jax_models import zoo_forward
+
     layers: list[Any] = [p.detach().numpy().copy() for p in model.parameters()]
     weights = [jnp.asarray(w.T if w.ndim == 2 else w) for w in layers]
 
-    def forward(w: Any, batch: Any) -> Any:
-        at = 0
-        if name == "cnn":
-            for _ in range(2):
-                batch = jax.lax.conv_general_dilated(batch, w[at], (1, 1), "VALID")
-                batch = jax.nn.relu(batch + w[at + 1][None, :, None, None])
-                at += 2
-            window = (1, 1, 2, 2)
-            batch = jax.lax.reduce_window(batch, -jnp.inf, jax.lax.max, window, window, "VALID")
-        batch = batch.reshape(len(batch), -1)
-        while at < len(w):
-            batch = batch @ w[at] + w[at + 1]
-            at += 2
-            if at < len(w):
-                batch = jax.nn.relu(batch)
-        return batch
-
     def loss_of(w: Any, batch: Any, target: Any) -> Any:
-        scores = jax.nn.log_softmax(forward(w, batch))
+        scores = jax.nn.log_softmax(zoo_forward(name, w, batch))
         return -jnp.mean(jnp.take_along_axis(scores, target[:, None], 1))
 
     def step(state: Any, data: Any) -> Any:

@@ -7,6 +7,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from .turns import summary
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -42,6 +44,8 @@ class Race:
         floor_s: seconds an epoch takes at the measured rates: arithmetic at the best matrix
             product rate and the optimizer's traffic at the bandwidth, whichever is longer.
         sum_floor_s: both, one after the other.
+        rates: ``flop_per_s`` of the best matrix product and ``bytes_per_s`` of memory, float32, all
+            threads, measured in turn with the peers: median, min, max, n.
         about: versions and machine.
     """
 
@@ -52,6 +56,7 @@ class Race:
     timings: tuple[Timing, ...]
     floor_s: float | None = None
     sum_floor_s: float | None = None
+    rates: dict[str, Any] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
     def rows(self) -> list[list[str]]:
@@ -102,12 +107,7 @@ class Race:
         document = dataclasses.asdict(self)
         for timing, entry in zip(self.timings, document["timings"], strict=True):
             if timing.seconds:
-                entry["samples_per_s"] = {
-                    "median": self.num_samples / timing.median_s,
-                    "min": self.num_samples / max(timing.seconds),
-                    "max": self.num_samples / min(timing.seconds),
-                    "n": len(timing.seconds),
-                }
+                entry["samples_per_s"] = summary([self.num_samples / s for s in timing.seconds])
         return document
 
 

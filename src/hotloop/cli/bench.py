@@ -1,15 +1,14 @@
-"""``hotloop bench train`` and ``scale``: peers side by side, interleaved, on MNIST."""
+"""``hotloop bench``: its kinds, and the races of training, ``train`` and ``scale``, on MNIST."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from . import bench_infer, bench_load
+from .bench_options import chosen, live_line, positive, write_document
 
 if TYPE_CHECKING:
     from ..bench import Race
@@ -24,12 +23,30 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command to ``hotloop``."""
     parser = subparsers.add_parser(
         NAME,
-        help="race hotloop against its peers",
-        description="Train with each peer in turn, epoch by epoch, on the same batches. "
-        "train: hotloop and its peers. scale: 1, 2, ... workers, DistributedDataParallel, and one "
-        "step with all threads.",
+        help="race hotloop against its peers, in training and in inference; put load on a server",
+        description="Race hotloop against its peers, each in a process of its own, in turn.",
     )
-    parser.add_argument("what", choices=("train", "scale"), help="peers, or workers")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    kinds = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for what, text in (
+        ("train", "train with each peer, epoch by epoch, on the same batches"),
+        ("scale", "training on 1, 2, ... workers, and DistributedDataParallel"),
+    ):
+        _add_training(kinds.add_parser(what, help=text, description=text.capitalize() + "."))
+    bench_infer.add_parser(kinds)
+    bench_load.add_parser(kinds)
+    for kind in kinds.choices.values():
+        kind.allow_abbrev = False
+        # Given before or after WHAT, they mean the same.
+        kind.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+        )
+        kind.add_argument("--debug", action="store_true", default=argparse.SUPPRESS,
+                          help="show the traceback when something goes wrong")  # fmt: skip
+        kind.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here too")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", default="small,big,cnn", metavar="A,B", help="models")
     parser.add_argument("--peers", metavar="A,B", help="peers; default: all")
     parser.add_argument("--num-samples", type=int, default=10_000, metavar="N")
@@ -45,8 +62,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--guide", action="store_true", help="the guide's table: hotloop at three sizes"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here too")
     parser.set_defaults(run=run)
 
 
@@ -56,27 +71,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: an unknown model or peer, or a number below 1.
     """
-    models = args.models.split(",")
-    for model in models:
-        if model not in _MODELS:
-            raise InputError(
-                f"--models must be of {', '.join(_MODELS)}", got=model, next_step="--models small"
-            )
-    for name in ("num_samples", "batch_size", "rounds", "num_threads", "num_workers"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1", got=value)
+    models = chosen("--models", args.models, _MODELS)
+    positive(args, "num_samples", "batch_size", "rounds", "num_threads", "num_workers")
     from ..bench import race_training
     from ..bench.peers import PEERS
-    from ..files import write_text_atomically
 
     known = ["hotloop", *PEERS]
     if args.what == "scale":
         known = _scale_peers(args.num_threads)
-    peers = known if args.peers is None else args.peers.split(",")
-    for peer in peers:
-        if peer not in known:
-            raise InputError(f"--peers must be of {', '.join(known)}", got=peer)
+    peers = chosen("--peers", args.peers, known)
     sizes = [n for n, _, _ in _GUIDE] if args.guide else [args.num_samples]
     if args.guide:
         peers = ["hotloop"]
@@ -84,20 +87,16 @@ def run(args: argparse.Namespace) -> int:
         race_training(
             model, peers, num_samples=size, batch_size=args.batch_size, rounds=args.rounds,
             threads=args.num_threads, precision=args.precision, workers=args.num_workers,
-            say=lambda line: print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
-            if sys.stderr.isatty() else None,
+            say=live_line,
         )
         for model in models
         for size in sizes
     ]  # fmt: skip
     if args.what == "scale":
         return _scale(args, races)
-    document = json.dumps([race.to_dict() for race in races], indent=1)
-    if args.out is not None:
-        write_text_atomically(args.out, document + "\n")
-    if args.json:
-        print(document)
-    elif args.guide:
+    if write_document(args, [race.to_dict() for race in races]):
+        return 0
+    if args.guide:
         _print_guide(races)
     else:
         for race in races:
@@ -116,7 +115,6 @@ def _scale_peers(num_threads: int | None) -> list[str]:
 
 def _scale(args: argparse.Namespace, races: list[Race]) -> int:
     from ..bench.scale import measure_costs, predictions, scale_rows
-    from ..files import write_text_atomically
 
     documents = []
     for race in races:
@@ -129,11 +127,7 @@ def _scale(args: argparse.Namespace, races: list[Race]) -> int:
                 "predictions": predictions(costs, (64, 256)),
             }
         )
-    text = json.dumps(documents, indent=1)
-    if args.out is not None:
-        write_text_atomically(args.out, text + "\n")
-    if args.json:
-        print(text)
+    if write_document(args, documents):
         return 0
     for race, document in zip(races, documents, strict=True):
         _print(race)

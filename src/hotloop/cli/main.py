@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from ..errors import HotloopError
 from ..version import VERSION
-from . import bench, machine, plan, prove, report, run, train, tune
+from . import bench, export, machine, plan, prove, report, run, serve, train, tune
 
-COMMANDS = (machine, plan, train, tune, prove, report, run, bench)
+COMMANDS = (machine, plan, train, tune, prove, report, run, export, serve, bench)
 INTERRUPTED = 130
 
 

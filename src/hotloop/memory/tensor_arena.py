@@ -98,6 +98,8 @@ class TensorArena:
         granularity_bytes: sizes are rounded up to a multiple.
         capacity_bytes: most the arena may hold; larger demands go to the allocator found.
             ``None``: four times the physical memory, of which only what is touched is used.
+        keep_pages: leave the pages of free blocks in place when the last context ends, for one that
+            is entered again and again; ``trim`` gives them back.
 
     Attributes:
         reason: why the arena is not used; ``None`` if it is, or before entering.
@@ -114,6 +116,7 @@ class TensorArena:
         threshold_bytes: int = THRESHOLD_BYTES,
         granularity_bytes: int = GRANULARITY_BYTES,
         capacity_bytes: int | None = None,
+        keep_pages: bool = False,
     ) -> None:
         if huge_pages not in get_args(HugePages):
             raise PlanError("huge_pages must be never, try or require", got=repr(huge_pages))
@@ -128,6 +131,7 @@ class TensorArena:
         self.threshold_bytes = threshold_bytes
         self.granularity_bytes = granularity_bytes
         self.capacity_bytes = capacity_bytes
+        self.keep_pages = keep_pages
         self.reason: str | None = None
         self._installs: list[bool] = []
 
@@ -157,7 +161,8 @@ class TensorArena:
         library = native_part()[0]
         if self._installs.pop() and library is not None:
             library.hotloop_arena_uninstall()
-            library.hotloop_arena_trim()
+            if not self.keep_pages:
+                library.hotloop_arena_trim()
 
     def stats(self) -> ArenaStats:
         """The counters now; all zero where the arena is not available."""

@@ -66,17 +66,17 @@ def prometheus_text(report: PerformanceReport) -> str:
     for name, kind, path, text in _METRICS:
         value = _at(report, path)
         if value is not None:
-            lines += _header(name, kind, text)
-            lines.append(f"hotloop_{name} {_number(value)}")
-    lines += _header("phase_seconds_total", "counter", "Time by phase of the loop.")
+            lines += header_lines(name, kind, text)
+            lines.append(f"hotloop_{name} {number_text(value)}")
+    lines += header_lines("phase_seconds_total", "counter", "Time by phase of the loop.")
     for phase in _PHASES:
         seconds = getattr(report.step, f"{phase}_s")
         if seconds is not None:
-            lines.append(f'hotloop_phase_seconds_total{{phase="{phase}"}} {_number(seconds)}')
+            lines.append(f'hotloop_phase_seconds_total{{phase="{phase}"}} {number_text(seconds)}')
     for name, text, rows in _families(report):
         if rows:
-            lines += _header(name, "gauge", text)
-            lines += [f"hotloop_{name}{{{labels}}} {_number(value)}" for labels, value in rows]
+            lines += header_lines(name, "gauge", text)
+            lines += [f"hotloop_{name}{{{labels}}} {number_text(value)}" for labels, value in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -164,7 +164,8 @@ class MetricsServer:
         self._thread.join()
 
 
-def _header(name: str, kind: str, text: str) -> list[str]:
+def header_lines(name: str, kind: str, text: str) -> list[str]:
+    """The two comment lines before a metric; ``name`` without its prefix."""
     return [f"# HELP hotloop_{name} {text}", f"# TYPE hotloop_{name} {kind}"]
 
 
@@ -175,7 +176,8 @@ def _at(report: PerformanceReport, path: str) -> Any:
     return value
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A value as the format writes it."""
     if isinstance(value, int):
         return str(value)
     return repr(float(value)) if math.isfinite(value) else "NaN"

@@ -20,6 +20,7 @@ from torch import fx
 from torch.utils.flop_counter import conv_flop_count
 
 from ..machine.threads import num_threads as threads_set
+from ..memory import TensorArena
 from .operators import GEMM_UPDATES
 from .routes import Product, Route, remembered
 from .stopwatch import least_seconds
@@ -170,7 +171,8 @@ def _race(work: _Timed, num_threads: int) -> tuple[str, dict[str, float], bool]:
     update = work.kind == "product and update"
     call, share = _update_call(work, num_threads) if update else (_convolution_call(work), 1.0)
     name = "hotloop" if update else "onednn"
-    with torch.no_grad(), threads_set(num_threads):
+    # Results lie in memory that was used before, as in the step: fresh pages took 3.2 ms of 3.4.
+    with torch.no_grad(), threads_set(num_threads), TensorArena():
         seconds, quiet = least_seconds({name: call})
     return name, {name: seconds[name] / share}, quiet
 

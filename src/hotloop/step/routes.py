@@ -18,12 +18,13 @@ from torch import fx
 
 from ..machine import timings
 from ..machine.threads import num_threads as threads_set
+from ..memory import TensorArena
 from .stopwatch import Timing, least_seconds
 
 _aten = torch.ops.aten
 _timed_here: set[str] = set()
 # Raised when timings are taken in another way: earlier ones are then forgotten.
-_TIMING = 3
+_TIMING = 4
 
 
 class Product(NamedTuple):
@@ -161,7 +162,7 @@ def _timed(product: Product) -> Timing:
             a, turned, bias, "none", [], ""
         )
     calls["hotloop"] = functools.partial(gemm, a, b, out, bias, num_threads=num_threads)
-    with torch.no_grad(), threads_set(num_threads):
+    with torch.no_grad(), threads_set(num_threads), TensorArena():
         return least_seconds(calls, max(1, int(5e-4 / (2 * m * k * n / 50e9 + 2e-6))))
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from ..errors import RunError
@@ -25,6 +25,7 @@ class Child:
     Args:
         name: what it is called in errors.
         module: run as a program. arguments: of it.
+        environment: variables besides those of this process.
     """
 
     def __init__(
@@ -32,6 +33,8 @@ class Child:
         name: str,
         module: str,
         arguments: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self._errors: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
@@ -42,7 +45,11 @@ class Child:
             stderr=self._errors,
             text=True,
             # The modules that are found here are found there.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+                **(environment or {}),
+            },
             # Ctrl-C is for the parent, which ends its children; and they are ended with theirs.
             start_new_session=True,
         )

@@ -1,0 +1,106 @@
+"""``Engine``: what every backend of inference looks like to runner and server. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    import numpy
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an engine.
+
+    Attributes:
+        name: as the model calls it.
+        dtype: numpy's name, such as ``"float32"``.
+        shape: ``None`` where any size goes; where there is one, the batch comes first.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def fits(self, dtype: str, shape: Sequence[int]) -> bool:
+        """Whether an array of this dtype and shape can be given."""
+        return (
+            dtype == self.dtype
+            and len(shape) == len(self.shape)
+            and all(
+                want is None or want == got for want, got in zip(self.shape, shape, strict=True)
+            )
+        )
+
+    def text(self) -> str:
+        """``x float32 [batch, 1, 28, 28]``."""
+        sizes = ["any" if size is None else str(size) for size in self.shape]
+        if sizes and self.shape[0] is None:
+            sizes[0] = "batch"
+        return f"{self.name} {self.dtype} [{', '.join(sizes)}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> TensorSpec:
+        """What ``to_dict`` gave."""
+        return cls(str(document["name"]), str(document["dtype"]), tuple(document["shape"]))
+
+
+class Engine(Protocol):
+    """A model ready to answer.
+
+    Attributes:
+        name: ``"eager"``, ``"torchscript"``, ``"inductor"``, ``"onnxruntime"``, ``"openvino"``.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"int8"``: of the arithmetic inside; what goes
+            in and comes out keeps the dtypes of ``inputs`` and ``outputs``.
+        inputs, outputs: in the order of ``run``.
+        num_threads: threads inside one call.
+        num_instances: calls that may usefully run at the same time. They share the weights.
+    """
+
+    name: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    num_threads: int
+    num_instances: int
+
+    def run(self, arrays: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
+        """One call. Up to ``num_instances`` threads may call at once.
+
+        Raises:
+            DataError: number, dtype or shape of the arrays is not that of ``inputs``.
+            RunError: the engine failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give memory and threads back; no call may follow."""
+        ...
+
+
+def check_arrays(inputs: Sequence[TensorSpec], arrays: Sequence[Any]) -> None:
+    """Whether arrays (numpy's) can be given to an engine with these inputs.
+
+    Raises:
+        DataError: names the first that cannot.
+    """
+    if len(arrays) != len(inputs):
+        raise DataError(
+            f"the model takes {len(inputs)} inputs: {'; '.join(s.text() for s in inputs)}",
+            got=f"{len(arrays)} arrays",
+        )
+    for spec, array in zip(inputs, arrays, strict=True):
+        if not spec.fits(str(array.dtype), array.shape):
+            raise DataError(
+                f"the input must be {spec.text()}", got=f"{array.dtype} {list(array.shape)}"
+            )

@@ -1,0 +1,174 @@
+"""PyTorch's own paths: eager, and the compiled graph (AOTInductor with frozen weights)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ...errors import ModelError, RunError
+from ..engine import TensorSpec, check_arrays
+from ..signature import flatten, unflatten
+
+if TYPE_CHECKING:
+    import numpy
+
+
+class TorchEngine:
+    """What both share: arrays and tensors in, threads set for the call and restored."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        num_threads: int,
+        num_instances: int,
+        precision: str,
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.num_threads = num_threads
+        self.num_instances = num_instances
+        self.precision = precision
+
+    def run(self, arrays: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
+        """See ``Engine.run``."""
+        import numpy
+
+        check_arrays(self.inputs, arrays)
+        # A tensor cannot look at an array that is read-only or runs backwards.
+        tensors = [
+            torch.from_numpy(
+                a if a.flags.writeable and min(a.strides, default=0) >= 0 else a.copy()
+            )
+            for a in map(numpy.asarray, arrays)
+        ]
+        try:
+            return [tensor.numpy() for tensor in self.run_tensors(tensors)]
+        except RuntimeError as error:
+            raise RunError("the model must answer", got=error) from error
+
+    def run_tensors(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The same for tensors."""
+        # A setting of the calling thread: 0.1 us to look at, so that it is set only where it must.
+        before = torch.get_num_threads()
+        if before == self.num_threads:
+            with torch.inference_mode():
+                return self._call(tensors)
+        torch.set_num_threads(self.num_threads)
+        try:
+            with torch.inference_mode():
+                return self._call(tensors)
+        finally:
+            torch.set_num_threads(before)
+
+    def _call(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+
+
+class EagerEngine(TorchEngine):
+    """The module itself in inference mode.
+
+    Args:
+        model: in eval mode, the engine's own.
+        input_structure: of ``(args, kwargs)``, see ``signature``.
+        channels_last: images and the weights of convolutions with channels adjacent.
+    """
+
+    name = "eager"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_structure: Any,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        num_threads: int = 1,
+        num_instances: int = 1,
+        precision: str = "float32",
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(
+            inputs, outputs,
+            num_threads=num_threads, num_instances=num_instances, precision=precision,
+        )  # fmt: skip
+        self._model = model
+        self._structure = input_structure
+        self._channels_last = channels_last
+        self._single = input_structure == {"tuple": [{"tuple": ["*"]}, {"dict": {}}]}
+        self._dtypes = [getattr(torch, spec.dtype) for spec in outputs]
+
+    def _call(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if self._channels_last:
+            tensors = [
+                t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+                for t in tensors
+            ]
+        lower = self.precision == "bfloat16"
+        context = torch.autocast("cpu", torch.bfloat16) if lower else contextlib.nullcontext()
+        with context:
+            if self._single:
+                result = self._model(tensors[0])
+            else:
+                args, kwargs = unflatten(self._structure, tensors)
+                result = self._model(*args, **kwargs)
+        leaves = [result] if isinstance(result, torch.Tensor) else flatten(result, "the result")[0]
+        if lower:
+            leaves = [leaf.to(dtype) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
+        return leaves
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        del self._model
+
+
+class InductorEngine(TorchEngine):
+    """A library that AOTInductor built, weights frozen into it; called without the interpreter.
+
+    Args:
+        package: the compiled package. It is machine code: only ever from hotloop's own cache.
+    """
+
+    name = "inductor"
+
+    def __init__(
+        self,
+        package: str | Path,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        num_threads: int = 1,
+        num_instances: int = 1,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(
+            inputs, outputs,
+            num_threads=num_threads, num_instances=num_instances, precision=precision,
+        )  # fmt: skip
+        try:
+            # Below ``aoti_load_package``, whose wrapper walks argument trees on every call and
+            # cannot be told how many calls may run at once. They share the weights.
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(
+                str(package), "model", False, num_instances, -1
+            )
+        except Exception as error:
+            raise ModelError("the compiled model must load", got=error) from error
+
+    def _call(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        results: list[torch.Tensor] = self._loader.boxed_run([t.contiguous() for t in tensors])
+        return results
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        del self._loader

@@ -1,0 +1,360 @@
+"""An exported folder: ``model.json`` and the engines' files. Reading it imports no torch.
+
+Nothing in it is code: weights are in ONNX, OpenVINO's xml and bin, or a ``.pt2`` archive that is
+looked through before it is read (``archive``). Compiled code comes from hotloop's own cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HotloopError, InputError, ModelError, StorageError
+from ..machine import Machine
+from ..version import VERSION
+from .engine import Engine, TensorSpec
+from .remembered import versions
+from .report import InferenceReport, Setting
+from .runner import InferenceRunner
+
+if TYPE_CHECKING:
+    from .workshop import Workshop
+
+DOCUMENT = "model.json"
+FORMAT = "hotloop-inference"
+FORMAT_VERSION = 1
+_MAX_DOCUMENT_BYTES = 64 * 1024**2
+
+
+def save(runner: InferenceRunner, folder: Path) -> Path:
+    """See ``InferenceRunner.save``."""
+    if folder.exists() and not (folder / DOCUMENT).is_file() and any(_listed(folder)):
+        raise InputError(
+            "the folder must be new, empty or an earlier export", got=folder,
+            next_step="name another with --out",
+        )  # fmt: skip
+    aside = folder.with_name(f".{folder.name}-{secrets.token_hex(6)}")
+    try:
+        aside.mkdir(parents=True)
+        document = _document(runner, aside)
+        (aside / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        for path in aside.iterdir():
+            _sync(path)
+        _sync(aside)
+        _put_in_place(aside, folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} could not be written", got=error.strerror, next_step="choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _listed(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError("the export must be a folder", got=folder)
+    return list(folder.iterdir())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _put_in_place(aside: Path, folder: Path) -> None:
+    """Rename; a folder that is there goes aside first and comes back if that fails."""
+    old = folder.with_name(f".{folder.name}-{secrets.token_hex(6)}")
+    if not folder.exists():
+        os.rename(aside, folder)
+        _sync(folder.parent)
+        return
+    os.rename(folder, old)
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _document(runner: InferenceRunner, folder: Path) -> dict[str, Any]:
+    engines: list[dict[str, Any]] = []
+    kept: list[Setting] = []
+    notes = list(runner.report.notes)
+    failures = []
+    for setting in runner.engines:
+        try:
+            name = _write_engine(runner, setting, folder)
+        except HotloopError as why:
+            failures.append(why)
+            notes.append(f"{setting.title} is left out: {why}")
+            continue
+        digest = {f.name: _sha256(f) for f in _files_of(folder, name)}
+        errors = [
+            (row.error, row.accuracy_loss) for row in runner.report.rows if row.setting == setting
+        ]
+        error, loss = errors[0] if errors else (None, None)
+        engines.append(
+            {
+                **dataclasses.asdict(setting),
+                "file": name,
+                "sha256": digest,
+                "error": error,
+                "accuracy_loss": loss,
+            }
+        )
+        kept.append(setting)
+    if not kept:
+        raise failures[0]
+
+    def numbered(table: Mapping[int, Setting]) -> list[list[int]]:
+        return [[size, kept.index(s)] for size, s in table.items() if s in kept]
+
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "hotloop": VERSION,
+        "goal": runner.report.goal,
+        "inputs": [spec.to_dict() for spec in runner.inputs],
+        "outputs": [spec.to_dict() for spec in runner.outputs],
+        "input_structure": runner.input_structure,
+        "output_structure": runner.output_structure,
+        "engines": engines,
+        "by_batch_size": numbered(runner.by_batch_size),
+        "exact": numbered(runner.exact),
+        "versions": versions(),
+        "machine": Machine.probe().fingerprint(),
+        "report": {**runner.report.to_dict(), "notes": notes},
+    }
+
+
+def _write_engine(runner: InferenceRunner, setting: Setting, folder: Path) -> str:
+    if runner.source is not None:
+        name = json.loads((runner.source / DOCUMENT).read_text(encoding="utf-8"))
+        entry = next(e for e in name["engines"] if _setting(e) == setting)
+        for path in _files_of(runner.source, entry["file"]):
+            shutil.copyfile(path, folder / path.name)
+        return str(entry["file"])
+    workshop = runner.workshop
+    if workshop is None:
+        raise ModelError("this runner has no file to keep", got=setting.title)
+    return _write_from_workshop(workshop, setting, folder)
+
+
+def _write_from_workshop(workshop: Workshop, setting: Setting, folder: Path) -> str:
+    int8 = setting.precision == "int8"
+    if setting.engine in ("eager", "inductor"):
+        inner = setting.precision if setting.engine == "inductor" else "float32"
+        if setting.engine == "eager" and workshop.fixed_batch("float32") is not None:
+            raise ModelError(
+                "eager can be kept where torch.export captures the model for any batch size",
+                got="a graph for one batch size",
+                next_step="keep the weights as .safetensors and load them with factory",
+            )
+        name = "model.pt2" if inner == "float32" else f"model-{inner}.pt2"
+        shutil.copyfile(workshop.archive(inner), folder / name)
+        return name
+    source = workshop.onnx("int8" if int8 else "float32")
+    if setting.engine == "openvino":
+        from .engines.openvino import write_model
+
+        name = "model-int8.xml" if int8 else "model.xml"
+        write_model(source, folder / name)
+        return name
+    name = "model-int8.onnx" if int8 else "model.onnx"
+    shutil.copyfile(source, folder / name)
+    beside = source.with_name(source.name + ".data")
+    if beside.exists():
+        # The graph names this file, so the name stays.
+        shutil.copyfile(beside, folder / beside.name)
+    return name
+
+
+def _files_of(folder: Path, name: str) -> list[Path]:
+    """An engine's file, and the weights beside it."""
+    path = folder / name
+    sources = [path]
+    if path.suffix == ".xml":
+        sources.append(path.with_suffix(".bin"))
+    if path.suffix == ".onnx":
+        precision = "int8" if path.stem.endswith("int8") else "float32"
+        beside = folder / f"{precision}.onnx.data"
+        sources += [beside] if beside.exists() else []
+    return sources
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def local_path(path: str | Path) -> Path:
+    """The path, if it is one and something is there.
+
+    Raises:
+        InputError: an address on the network.
+        ModelError: nothing is there.
+    """
+    if "://" in str(path):
+        raise InputError(
+            "a model is loaded by path, never from an address", got=path,
+            next_step="fetch the file, check it, and name its path",
+        )  # fmt: skip
+    path = Path(path)
+    if not path.exists():
+        raise ModelError("the model must be there", got=path, next_step="name an existing path")
+    return path
+
+
+def load_inference(
+    folder: str | Path, *, num_threads: int | None = None, num_instances: int | None = None
+) -> InferenceRunner:
+    """A runner from a folder of ``runner.save`` or ``hotloop export``.
+
+    Torch is imported only where an engine is ``eager`` or ``inductor``.
+
+    Args:
+        folder: the export.
+        num_threads, num_instances: other than exported; never more threads than usable CPUs.
+
+    Raises:
+        InputError: the path is an address.
+        ModelError: missing, damaged, or of another version.
+        MissingExtraError: an engine's library is not installed.
+    """
+    folder = local_path(folder)
+    document = _read(folder)
+    usable = Machine.probe().usable_cpus
+    try:
+        found = [_setting(entry) for entry in document["engines"]]
+        inputs = [TensorSpec.from_dict(spec) for spec in document["inputs"]]
+        outputs = [TensorSpec.from_dict(spec) for spec in document["outputs"]]
+        ranges = {int(n): found[int(i)] for n, i in document["by_batch_size"]}
+        exact = {int(n): found[int(i)] for n, i in document["exact"]}
+        structures = document["input_structure"], document["output_structure"]
+        names = [_plain_name(entry["file"]) for entry in document["engines"]]
+        hashes = [dict(entry["sha256"]) for entry in document["engines"]]
+        report = InferenceReport(
+            goal=str(document["goal"]),
+            winners=dict(sorted((ranges | exact).items())),
+            notes=[str(note) for note in document["report"]["notes"]],
+        )
+        other_machine = document["machine"] != Machine.probe().fingerprint()
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
+    if not found or (not ranges and not exact):
+        raise _damaged(folder, "no engine")
+    if other_machine:
+        report.notes.append("raced on another machine: export it here for this one's fastest")
+    engines: dict[Setting, Engine] = {}
+    for setting, name, wanted in zip(found, names, hashes, strict=True):
+        _verify(folder, name, wanted)
+        instances = min(num_instances or setting.num_instances, usable)
+        threads = min(num_threads or setting.num_threads, usable)
+        engines[setting] = _open(
+            folder / name, setting, threads, instances, inputs, outputs, structures[0]
+        )
+    primary = max(report.winners) if report.goal == "throughput" else min(report.winners)
+    return InferenceRunner(
+        engines, ranges, inputs, outputs, *structures, report,
+        primary=report.winners[primary], exact=exact, source=folder,
+    )  # fmt: skip
+
+
+def _open(
+    path: Path,
+    setting: Setting,
+    threads: int,
+    instances: int,
+    inputs: list[TensorSpec],
+    outputs: list[TensorSpec],
+    structure: Any,
+) -> Engine:
+    shared: dict[str, Any] = {
+        "num_threads": threads, "num_instances": instances, "precision": setting.precision,
+    }  # fmt: skip
+    if setting.engine == "onnxruntime":
+        from .engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(path, spinning=setting.spinning, **shared)
+    if setting.engine == "openvino":
+        from .engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, **shared)
+    if setting.engine not in ("eager", "inductor"):
+        raise ModelError("the engine must be one that this version knows", got=setting.engine)
+    from .archive import read_archive
+
+    program = read_archive(path)
+    if setting.engine == "inductor":
+        from .capture import compiled_package
+        from .engines.torch import InductorEngine
+
+        package = compiled_package(program, path, setting.precision)
+        return InductorEngine(package, inputs, outputs, **shared)
+    from .engines.torch import EagerEngine
+
+    return EagerEngine(
+        program.module(), structure, inputs, outputs,
+        channels_last=setting.layout == "channels_last", **shared,
+    )  # fmt: skip
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / DOCUMENT
+    try:
+        if path.stat().st_size > _MAX_DOCUMENT_BYTES:
+            raise _damaged(folder, "a document of more than 64 MiB")
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["format"] != FORMAT:
+            raise _damaged(folder, document["format"])
+        if document["format_version"] != FORMAT_VERSION:
+            raise ModelError(
+                f"the export must be of format version {FORMAT_VERSION}",
+                got=document["format_version"], next_step="export the model again",
+            )  # fmt: skip
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from None
+    return dict(document)
+
+
+def _damaged(folder: Path, got: object) -> ModelError:
+    return ModelError(
+        f"{folder} must be a folder of hotloop export", got=got, next_step="export the model again"
+    )
+
+
+def _setting(entry: Mapping[str, Any]) -> Setting:
+    return Setting(**{f.name: entry[f.name] for f in dataclasses.fields(Setting)})
+
+
+def _plain_name(name: Any) -> str:
+    """A file inside the folder itself, never a path out of it."""
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        raise ValueError(f"file name {name!r}")
+    return name
+
+
+def _verify(folder: Path, name: str, wanted: Mapping[str, Any]) -> None:
+    if name not in wanted:
+        raise _damaged(folder, f"no checksum of {name}")
+    for part, digest in wanted.items():
+        try:
+            if _sha256(folder / _plain_name(part)) != digest:
+                raise _damaged(folder, f"another checksum of {part}")
+        except OSError as error:
+            raise _damaged(folder, f"{part}: {error.strerror}") from None

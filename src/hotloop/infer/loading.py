@@ -1,0 +1,92 @@
+"""``load_engine``: a model file or an exported folder to an engine, by path alone.
+
+Never a pickle, never an address on the network. Torch is imported only where the file needs it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..machine import Machine
+from .engine import Engine
+from .folder import load_inference, local_path
+from .runner import InferenceRunner
+
+SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
+
+
+def load_engine(
+    path: str | Path,
+    *,
+    num_threads: int | None = None,
+    num_instances: int | None = None,
+    factory: str | None = None,
+) -> Engine:
+    """An engine that answers, from a file or a folder.
+
+    Args:
+        path: a folder that ``runner.save`` or ``hotloop export`` wrote, an ``.onnx`` file, an
+            OpenVINO ``.xml`` with its ``.bin`` beside, a ``.pt2`` archive of ``torch.export``, or a
+            ``.safetensors`` file with ``factory``.
+        num_threads: threads inside one call; ``None``: as exported, else all usable CPUs over
+            ``num_instances``.
+        num_instances: calls at the same time; ``None``: as exported, else 1.
+        factory: ``"package.module:function"`` whose result is the ``torch.nn.Module`` that a
+            ``.safetensors`` file holds the weights of.
+
+    Raises:
+        InputError: the path is an address, or a file of another kind.
+        ModelError: the file is missing, damaged, or cannot be run.
+        MissingExtraError: the engine's library is not installed.
+    """
+    path = local_path(path)
+    if path.is_dir():
+        return _exported(load_inference(path, num_threads=num_threads, num_instances=num_instances))
+    instances = num_instances or 1
+    threads = num_threads or max(1, Machine.probe().usable_cpus // instances)
+    if path.suffix == ".onnx":
+        from .engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(path, num_threads=threads, num_instances=instances)
+    if path.suffix == ".xml":
+        from .engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, num_threads=threads, num_instances=instances)
+    if path.suffix == ".pt2":
+        from .files import program_engine
+
+        return program_engine(path, threads, instances)
+    if path.suffix == ".safetensors":
+        from .files import weights_engine
+
+        return weights_engine(path, factory, threads, instances)
+    raise InputError(
+        "a model is a folder of hotloop export, or a file " + ", ".join(SUFFIXES), got=path.name
+    )
+
+
+class ExportedEngine:
+    """All engines of an export behind one face: each batch goes to the one that is fastest there.
+
+    Args:
+        runner: of the export. ``name`` and ``precision`` are those of its main engine.
+    """
+
+    def __init__(self, runner: InferenceRunner) -> None:
+        self.runner = runner
+        self.name = runner.engine.name
+        self.precision = runner.engine.precision
+        self.inputs = runner.inputs
+        self.outputs = runner.outputs
+        self.num_threads = runner.engine.num_threads
+        self.num_instances = runner.engine.num_instances
+        self.run = runner.answer
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self.runner.close()
+
+
+def _exported(runner: InferenceRunner) -> Engine:
+    return ExportedEngine(runner)

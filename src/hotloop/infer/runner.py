@@ -1,0 +1,333 @@
+"""``InferenceRunner``: any batch size in, each to the engine that is fastest there.
+
+Imports no torch; a runner whose engines need none answers numpy arrays without it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import contextlib
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from ..errors import DataError, InputError
+from ..machine import Machine
+from .engine import Engine, TensorSpec, check_arrays
+from .report import InferenceReport, Setting
+from .signature import LEAF, flatten, unflatten
+
+if TYPE_CHECKING:
+    from .workshop import Workshop
+
+# Batch sizes below it are looked up in a list.
+_LISTED = 1025
+_ONE_INPUT = {"tuple": [{"tuple": [LEAF]}, {"dict": {}}]}
+
+
+class InferenceRunner:
+    """Answers batches. Torch tensors give torch tensors, numpy arrays numpy arrays.
+
+    Made by ``compile_inference`` and ``load_inference``. It holds the weights of the moment it was
+    made; training the model on does not change it. Calls from several threads are allowed.
+
+    Attributes:
+        report: what the race found.
+        engine: the engine of the batch size that the goal is about.
+        inputs, outputs: what goes in and comes out.
+        input_structure, output_structure: how, see ``signature``.
+        engines: setting -> engine.
+        by_batch_size: from this batch size on this setting; ``exact``: for this size alone (graphs
+            bound to one).
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[Setting, Engine],
+        by_batch_size: Mapping[int, Setting],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        input_structure: Any,
+        output_structure: Any,
+        report: InferenceReport,
+        *,
+        primary: Setting,
+        exact: Mapping[int, Setting] | None = None,
+        workshop: Workshop | None = None,
+        source: Path | None = None,
+    ) -> None:
+        self.report = report
+        self.engines = dict(engines)
+        self.by_batch_size = dict(sorted(by_batch_size.items()))
+        self.engine = self.engines[primary]
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.input_structure = input_structure
+        self.output_structure = output_structure
+        self.exact = dict(exact or {})
+        self.workshop = workshop
+        self.source = source
+        self._sizes = list(self.by_batch_size)
+        self._settings = list(self.by_batch_size.values())
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._lanes = {setting: _Lane(engine) for setting, engine in self.engines.items()}
+        found = map(self.setting_for, range(_LISTED))
+        self._by_size = [None if s is None else self._lanes[s] for s in found]
+        self._single = input_structure == _ONE_INPUT and output_structure == LEAF
+        spec = self.inputs[0]
+        self._tail = tuple(spec.shape[1:])
+        self._dtype = numpy.dtype(spec.dtype) if _is_numpy(spec.dtype) else None
+        self._tensor: Any = None
+        self._torch_dtype: Any = None
+        self._find_torch()
+
+    def _find_torch(self) -> None:
+        torch = sys.modules.get("torch")
+        if torch is not None and hasattr(torch, "Tensor"):
+            self._tensor = torch.Tensor
+            self._torch_dtype = getattr(torch, self.inputs[0].dtype)
+
+    def setting_for(self, batch_size: int) -> Setting | None:
+        """What answers a batch of this size: the winner of the largest raced size up to it.
+
+        ``None``: the model takes other sizes alone.
+        """
+        if batch_size in self.exact:
+            return self.exact[batch_size]
+        place = max(0, bisect.bisect_right(self._sizes, batch_size) - 1)
+        return self._settings[place] if self._settings else None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's result, as eager would give it.
+
+        Args:
+            args, kwargs: as the model's ``forward`` takes them; ``[batch, ...]`` each.
+
+        Raises:
+            DataError: not what the model takes.
+            RunError: the engine failed.
+        """
+        if self._single and len(args) == 1 and not kwargs:
+            # The short way: nothing is walked through or built.
+            x = args[0]
+            kind = type(x)
+            if kind is self._tensor:
+                shape = x.shape
+                if x.dtype is self._torch_dtype and shape[1:] == self._tail and shape:
+                    size = shape[0]
+                    lane = self._by_size[size] if size < _LISTED else None
+                    return (lane or self._lane(size)).tensor(x)
+            elif kind is numpy.ndarray and x.dtype == self._dtype and x.ndim:
+                shape = x.shape
+                if shape[1:] == self._tail:
+                    size = shape[0]
+                    lane = self._by_size[size] if size < _LISTED else None
+                    return (lane or self._lane(size)).array(x)
+        return self._general(args, kwargs)
+
+    def _lane(self, size: int) -> _Lane:
+        if not self._lanes:
+            raise InputError("the runner must be open", next_step="compile or load it again")
+        setting = self.setting_for(size)
+        if setting is None:
+            raise DataError(
+                f"the model takes batches of {', '.join(map(str, self.exact))} alone", got=size,
+                next_step="export it with an example of another size, or pad the batch",
+            )  # fmt: skip
+        return self._lanes[setting]
+
+    def _general(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, structure = flatten((args, kwargs), "the input")
+        if structure != self.input_structure:
+            raise DataError(
+                f"the model takes {'; '.join(spec.text() for spec in self.inputs)}",
+                got=f"{len(leaves)} arrays in another arrangement",
+                next_step="pass the arguments as in the example",
+            )
+        as_torch = any(type(leaf).__module__.startswith("torch") for leaf in leaves)
+        if as_torch and self._tensor is None:
+            self._find_torch()
+        plain = [_Shown(leaf) for leaf in leaves]
+        check_arrays(self.inputs, plain)
+        sizes = {p.shape[0] for p, s in zip(plain, self.inputs, strict=True) if _is_batched(s)}
+        if len(sizes) > 1:
+            raise DataError("all inputs must have one batch size", got=sorted(sizes))
+        lane = self._lane(sizes.pop() if sizes else 1)
+        results = lane.tensors(leaves) if as_torch else lane.arrays(leaves)
+        return unflatten(self.output_structure, results)
+
+    def answer(self, arrays: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
+        """Inputs and results as flat lists of arrays, in the order of ``inputs``, ``outputs``.
+
+        Raises:
+            DataError: not what the model takes.
+        """
+        check_arrays(self.inputs, arrays)
+        batched = [a for a, s in zip(arrays, self.inputs, strict=True) if _is_batched(s)]
+        return self._lane(len(batched[0]) if batched else 1).engine.run(arrays)
+
+    def map(self, batches: Iterable[Any], *, pin: bool = True) -> Iterator[Any]:
+        """Answers many batches by all instances at once, in the order they came.
+
+        Args:
+            batches: each one array, a tuple of positional arguments, or a dict of named ones. Read
+                a few ahead, so that an endless source may be given.
+            pin: one CPU for each instance of one thread.
+
+        Raises:
+            DataError, RunError: from the first batch that fails; those before it were given.
+        """
+        workers = self._workers(pin)
+        ahead = 2 * self._num_workers() + 1
+        source = iter(batches)
+        pending: collections.deque[Future[Any]] = collections.deque()
+        try:
+            for batch in itertools.islice(source, ahead):
+                pending.append(workers.submit(self._one, batch))
+            while pending:
+                answer = pending.popleft().result()
+                for batch in itertools.islice(source, 1):
+                    pending.append(workers.submit(self._one, batch))
+                yield answer
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _one(self, batch: Any) -> Any:
+        if isinstance(batch, tuple):
+            return self(*batch)
+        return self(**batch) if isinstance(batch, dict) else self(batch)
+
+    def _num_workers(self) -> int:
+        return max(engine.num_instances for engine in self.engines.values())
+
+    def _workers(self, pin: bool) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._threads is None:
+                count = self._num_workers()
+                cpus = iter(Machine.probe().cpu_ids if pin and self.engine.num_threads == 1 else ())
+
+                def settle() -> None:
+                    with self._lock:
+                        cpu = next(cpus, None)
+                    if cpu is not None:
+                        # For good: the thread is the pool's own. Unpinned it only is slower.
+                        with contextlib.suppress(OSError, AttributeError):
+                            os.sched_setaffinity(0, {cpu})
+
+                self._threads = ThreadPoolExecutor(count, "hotloop-infer", settle)
+            return self._threads
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a folder that ``load_inference``, ``load_engine`` and ``hotloop serve`` read.
+
+        Whole or not at all; a folder that an export left there before is replaced.
+
+        Raises:
+            InputError: something else is there.
+            ModelError: the winner cannot be kept in a file.
+            StorageError: the folder cannot be written.
+        """
+        from .folder import save
+
+        return save(self, Path(folder))
+
+    def close(self) -> None:
+        """Give memory and threads back; no call may follow."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+        for engine in self.engines.values():
+            engine.close()
+        self.engines.clear()
+        self._lanes.clear()
+        self._by_size.clear()
+        self._single = False
+        if self.workshop is not None:
+            self.workshop.close()
+
+    def __enter__(self) -> InferenceRunner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Shown:
+    """Dtype and shape of an array or a tensor, as numpy writes them."""
+
+    def __init__(self, leaf: Any) -> None:
+        self.dtype = str(leaf.dtype).removeprefix("torch.")
+        self.shape = tuple(leaf.shape)
+
+
+def _is_batched(spec: TensorSpec) -> bool:
+    return bool(spec.shape) and spec.shape[0] is None
+
+
+def _is_numpy(dtype: str) -> bool:
+    try:
+        numpy.dtype(dtype)
+    except TypeError:
+        return False
+    return True
+
+
+class _Lane:
+    """An engine's ways in: arrays or tensors, one or many."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.takes_tensors = hasattr(engine, "run_tensors")
+        direct: Callable[[Any], Any] | None = getattr(engine, "run_one", None)
+        self.array: Callable[[Any], Any] = direct or (lambda x: engine.run((x,))[0])
+        if self.takes_tensors:
+            run_tensors: Any = engine.run_tensors  # type: ignore[attr-defined]
+            self.tensor: Callable[[Any], Any] = lambda x: run_tensors((x,))[0]
+        else:
+            self.tensor = self._tensor_by_array
+
+    def _tensor_by_array(self, x: Any) -> Any:
+        import torch
+
+        array = self.array
+        from_numpy = torch.from_numpy
+
+        def call(tensor: Any) -> Any:
+            try:
+                view = tensor.numpy()
+            except (RuntimeError, TypeError):
+                view = _on_cpu(tensor).numpy()
+            return from_numpy(array(view))
+
+        self.tensor = call
+        return call(x)
+
+    def arrays(self, leaves: Sequence[Any]) -> list[Any]:
+        return self.engine.run([numpy.asarray(leaf) for leaf in leaves])
+
+    def tensors(self, leaves: Sequence[Any]) -> list[Any]:
+        import torch
+
+        tensors = [torch.as_tensor(leaf).detach() for leaf in leaves]
+        if self.takes_tensors:
+            return self.engine.run_tensors(tensors)  # type: ignore[attr-defined,no-any-return]
+        tensors = [_on_cpu(tensor) for tensor in tensors]
+        return [torch.from_numpy(y) for y in self.engine.run([t.numpy() for t in tensors])]
+
+
+def _on_cpu(tensor: Any) -> Any:
+    if tensor.device.type != "cpu":
+        raise InputError(
+            "the model is on the CPU, so must its input be", got=tensor.device,
+            next_step="pass x.cpu()",
+        )  # fmt: skip
+    return tensor.detach().resolve_conj().resolve_neg()

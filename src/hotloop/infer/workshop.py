@@ -1,0 +1,224 @@
+"""Makes the files that engines read, each once, and engines from settings."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import HotloopError, ModelError
+from .archive import write_archive
+from .capture import (
+    Lowered,
+    Signature,
+    compiled_package,
+    export_program,
+    resized,
+    write_onnx,
+)
+from .engine import Engine
+from .report import Setting
+
+Program = tuple[torch.export.ExportedProgram, int | None]
+_ENGINES_OF = {
+    "float32": ("eager", "inductor", "onnxruntime", "openvino"),
+    "bfloat16": ("eager", "inductor", "openvino"),
+    "int8": ("onnxruntime", "openvino"),
+}
+ENGINES = ("eager", "inductor", "onnxruntime", "openvino")
+
+
+class Workshop:
+    """One model's files in a temporary folder that lives as long as the workshop.
+
+    Args:
+        model: a copy in eval mode, see ``capture.own_copy``.
+        signature: of the model. example: its inputs.
+        samples: one tensor for each input, for the ranges of int8; ``None``: no int8.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        signature: Signature,
+        example: Sequence[torch.Tensor],
+        samples: Sequence[torch.Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.signature = signature
+        self.example = list(example)
+        self.samples = samples
+        self.weight_bytes = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+        self._folder = tempfile.TemporaryDirectory(prefix="hotloop-infer-")
+        self.folder = Path(self._folder.name)
+        self._made: dict[Any, Any] = {}
+        self._cleanup = weakref.finalize(self, self._folder.cleanup)
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._cleanup()
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` gave or raised, at the first call."""
+        if key not in self._made:
+            try:
+                self._made[key] = make()
+            except HotloopError as error:
+                self._made[key] = error
+        made = self._made[key]
+        if isinstance(made, HotloopError):
+            raise made
+        return made
+
+    def program(
+        self, precision: str = "float32"
+    ) -> tuple[torch.export.ExportedProgram, int | None]:
+        """The graph and the batch size it is bound to, see ``capture.export_program``."""
+
+        def make() -> Any:
+            if precision == "float32":
+                return export_program(self.model, self.signature, self.example)
+            lowered = Lowered(self.model, torch.bfloat16, self.signature).eval()
+            return export_program(lowered, lowered.flat_signature(), self.example)
+
+        result: Program = self._once(("program", precision), make)
+        return result
+
+    def archive(self, precision: str = "float32") -> Path:
+        """The graph as a ``.pt2`` file."""
+
+        def make() -> Path:
+            path = self.folder / ("model.pt2" if precision == "float32" else f"{precision}.pt2")
+            write_archive(self.program(precision)[0], path)
+            return path
+
+        path: Path = self._once(("archive", precision), make)
+        return path
+
+    def onnx(self, precision: str = "float32") -> Path:
+        """The graph as an ``.onnx`` file, in float32 or int8."""
+
+        def make() -> Path:
+            path = self.folder / f"{precision}.onnx"
+            if precision == "float32":
+                write_onnx(self.program()[0], self.signature, path, self.weight_bytes)
+                return path
+            if self.samples is None:
+                raise ModelError("int8 needs samples", next_step="pass samples=x")
+            from .quantize import write_int8
+
+            batch = self.fixed_batch("float32") or min(64, len(self.samples[0]))
+            arrays = [sample.numpy() for sample in self.samples]
+            source = self.onnx()
+            write_int8(source, path, self.signature.inputs, arrays, batch)
+            return path
+
+        path: Path = self._once(("onnx", precision), make)
+        return path
+
+    def fixed_batch(self, precision: str) -> int | None:
+        """The only batch size the graph takes, ``None``: any."""
+        return self.program(precision)[1]
+
+    def compiled(self, precision: str) -> bool:
+        """Whether the compiler has run for this precision."""
+        return ("package", precision) in self._made
+
+    def build(self, setting: Setting) -> Engine:
+        """An engine with these settings.
+
+        Raises:
+            HotloopError: a library is missing, or the model cannot go there.
+        """
+        shared: dict[str, Any] = {
+            "num_threads": setting.num_threads,
+            "num_instances": setting.num_instances,
+            "precision": setting.precision,
+        }
+        if setting.engine == "onnxruntime":
+            from .engines.onnxruntime import OnnxRuntimeEngine, library
+
+            library()
+            onnx = self.onnx("int8" if setting.precision == "int8" else "float32")
+            return OnnxRuntimeEngine(onnx, spinning=setting.spinning, **shared)
+        if setting.engine == "openvino":
+            from .engines.openvino import OpenVinoEngine, library
+
+            library()
+            onnx = self.onnx("int8" if setting.precision == "int8" else "float32")
+            return OpenVinoEngine(onnx, **shared)
+        signature = self.signature
+        if setting.engine == "inductor":
+            from .engines.torch import InductorEngine
+
+            program, _ = self.program(setting.precision)
+            package = self._once(
+                ("package", setting.precision),
+                lambda: compiled_package(
+                    program, self.archive(setting.precision), setting.precision
+                ),
+            )
+            return InductorEngine(package, signature.inputs, signature.outputs, **shared)
+        from .engines.torch import EagerEngine
+
+        model = self.model
+        if setting.layout == "channels_last":
+            model = self._once("channels_last", self._channels_last)
+        return EagerEngine(
+            model, signature.input_structure, signature.inputs, signature.outputs,
+            channels_last=setting.layout == "channels_last", **shared,
+        )  # fmt: skip
+
+    def _channels_last(self) -> nn.Module:
+        from .capture import own_copy
+
+        # torch's signature of `to` has no overload for the memory format alone.
+        return own_copy(self.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def warm_inputs(self, batch: int) -> list[torch.Tensor]:
+        """The example at another batch size."""
+        return resized(self.example, self.signature.inputs, batch)
+
+
+def settings_for(
+    goal: str, engines: Sequence[str], precisions: Sequence[str], usable_cpus: int, images: bool
+) -> list[Setting]:
+    """All candidates of a race.
+
+    Args:
+        goal: ``"latency"``: one call at a time; ``"throughput"``: several instances as well.
+        images: whether the model has convolutions over images.
+    """
+    every = usable_cpus
+    shapes = [(every, 1)]
+    if every > 1:
+        shapes += [(1, 1)] if goal == "latency" else [(1, every)]
+    if goal == "throughput" and every >= 4:
+        shapes += [(2, every // 2)]
+    found = []
+    for precision in precisions:
+        for engine in engines:
+            if engine not in _ENGINES_OF[precision]:
+                continue
+            for threads, instances in shapes:
+                base = Setting(
+                    engine=engine, precision=precision,
+                    num_threads=threads, num_instances=instances,
+                )  # fmt: skip
+                found.append(base)
+                if engine == "onnxruntime" and threads > 1:
+                    found.append(_but(base, spinning=False))
+                if engine == "eager" and images and threads == every:
+                    found.append(_but(base, layout="channels_last"))
+    return found
+
+
+def _but(setting: Setting, **changes: Any) -> Setting:
+    import dataclasses
+
+    return dataclasses.replace(setting, **changes)

@@ -1,0 +1,447 @@
+"""One connection: bytes to requests, under limits, and answers back in order.
+
+The parser is llhttp (``httptools``), sockets and TLS are the loop's (``uvloop``). What is ours is
+the state between them, because the limits live there: how long a client may take for headers and
+body, how much it may send before it is refused, and that an idle one costs almost nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import httptools
+
+from .limits import Limits
+from .message import Refusal, Request, busy, head
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+_NEVER = float("inf")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class _Stop(Exception):
+    """Nothing more of this connection is read."""
+
+
+class Connection(asyncio.Protocol):
+    """One client. All methods run in the loop's thread.
+
+    Attributes:
+        due_at: monotonic seconds at which ``time_is_up``.
+    """
+
+    __slots__ = (
+        "_active",
+        "_body",
+        "_chunks",
+        "_fed_bytes",
+        "_headers",
+        "_held_bytes",
+        "_hub",
+        "_in_headers",
+        "_parser",
+        "_paused",
+        "_queue",
+        "_receiving",
+        "_refusal",
+        "_request",
+        "_size",
+        "_started_s",
+        "_stopped",
+        "_target",
+        "_transport",
+        "due_at",
+    )  # fmt: skip
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None  # Made with the first byte: idle connections are many.
+        self._active: Request | None = None  # The request that is being answered.
+        self._queue: deque[Request] | None = None  # Whole requests behind it.
+        self._request: Request | None = None  # The request whose body is being read.
+        self._receiving = False  # From the first byte of a request to its last.
+        self._in_headers = False
+        self._fed_bytes = 0  # Since the last whole request.
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._size = 0
+        self._body: bytes | bytearray = b""
+        self._held_bytes = 0
+        self._chunks = 0
+        self._refusal: Refusal | None = None
+        self._started_s = 0.0
+        self._stopped = False
+        self._paused = False
+        self.due_at = _NEVER
+
+    # --- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        self._transport = cast(asyncio.Transport, transport)
+        hub = self._hub
+        self.due_at = time.monotonic() + hub.limits.header_timeout_s
+        full = len(hub.connections) >= hub.max_connections
+        if full and not hub.make_room():
+            self._transport.write(
+                b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
+                b"content-length: 0\r\n\r\n"
+            )
+            self._stopped = True
+            self._transport.close()
+            return
+        hub.connections[self] = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone; whatever it waited for need not be computed."""
+        self._hub.connections.pop(self, None)
+        self._stopped = True
+        self._release(self._held_bytes)
+        self._held_bytes = 0
+        waiting = [*([self._active] if self._active else []), *(self._queue or ())]
+        self._active, self._queue, self._request, self._parser = None, None, None, None
+        self._body = b""
+        for request in waiting:
+            self._release(len(request.body))
+            self._hub.unanswered -= 1
+            request.answered = True
+            if request.on_gone is not None:
+                request.on_gone()
+
+    def pause_writing(self) -> None:
+        """The client reads slowly: it is not read from either until it has caught up."""
+        self._paused = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self.due_at = time.monotonic() + self._hub.limits.write_timeout_s
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._paused = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+        self._set_due()
+        self._next()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of one request, of several, or of part of one."""
+        if self._stopped:
+            return
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
+        if self._fed_bytes == 0 and self._active is None and not self._receiving:
+            self.due_at = time.monotonic() + self._hub.limits.header_timeout_s
+            self._in_headers = True
+        self._fed_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail(Refusal(400, "upgrades are not served", close=True))
+            return
+        except httptools.HttpParserError as error:
+            if isinstance(error, httptools.HttpParserCallbackError):
+                if not isinstance(error.__context__, _Stop):
+                    raise
+            else:
+                self._refusal = Refusal(400, "this is not an HTTP/1.1 request", close=True)
+            if not self._stopped:
+                assert self._refusal is not None
+                self._fail(self._refusal)
+            return
+        limits = self._hub.limits
+        if self._in_headers and self._fed_bytes > limits.max_header_bytes:
+            # Checked here too: the parser keeps an unfinished header to itself.
+            self._fail(_too_many_header_bytes(limits))
+        elif self._fed_bytes > limits.max_header_bytes + limits.max_body_bytes + (
+            64 * limits.max_chunks
+        ):
+            self._fail(Refusal(413, "the request is too large", close=True))
+
+    # --- the parser's side
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        queued = len(self._queue) if self._queue else 0
+        if queued >= self._hub.limits.max_pipelined or self._stopped:
+            # What was sent ahead of this is answered, then the connection is closed.
+            self._stopped = True
+            last = self._queue[-1] if self._queue else self._active
+            if last is not None:
+                last.keep_alive = False
+            raise _Stop
+        self._receiving = self._in_headers = True
+        self._started_s = time.monotonic()
+        self._target, self._headers, self._size = b"", {}, 0
+        self._body, self._chunks, self._refusal = b"", 0, None
+        self._request = None
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the target."""
+        self._count(len(url))
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field; after the body they are trailers and only counted."""
+        self._count(len(name) + len(value or b"") + 4)
+        if not self._in_headers:
+            return
+        name, value = name.lower(), (value or b"").strip()
+        headers = self._headers
+        if name in headers:
+            if name in (b"host", b"content-length", b"transfer-encoding", b"authorization",
+                        b"inference-header-content-length", b"origin"):  # fmt: skip
+                self._raise(Refusal(400, f"{name.decode()} must be given once", close=True))
+            value = headers[name] + b", " + value
+        headers[name] = value
+        if len(headers) > self._hub.limits.max_headers:
+            self._raise(Refusal(431, f"at most {self._hub.limits.max_headers} headers", close=True))
+
+    def on_headers_complete(self) -> None:
+        """All that is needed to refuse a body before it is read."""
+        limits, headers = self._hub.limits, self._headers
+        self._in_headers = False
+        self._size = 0
+        path, _, query = self._target.partition(b"?")
+        request = Request(self, self._parser.get_method(), path, query, headers, self._started_s)
+        request.keep_alive = self._parser.should_keep_alive() and not self._hub.draining
+        self._request = request
+        if self._active is None:
+            self.due_at = time.monotonic() + limits.body_timeout_s
+        if self._parser.get_http_version() not in ("1.0", "1.1"):
+            self._raise(Refusal(505, "HTTP/1.1 is served", close=True))
+        try:
+            length = int(headers.get(b"content-length", b"0"))
+        except ValueError:
+            length = 0  # The parser has refused it already.
+        if length > limits.max_body_bytes:
+            self._raise(_body_too_large(limits))
+        try:
+            self._hub.gate(request)
+        except Refusal as refusal:
+            if refusal.close or b"expect" in headers:
+                # A client that asks first does not send the body of a request that is refused.
+                refusal.close = True
+                self._raise(refusal)
+            self._refusal = refusal
+        else:
+            if headers.get(b"expect", b"").lower() == b"100-continue" and self._active is None:
+                assert self._transport is not None
+                self._transport.write(_CONTINUE)
+
+    def on_chunk_header(self) -> None:
+        """A part of a chunked body begins."""
+        self._chunks += 1
+        if self._chunks > self._hub.limits.max_chunks:
+            self._raise(
+                Refusal(413, f"a body has at most {self._hub.limits.max_chunks} chunks", close=True)
+            )
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        hub = self._hub
+        self._size += len(body)
+        if self._refusal is None:
+            self._held_bytes += len(body)
+            hub.buffered_bytes += len(body)
+            if not self._body:
+                self._body = body  # Most bodies come whole: no copy.
+            else:
+                if isinstance(self._body, bytes):
+                    self._body = bytearray(self._body)
+                self._body += body
+            if hub.buffered_bytes > hub.limits.max_buffered_bytes:
+                self._drop_body()
+                self._refusal = busy(503, "too much is waiting", 1.0, "buffered bytes")
+        if self._size > hub.limits.max_body_bytes:
+            self._raise(_body_too_large(hub.limits))
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        request = self._request
+        assert request is not None
+        self._request = None
+        self._fed_bytes = 0
+        self._receiving = False
+        request.body, self._body = self._body, b""
+        request.error = self._refusal
+        self._held_bytes -= len(request.body)
+        self._enqueue(request)
+
+    # --- answers
+
+    def answer(
+        self,
+        request: Request,
+        status: int,
+        body: bytes,
+        content_type: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+    ) -> None:
+        """Send the answer to the active request and go on with the next."""
+        if request.answered:
+            return
+        request.answered = True
+        request.on_gone = None
+        self._hub.unanswered -= 1
+        self._release(len(request.body))
+        request.body = b""
+        transport = self._transport
+        assert transport is not None
+        keep = request.keep_alive and not self._hub.draining
+        first = head(status, len(body), content_type, headers, keep_alive=keep)
+        if request.method == b"HEAD":
+            body = b""
+        if transport.is_closing():
+            pass
+        elif len(body) < 65_536:
+            transport.write(first + body)
+        else:
+            transport.writelines([first, body])
+        self._hub.on_answer(request, status)
+        self._active = None
+        if not keep:
+            self._stopped = True
+            self._linger()
+            return
+        if self._queue:
+            # Not from here: a long line of answered requests would be a deep stack.
+            asyncio.get_running_loop().call_soon(self._next)
+            return
+        self._set_due()
+
+    def _enqueue(self, request: Request) -> None:
+        self._hub.unanswered += 1
+        if self._active is None and not self._queue and not self._paused:
+            self._start(request)
+        else:
+            if self._queue is None:
+                self._queue = deque()
+            self._queue.append(request)
+
+    def _next(self) -> None:
+        # Nothing is computed for a client that does not read what it has been sent.
+        if self._active is None and self._queue and not self._paused:
+            self._start(self._queue.popleft())
+
+    def _start(self, request: Request) -> None:
+        self._active = request
+        self.due_at = _NEVER
+        if request.error is not None:
+            request.refuse(request.error)
+        else:
+            self._hub.handle(request)
+
+    # --- time
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being received or answered."""
+        return (
+            self._active is None
+            and not self._receiving
+            and self._fed_bytes == 0
+            and not self._paused
+            and not self._stopped
+        )
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether some of an answer has not been taken by the client's side yet."""
+        return self._transport is not None and self._transport.get_write_buffer_size() > 0
+
+    def time_is_up(self) -> None:
+        """Called once ``due_at`` has passed."""
+        assert self._transport is not None
+        if self._transport.is_closing() or self._paused or self._stopped:
+            self.due_at = _NEVER
+            self._transport.abort()
+        elif self._fed_bytes == 0 and not self._receiving:
+            self.close()
+        else:
+            what = "headers" if self._in_headers else "body"
+            self._fail(Refusal(408, f"the {what} took too long", close=True, reason="slow client"))
+
+    def close(self) -> None:
+        """Close after what was written has been sent."""
+        assert self._transport is not None
+        self._stopped = True
+        self.due_at = time.monotonic() + self._hub.limits.write_timeout_s
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _set_due(self) -> None:
+        if self._active is not None or self._paused:
+            return
+        limits = self._hub.limits
+        now = time.monotonic()
+        if self._fed_bytes == 0 and not self._receiving:
+            self.due_at = now + limits.idle_timeout_s
+        elif self._in_headers:
+            self.due_at = now + limits.header_timeout_s
+        else:
+            self.due_at = now + limits.body_timeout_s
+
+    # --- refusing
+
+    def _linger(self) -> None:
+        """Close, but give the answer time to be read: a reset would throw it away."""
+        transport = self._transport
+        assert transport is not None
+        if transport.can_write_eof():
+            most = self._hub.limits.write_timeout_s
+            wait_s = most if self.has_unsent else min(1.0, most)
+            self.due_at = time.monotonic() + wait_s
+            transport.write_eof()
+        else:
+            self.close()
+
+    def _fail(self, refusal: Refusal) -> None:
+        """Refuse what is being received; requests before it are answered first."""
+        self._drop_body()
+        request = self._request
+        if request is None:
+            request = Request(self, b"GET", b"", b"", {}, self._started_s or time.monotonic())
+        request.error = refusal
+        request.keep_alive = False
+        self._request = None
+        self._fed_bytes = 0
+        self._receiving = False
+        self._stopped = True
+        self._enqueue(request)
+
+    def _raise(self, refusal: Refusal) -> None:
+        """Out of the parser's callbacks."""
+        self._refusal = refusal
+        raise _Stop
+
+    def _count(self, size: int) -> None:
+        self._size += size if self._in_headers else 0
+        if self._in_headers and self._size > self._hub.limits.max_header_bytes:
+            self._raise(_too_many_header_bytes(self._hub.limits))
+
+    def _drop_body(self) -> None:
+        self._release(self._held_bytes)
+        self._held_bytes = 0
+        self._body = b""
+
+    def _release(self, size: int) -> None:
+        self._hub.buffered_bytes -= size
+
+
+def _too_many_header_bytes(limits: Limits) -> Refusal:
+    return Refusal(431, f"the headers have at most {limits.max_header_bytes} bytes", close=True)
+
+
+def _body_too_large(limits: Limits) -> Refusal:
+    return Refusal(413, f"the body has at most {limits.max_body_bytes} bytes", close=True)

@@ -1,0 +1,145 @@
+"""A request as it came and an answer as it goes out."""
+
+from __future__ import annotations
+
+import http
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+JSON = b"application/json"
+BINARY = b"application/octet-stream"
+TEXT = b"text/plain; charset=utf-8"
+HTML = b"text/html; charset=utf-8"
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
+    for status in http.HTTPStatus
+}
+_FIXED = b"server: hotloop\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\n"
+
+
+class Refusal(Exception):
+    """A request is answered with an error; nothing in ``text`` comes from inside the server.
+
+    Args:
+        status: of HTTP.
+        text: for the client.
+        headers: more of the answer.
+        close: the connection cannot be used any more.
+        reason: label in the metrics; ``None``: the status alone says it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        *,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        close: bool = False,
+        reason: str | None = None,
+    ) -> None:
+        super().__init__(status, text)
+        self.status = status
+        self.text = text
+        self.headers = tuple(headers)
+        self.close = close
+        self.reason = reason
+
+
+def busy(status: int, text: str, retry_after_s: float, reason: str) -> Refusal:
+    """429 or 503 with the time after which trying again makes sense."""
+    seconds = max(1, min(3600, int(retry_after_s + 0.999)))
+    return Refusal(status, text, headers=[(b"retry-after", str(seconds).encode())], reason=reason)
+
+
+class Request:
+    """One request, whole; answered once, from the loop's thread.
+
+    Attributes:
+        method, path, query: of the request line; the path is not decoded.
+        headers: names in lower case.
+        body: all of it.
+        arrived_s: monotonic seconds at which its first byte was read.
+        on_gone: called if the client goes before it is answered.
+    """
+
+    __slots__ = (
+        "answered",
+        "arrived_s",
+        "body",
+        "connection",
+        "error",
+        "handler",
+        "headers",
+        "keep_alive",
+        "method",
+        "on_gone",
+        "path",
+        "query",
+        "route",
+    )
+
+    def __init__(self, connection: Connection, method: bytes, path: bytes, query: bytes,
+                 headers: dict[bytes, bytes], arrived_s: float) -> None:  # fmt: skip
+        self.connection = connection
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.arrived_s = arrived_s
+        self.body: bytes | bytearray = b""
+        self.keep_alive = True
+        self.error: Refusal | None = None
+        self.answered = False
+        self.on_gone: Callable[[], None] | None = None
+        self.route = "other"
+        self.handler: Callable[[Request], None] | None = None
+
+    def answer(
+        self,
+        status: int,
+        body: bytes,
+        content_type: bytes = JSON,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Send the answer."""
+        self.connection.answer(self, status, body, content_type, headers)
+
+    def answer_json(self, document: Any, status: int = 200) -> None:
+        """Send a document."""
+        self.answer(status, orjson.dumps(document))
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Send an error, in the protocol's form."""
+        if refusal.close:
+            self.keep_alive = False
+        self.error = refusal
+        body = orjson.dumps({"error": refusal.text})
+        self.answer(refusal.status, body, JSON, refusal.headers)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since its first byte."""
+        return time.monotonic() - self.arrived_s
+
+
+def head(
+    status: int,
+    length: int,
+    content_type: bytes,
+    headers: Sequence[tuple[bytes, bytes]],
+    *,
+    keep_alive: bool,
+) -> bytes:
+    """Status line and headers of an answer."""
+    more = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b" % (
+        _STATUS_LINES[status], _FIXED, content_type, length, more,
+        b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
+    )  # fmt: skip

@@ -1,0 +1,17 @@
+"""Shared by the tests of inference."""
+
+import pytest
+
+from hotloop.infer import race
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Races of one test are not remembered in another, nor in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch):
+    """Which engine wins is not what these tests are about."""
+    monkeypatch.setattr(race, "TURN_S", 0.001)

@@ -1,0 +1,94 @@
+"""Who wins a race: from calls whose times are made by hand."""
+
+import pytest
+
+from hotloop.infer import race as room
+from hotloop.infer.race import Runner, race
+
+
+class Clock:
+    """Time that passes only inside calls."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1e-9
+        return self.now
+
+    def runner(self, *seconds):
+        """Calls that take these seconds in turn."""
+        count = 0
+
+        def call():
+            nonlocal count
+            self.now += seconds[count % len(seconds)]
+            count += 1
+
+        return Runner(call)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(room.time, "perf_counter", made)
+    monkeypatch.setattr(room, "TURN_S", 0.03)
+    return made
+
+
+def test_the_fastest_wins_and_the_clearly_slower_are_dropped(clock):
+    runners = [clock.runner(t) for t in (1.1e-3, 1e-3, 2e-3)]
+    assert race(runners, by_p99=False, budget_s=10) == 1
+    assert [r.dropped for r in runners] == [None, None, room.MIN_ROUNDS]
+    assert runners[1].median_s == pytest.approx(1e-3, rel=1e-3)
+    assert runners[2].n < runners[1].n
+
+
+def test_the_tail_decides_among_equals_alone(clock):
+    def make():
+        steady = clock.runner(1.01e-3)
+        ragged = clock.runner(*[1e-3] * 9, 5e-3)
+        slow_but_steady = clock.runner(1.1e-3)
+        return [ragged, steady, slow_but_steady]
+
+    assert race(make(), by_p99=True, budget_s=10) == 1
+    assert race(make(), by_p99=False, budget_s=10) == 0
+
+
+def test_far_behind_where_calls_are_slow_costs_no_rounds(clock):
+    runners = [clock.runner(0.2), clock.runner(0.9)]
+    assert race(runners, by_p99=False, budget_s=10) == 0
+    assert runners[1].dropped == 0
+    assert runners[1].n == 1
+    assert runners[1].median_s == pytest.approx(0.9, rel=1e-3)
+
+
+def test_the_budget_ends_it_after_three_rounds(clock):
+    runners = [clock.runner(1e-3), clock.runner(1.01e-3)]
+    race(runners, by_p99=False, budget_s=1e-9)
+    assert [len(r.round_s) for r in runners] == [room.MIN_ROUNDS] * 2
+
+
+def test_instances_call_at_once_and_a_failure_is_the_one_that_happened():
+    import threading
+
+    together = threading.Barrier(2, timeout=30)
+    runner = Runner(together.wait, num_instances=2)
+
+    # Each call waits for the other instance's: it ends only if both are at it.
+    def call():
+        together.wait()
+
+    runner.call = call
+    room.TURN_S, before = 0.0, room.TURN_S
+    try:
+        room._turn_together(runner)
+    finally:
+        room.TURN_S = before
+    assert runner.n == 6
+
+    def broken():
+        raise ValueError("no answer")
+
+    with pytest.raises(ValueError, match="no answer"):
+        room._turn_together(Runner(broken, num_instances=2))
