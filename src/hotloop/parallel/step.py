@@ -48,7 +48,8 @@ class ParallelStep(TrainStep):
     is that of one pass over the batch up to float32 rounding, but for batch norm, which sees each
     chunk by itself; its running statistics become the mean of what the chunks made of them. A batch
     that does not consist of whole chunks (the last, smaller one of an epoch), and a model that
-    draws random numbers (dropout) or cannot be captured, take the plain path on one thread.
+    cannot be captured, take the plain path on one thread. Dropout and noise are functions of step,
+    chunk and place (``step.chunk_random``).
 
     A worker that fails has its chunk run again by worker 0. One that takes longer than ``hang_s``
     is given up, with the step's chunks run again by a new team of one worker less; what it may
