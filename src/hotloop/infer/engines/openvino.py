@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import MissingExtraError, ModelError, RunError
 from ..engine import TensorSpec, check_arrays
+from .signal_stack import signal_stack_kept
 
 if TYPE_CHECKING:
     import numpy
@@ -63,7 +64,8 @@ class OpenVinoEngine:
         }
         try:
             model = ov.Core().read_model(str(path))
-            compiled = ov.Core().compile_model(model, "CPU", settings)
+            with signal_stack_kept():
+                compiled = ov.Core().compile_model(model, "CPU", settings)
             requests = [compiled.create_infer_request() for _ in range(num_instances)]
         except Exception as error:  # The library raises RuntimeError for all that is wrong.
             raise ModelError(f"{path} must be an OpenVINO model", got=_line(error)) from None
