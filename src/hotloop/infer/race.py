@@ -153,7 +153,12 @@ def _turn_together(runner: Runner) -> None:
         cpus = [runner.cpu_ids[position]] if position < len(runner.cpu_ids) else []
         try:
             with pinned_thread(cpus):
-                runner.call()
+                # Untimed, as in a turn of one: threads of the candidate before spin for a while.
+                settled = time.perf_counter() + TURN_S / 6
+                while True:
+                    runner.call()
+                    if time.perf_counter() >= settled:
+                        break
                 start.wait()
                 begin = time.perf_counter()
                 count = 0
