@@ -125,10 +125,7 @@ def _turn(runner: Runner) -> None:
         _turn_together(runner)
         return
     call, clock = runner.call, time.perf_counter
-    # Untimed: wakes the threads that slept, and outlasts those of the others that still spin.
-    settled = clock() + TURN_S / 6
-    while not runner.slow and clock() < settled:
-        call()
+    _settle(runner)
     seconds: list[float] = []
     least = 1 if runner.slow else 3
     end = clock() + TURN_S
@@ -143,6 +140,13 @@ def _turn(runner: Runner) -> None:
     runner.most_s = max(runner.most_s, seconds[-1])
 
 
+def _settle(runner: Runner) -> None:
+    """Untimed: wakes the threads that slept, and outlasts those of the others that still spin."""
+    settled = time.perf_counter() + TURN_S / 6
+    while not runner.slow and time.perf_counter() < settled:
+        runner.call()
+
+
 def _turn_together(runner: Runner) -> None:
     """All instances call without a pause; wall seconds over calls."""
     start = threading.Barrier(runner.num_instances)
@@ -153,12 +157,8 @@ def _turn_together(runner: Runner) -> None:
         cpus = [runner.cpu_ids[position]] if position < len(runner.cpu_ids) else []
         try:
             with pinned_thread(cpus):
-                # Untimed, as in a turn of one: threads of the candidate before spin for a while.
-                settled = time.perf_counter() + TURN_S / 6
-                while True:
-                    runner.call()
-                    if time.perf_counter() >= settled:
-                        break
+                runner.call()
+                _settle(runner)
                 start.wait()
                 begin = time.perf_counter()
                 count = 0

@@ -136,7 +136,7 @@ def read_task(tree: Tree, task: int, *, whole: bool = False) -> TaskCounters | N
     if words is None:
         return None
     name, fields = words
-    run_s, delay_s = _schedstat(tree.text(f"{folder}/schedstat"))
+    run_s, delay_s = parse_schedstat(tree.text(f"{folder}/schedstat"))
     migrations = None
     cpu_ids: tuple[int, ...] = ()
     if whole:
@@ -236,7 +236,8 @@ def _ticks(fields: list[str], index: int) -> float:
     return (parse_int(fields[index]) or 0) / TICKS_PER_S if len(fields) > index else 0.0
 
 
-def _schedstat(text: str | None) -> tuple[float | None, float | None]:
+def parse_schedstat(text: str | None) -> tuple[float | None, float | None]:
+    """Seconds a thread ran, and was ready to run without a processor; ``None``: not told."""
     words = (text or "").split()
     numbers = [parse_int(word) for word in words]
     if len(numbers) != 3 or numbers[0] is None or numbers[1] is None:

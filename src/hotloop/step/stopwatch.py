@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ..monitor.cpu_counters import parse_schedstat
 
 _ROUNDS = 9
 _LIMIT_S = 0.5
@@ -68,10 +71,8 @@ def waited_s() -> float:
 
     Source: the second field of ``schedstat`` (Linux, Documentation/scheduler/sched-stats).
     """
-    total_ns = 0
+    total_s = 0.0
     for path in Path("/proc/self/task").glob("*/schedstat"):
-        try:
-            total_ns += int(path.read_text().split()[1])
-        except (OSError, ValueError, IndexError):
-            continue
-    return total_ns * 1e-9
+        with contextlib.suppress(OSError):  # The thread has ended.
+            total_s += parse_schedstat(path.read_text())[1] or 0.0
+    return total_s
