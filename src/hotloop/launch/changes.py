@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import PlanError
@@ -99,17 +99,22 @@ def decide(
             next_step=f"pass --nproc {machine.usable_cpus}",
         )
     values: dict[str, object] = {"num_ranks": options.num_ranks}
+    ways: dict[str, Callable[[], Change]] = {
+        "threads": lambda: _threads(machine, options, environ, ranks, values),
+        "affinity": lambda: _affinity(machine, options, ranks, values),
+        "numa": lambda: _numa(machine, options, ranks, values),
+        "allocator": lambda: _allocator(machine, options, environ, ranks, values),
+        "huge-pages": lambda: _huge_pages(machine, options, environ, values),
+        "matmul": lambda: _switch("matmul", "float32 matrix products by the faster of MKL and "
+                                  "oneDNN, each shape timed", values),
+        "optimizer": lambda: _switch("optimizer", "Adam and AdamW by torch's fused kernel, where "
+                                     "the script does not choose", values),
+    }  # fmt: skip
+    values |= {"matmul": False, "optimizer": False}
     changes = [
-        _threads(machine, options, environ, ranks, values),
-        _affinity(machine, options, ranks, values),
-        _numa(machine, options, ranks, values),
-        _allocator(machine, options, environ, ranks, values),
-        _huge_pages(machine, options, environ, values),
-        _switch("matmul", "float32 matrix products by the faster of MKL and oneDNN, each shape "
-                "timed", options, values),
-        _switch("optimizer", "Adam and AdamW by torch's fused kernel, where the script does not "
-                "choose", options, values),
-    ]  # fmt: skip
+        Change(name, "left out", made=False) if name in options.off else way()
+        for name, way in ways.items()
+    ]
     environment = values.pop("environment", {})
     assert isinstance(environment, dict)
     merged = {
@@ -135,8 +140,6 @@ def _threads(
     ranks: int,
     values: dict[str, object],
 ) -> Change:
-    if "threads" in options.off:
-        return Change("threads", "left out", made=False)
     given = next((name for name in _THREAD_VARIABLES if environ.get(name)), None)
     if given and options.num_threads is None:
         return Change("threads", f"{given}={environ[given]} is yours and stays", made=False)
@@ -164,8 +167,6 @@ def _threads(
 
 
 def _affinity(machine: Machine, options: Options, ranks: int, values: dict[str, object]) -> Change:
-    if "affinity" in options.off:
-        return Change("affinity", "left out", made=False)
     if ranks > 1 or options.num_ranks is not None:
         order = placement_order(machine, spread=options.affinity.kind == "spread")
         if options.affinity.kind == "list":
@@ -190,8 +191,6 @@ def _affinity(machine: Machine, options: Options, ranks: int, values: dict[str, 
 
 
 def _numa(machine: Machine, options: Options, ranks: int, values: dict[str, object]) -> Change:
-    if "numa" in options.off:
-        return Change("numa", "left out", made=False)
     if options.numa_policy == "default":
         nodes = len(machine.numa_nodes)
         hint = "" if nodes < 2 else f"; {nodes} nodes: try --numa-policy interleave --compare"
@@ -235,8 +234,6 @@ def _allocator(
     ranks: int,
     values: dict[str, object],
 ) -> Change:
-    if "allocator" in options.off:
-        return Change("allocator", "left out", made=False)
     if machine.allocator != "glibc" or not hasattr(ctypes.CDLL(None), "mallopt"):
         return Change("allocator", f"{machine.allocator or 'unknown'} is left as it is", made=False)
     yours = [
@@ -271,8 +268,6 @@ def _huge_pages(
     machine: Machine, options: Options, environ: Mapping[str, str], values: dict[str, object]
 ) -> Change:
     name = "THP_MEM_ALLOC_ENABLE"
-    if "huge-pages" in options.off:
-        return Change("huge-pages", "left out", made=False)
     if environ.get(name):
         return Change("huge-pages", f"{name}={environ[name]} is yours and stays", made=False)
     if not options.huge_pages:
@@ -286,10 +281,9 @@ def _huge_pages(
     return Change("huge-pages", "tensors of 2 MiB and more on huge pages", environment={name: "1"})
 
 
-def _switch(name: str, text: str, options: Options, values: dict[str, object]) -> Change:
-    on = name not in options.off
-    values[name] = on
-    return Change(name, text if on else "left out", made=on)
+def _switch(name: str, text: str, values: dict[str, object]) -> Change:
+    values[name] = True
+    return Change(name, text)
 
 
 def _listed(words: Sequence[str]) -> str:
