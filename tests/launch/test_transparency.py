@@ -125,6 +125,9 @@ time.sleep(60)
     ],
 )
 def test_signals_are_the_scripts(tmp_path, text, number):
+    # Under nohup a process and its children ignore SIGHUP.
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
     script = write(tmp_path, text)
     expected = signalled(plain(script), tmp_path, number)
     assert signalled(launched(script), tmp_path, number) == expected

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import RunError
-from ..step import chunk_random
+from ..step import chunk_random, convolutions
 from ..step.capture import LossFn, NotCapturable, capture
 from ..step.program import compile_captured, described, kernels
 from ..step.routes import route
@@ -141,6 +141,7 @@ class Team:
             if part.outputs and id(self.weights[number]) in groups
         ]
         self.routes = route(self.captured.graph, 1)
+        convolutions.route(self.captured.graph, 1)
         path = compile_captured(self.captured, 1)
         self._chunk_key = _key(x, y)
         self._described = described((x, y))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import RunError
+from . import convolutions
 from .capture import Captured, LossFn, NotCapturable, capture
 from .operations import Operation, operations
 from .program import Program, compile_captured, compiled_path
@@ -59,7 +60,9 @@ class CompiledStep:
             model, loss_fn, x, y, update=self.update, autocast=autocast
         )
         self._autocast = autocast
-        self.routes = [] if autocast else route(self.captured.graph, num_threads)
+        graph = self.captured.graph
+        self.routes = [] if autocast else route(graph, num_threads)
+        self._convolutions = [] if autocast else convolutions.route(graph, num_threads)
         self.sums = [] if whole else [torch.zeros_like(w, requires_grad=False) for w in weights]
         self._modules = list(model.modules())
         self._modes = [m.training for m in self._modules]
@@ -109,7 +112,7 @@ class CompiledStep:
         """Matrix products and convolutions, timed alone (once for a machine); none in bfloat16."""
         if self._autocast:
             return []
-        return operations(self.captured.graph, self.routes, self.num_threads)
+        return operations(self.captured.graph, self.routes, self._convolutions, self.num_threads)
 
     def run(
         self,

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import conv_flop_count
 
 from ..machine.threads import num_threads as threads_set
 from ..memory import TensorArena
+from .convolutions import Convolution
 from .operators import GEMM_UPDATES
 from .routes import Product, Route, remembered
 from .stopwatch import least_seconds
@@ -36,10 +37,11 @@ class Operation:
     """One kind of work in a step.
 
     Attributes:
-        kind: ``"product"``, ``"product and update"``, ``"convolution"`` or ``"convolution
-            backward"``.
+        kind: ``"product"``, ``"product and update"``, ``"convolution"``, ``"convolution
+            backward"``, or one half of that, ``"input gradient"`` or ``"weight gradient"``.
         shape: in words. count: how many such a step has. kernel: who computes it.
-        seconds: of one, timed alone. flop: of one.
+        seconds: of one, timed alone. flop: of one; of a convolution those of the direct sum, of
+            which hotloop's kernel needs 16 in 36.
         modelled_bytes: each operand read and each result written once (updated weights and
             states: both), in float32; caches make the true traffic to memory more or less.
         candidates_s: least seconds of each kernel that was tried; one where there is no choice.
@@ -73,12 +75,16 @@ class Operation:
 
 
 def operations(
-    graph: fx.GraphModule, routes: Sequence[tuple[Product, Route]], num_threads: int
+    graph: fx.GraphModule,
+    routes: Sequence[tuple[Product, Route]],
+    convolutions: Sequence[tuple[Convolution, Route]],
+    num_threads: int,
 ) -> list[Operation]:
     """The operations of a captured graph, the longest first.
 
     Args:
-        graph: after ``routes.route``. routes: what that gave.
+        graph: after ``routes.route`` and ``convolutions.route``.
+        routes, convolutions: what these gave.
         num_threads: threads of the step.
     """
     found = []
@@ -93,6 +99,16 @@ def operations(
                 candidates_s=dict(seconds),
             )
         )  # fmt: skip
+    for (work, kernel), count in Counter((w, r.kernel) for w, r in convolutions).items():
+        seconds = next(r.seconds for w, r in convolutions if w == work)
+        sizes = [math.prod(shape) for shape in (work.x, work.w, work.out)]
+        found.append(
+            Operation(
+                kind=work.part, shape=f"{list(work.x)} by {list(work.w)}", count=count,
+                kernel=kernel, seconds=seconds[kernel], flop=work.flop,
+                modelled_bytes=_FLOAT_BYTES * sum(sizes), candidates_s=dict(seconds),
+            )
+        )  # fmt: skip
     rest: Counter[_Timed] = Counter()
     for node in graph.graph.nodes:
         if node.target in GEMM_UPDATES:
@@ -101,14 +117,14 @@ def operations(
             rest[_of_convolution(node, backward=False)] += 1
         elif node.target is _aten.convolution_backward.default:
             rest[_of_convolution(node, backward=True)] += 1
-    for work, count in rest.items():
+    for other, count in rest.items():
         kernel, seconds = remembered(
-            f"{work}/{num_threads}", functools.partial(_race, work, num_threads)
+            f"{other}/{num_threads}", functools.partial(_race, other, num_threads)
         )
         found.append(
             Operation(
-                kind=work.kind, shape=work.text(), count=count, kernel=kernel,
-                seconds=seconds[kernel], flop=work.flop(), modelled_bytes=work.modelled_bytes(),
+                kind=other.kind, shape=other.text(), count=count, kernel=kernel,
+                seconds=seconds[kernel], flop=other.flop(), modelled_bytes=other.modelled_bytes(),
                 candidates_s=seconds,
             )
         )  # fmt: skip

@@ -87,6 +87,63 @@ torch.library.register_fake(
     lib=_LIBRARY,
 )
 
+# Convolution with 3x3 windows and stride 1, channels of x adjacent (+ bias, then relu when asked).
+_LIBRARY.define(
+    "conv3x3(Tensor x, Tensor w, Tensor? bias, int pad_h, int pad_w, int relu) -> Tensor",
+    tags=_TAGS,
+)
+# The same, pooled by 2x2 as `pool` does it.
+_LIBRARY.define(
+    "conv3x3_pool(Tensor x, Tensor w, Tensor? bias, int pad_h, int pad_w, int relu, int last)"
+    " -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+# The gradient of x, 0 where mask is not above 0; and those of w (channels adjacent where `last`)
+# and of the bias. g: the gradient of the results, or that of their pooling with its places.
+_LIBRARY.define(
+    "conv3x3_input_gradient(Tensor x, Tensor g, Tensor w, Tensor? places, Tensor? mask, int pad_h,"
+    " int pad_w) -> Tensor",
+    tags=_TAGS,
+)
+_LIBRARY.define(
+    "conv3x3_weight_gradient(Tensor x, Tensor g, Tensor w, Tensor? places, int pad_h, int pad_w,"
+    " int last) -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+
+
+def _convolved(x: torch.Tensor, w: torch.Tensor, pad_h: int, pad_w: int) -> list[int]:
+    return [x.shape[0], w.shape[0], x.shape[2] + 2 * pad_h - 2, x.shape[3] + 2 * pad_w - 2]
+
+
+def _fake_conv_pool(
+    x: torch.Tensor, w: torch.Tensor, _: Any, pad_h: int, pad_w: int, __: int, last: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    n, c, h, v = _convolved(x, w, pad_h, pad_w)
+    shape = [n, c, h // 2, v // 2]
+    return _dense(shape, x, x.dtype, bool(last)), _dense(shape, x, torch.uint8, True)
+
+
+torch.library.register_fake(
+    "hotloop::conv3x3",
+    lambda x, w, bias, ph, pw, relu: _dense(_convolved(x, w, ph, pw), x, x.dtype, True),
+    lib=_LIBRARY,
+)
+torch.library.register_fake("hotloop::conv3x3_pool", _fake_conv_pool, lib=_LIBRARY)
+torch.library.register_fake(
+    "hotloop::conv3x3_input_gradient",
+    lambda x, g, w, places, mask, ph, pw: _dense(list(x.shape), x, x.dtype, True),
+    lib=_LIBRARY,
+)
+torch.library.register_fake(
+    "hotloop::conv3x3_weight_gradient",
+    lambda x, g, w, places, ph, pw, last: (
+        _dense(list(w.shape), w, w.dtype, bool(last)),
+        w.new_empty(w.shape[0]),
+    ),
+    lib=_LIBRARY,
+)
+
 _aten = torch.ops.aten
 
 
@@ -123,6 +180,26 @@ def shims() -> dict[Any, list[str]]:
         f"AOTITorchError aoti_torch_cpu_pool_backward({handle} g, {handle} places, int64_t h, "
         f"int64_t w, int64_t kh, int64_t kw, {handle}* result)"
     ]
+    pads = "int64_t pad_h, int64_t pad_w"
+    for name, arguments in (
+        ("conv3x3", f"{handle}* bias, {pads}, int64_t relu, {handle}* result"),
+        (
+            "conv3x3_pool",
+            f"{handle}* bias, {pads}, int64_t relu, int64_t last, {handle}* out, {handle}* places",
+        ),
+        (
+            "conv3x3_input_gradient",
+            f"{handle} w, {handle}* places, {handle}* mask, {pads}, {handle}* result",
+        ),
+        (
+            "conv3x3_weight_gradient",
+            f"{handle} w, {handle}* places, {pads}, int64_t last, {handle}* gw, {handle}* gb",
+        ),
+    ):
+        second = "g" if "gradient" in name else "w"
+        found[getattr(torch.ops.hotloop, name).default] = [
+            f"AOTITorchError aoti_torch_cpu_{name}({handle} x, {handle} {second}, {arguments})"
+        ]
     return found
 
 

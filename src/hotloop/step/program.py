@@ -44,9 +44,7 @@ def kernels() -> ctypes.CDLL:
     """
     library = native.load(
         _FOLDER / "shim.cpp",
-        parts=tuple(
-            _FOLDER / name for name in ("gemm.h", "gemm.cpp", "pool.cpp", "seat.h", "team.cpp")
-        ),
+        parts=tuple(sorted(set(_FOLDER.iterdir()) - {_FOLDER / "shim.cpp"})),
         flags=(
             "-march=native",
             "-fopenmp",

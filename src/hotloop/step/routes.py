@@ -195,8 +195,11 @@ def gemm(
 @functools.cache
 def _kernels_key() -> str:
     """Other kernels or another way to time them, other times."""
-    source = Path(__file__).parent / "kernels" / "gemm.cpp"
-    return f"{hashlib.sha256(source.read_bytes()).hexdigest()[:8]}-{_TIMING}"
+    folder = Path(__file__).parent / "kernels"
+    digest = hashlib.sha256()
+    for name in ("gemm.cpp", "winograd.cpp", "convolution.cpp"):
+        digest.update((folder / name).read_bytes())
+    return f"{digest.hexdigest()[:8]}-{_TIMING}"
 
 
 @functools.cache

@@ -116,7 +116,7 @@ template <int R, int V>
 void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b, float* tile,
            int64_t ld, bool add) {
   Vector sum[R][V];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
@@ -125,14 +125,14 @@ void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b
     Vector column[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) column[v] = *reinterpret_cast<const Vector*>(b + v * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] += a[r * rs] * column[v];
     a += ks;
     b += V * kLanes;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) *reinterpret_cast<Vector*>(tile + r * ld + v * kLanes) = sum[r][v];
@@ -146,24 +146,31 @@ void multiply(int vectors, int64_t depth, const float* a, const float* b, float*
   else micro<kRows, 1>(depth, a, 1, kRows, b, tile, ld, add);
 }
 
-// Rows of a as they lie in memory, fewer than a whole tile at the end.
+// Rows of a `rs` apart, whose elements along the sum are `ks` apart; as many rows at a time as there are
+// registers for their sums.
 template <int V>
-void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, const float* b,
-                   float* tile, bool add) {
-  constexpr int64_t ld = V * kLanes;
-  for (; rows >= kFlatRows; rows -= kFlatRows, a += kFlatRows * rs, tile += kFlatRows * ld)
-    micro<kFlatRows, V>(depth, a, rs, 1, b, tile, ld, add);
-  for (; rows >= 2; rows -= 2, a += 2 * rs, tile += 2 * ld)
-    micro<2, V>(depth, a, rs, 1, b, tile, ld, add);
-  if (rows) micro<1, V>(depth, a, rs, 1, b, tile, ld, add);
+void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, int64_t ks,
+                   const float* b, float* tile, bool add) {
+  constexpr int most = kFlatRows * kFlatVectors / V, ld = V * kLanes;
+  constexpr int whole = most > 12 ? 12 : most;
+  const auto next = [&](auto count) {
+    constexpr int R = decltype(count)::value;
+    micro<R, V>(depth, a, rs, ks, b, tile, ld, add);
+    rows -= R, a += R * rs, tile += R * ld;
+  };
+  // Two rows keep the units waiting for their own sums: 8 = 4 + 4, not 6 + 2.
+  while (rows >= whole && !(whole == 6 && rows == 8)) next(std::integral_constant<int, whole>{});
+  while (rows >= 4) next(std::integral_constant<int, 4>{});
+  while (rows >= 2) next(std::integral_constant<int, 2>{});
+  if (rows) next(std::integral_constant<int, 1>{});
 }
 
 void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs,
-                   const float* b, float* tile, bool add) {
-  if (vectors == 4) multiply_rows<4>(rows, depth, a, rs, b, tile, add);
-  else if (vectors == 3) multiply_rows<3>(rows, depth, a, rs, b, tile, add);
-  else if (vectors == 2) multiply_rows<2>(rows, depth, a, rs, b, tile, add);
-  else multiply_rows<1>(rows, depth, a, rs, b, tile, add);
+                   int64_t ks, const float* b, float* tile, bool add) {
+  if (vectors == 4) multiply_rows<4>(rows, depth, a, rs, ks, b, tile, add);
+  else if (vectors == 3) multiply_rows<3>(rows, depth, a, rs, ks, b, tile, add);
+  else if (vectors == 2) multiply_rows<2>(rows, depth, a, rs, ks, b, tile, add);
+  else multiply_rows<1>(rows, depth, a, rs, ks, b, tile, add);
 }
 
 struct Range {
@@ -222,7 +229,7 @@ void flat(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t
         const int64_t rows = std::min(kFlatCols, M - s * kFlatCols), ld = width(s);
         for (int64_t k = 0; k < K; k += kFlatDepth)
           multiply_rows(vectors_for(rows), cols, std::min(kFlatDepth, K - k), B + n * b_cs + k,
-                        b_cs, packed + s * kFlatCols * K + k * ld, tile, k > 0);
+                        b_cs, 1, packed + s * kFlatCols * K + k * ld, tile, k > 0);
         turn(tile, ld, rows, cols, turned, kFlatGroup);
         finish(turned, kFlatGroup, s * kFlatCols, rows, n, cols);
       }

@@ -44,4 +44,27 @@ void hotloop_pool_f32(const hotloop_pool_shape* shape, const float* x, float* ou
 void hotloop_pool_backward_f32(const hotloop_pool_shape* shape, const float* gradient,
                                const int64_t* g_strides, const uint8_t* places, float* gx,
                                int32_t num_threads);
+
+// Convolution of x [N, C, H, W] with filters w [O, C, 3, 3], stride 1. Strides in elements, at their
+// end the letter of the dimension (of w: o, i, h, w); channels of x, of results and of their
+// gradient g [N, O, OH, OW] are adjacent. Of pooled results the strides are those of [N, O, OH / 2, OW /
+// 2], whose channels may lie oc or gc apart.
+struct hotloop_conv_shape {
+  int64_t N, C, H, W, O, pad_h, pad_w, relu;
+  int64_t xn, xh, xw, wo, wi, wh, ww, on, oc, oh, ow, gn, gc, gh, gw;
+};
+
+// out = x * w (+ bias); relu where asked; with places: pooled by 2x2, and a byte for each that says which of
+// its window it is (as hotloop_pool_f32).
+void hotloop_conv3x3_f32(const hotloop_conv_shape* s, const float* x, const float* w,
+                         const float* bias, float* out, uint8_t* places, int32_t num_threads);
+// The gradient of x from g, or from that of pooled results and their places; 0 where mask, laid
+// out as x, is not above 0.
+void hotloop_conv3x3_input_gradient_f32(const hotloop_conv_shape* s, const float* g,
+                                        const uint8_t* places, const float* w, const float* mask,
+                                        float* gx, int32_t num_threads);
+// The gradient of w, and of the bias.
+void hotloop_conv3x3_weight_gradient_f32(const hotloop_conv_shape* s, const float* x,
+                                         const float* g, const uint8_t* places, float* gw,
+                                         float* gb, int32_t num_threads);
 }

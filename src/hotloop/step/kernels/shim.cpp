@@ -11,6 +11,8 @@
 
 #include "gemm.cpp"
 #include "pool.cpp"
+#include "winograd.cpp"
+#include "convolution.cpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define TRY(call)                 \
@@ -133,7 +135,7 @@ int gemm_update(AtenTensorHandle w, AtenTensorHandle a, AtenTensorHandle b, Aten
 }  // namespace
 
 // An operator without a result gets a last argument that is null.
-#define H AtenTensorHandle
+using H = AtenTensorHandle;
 EXPORT int aoti_torch_cpu_update0_(H w, H g, H c, H* scale, int64_t group, H*) {
   return update(w, g, nullptr, nullptr, c, scale, group);
 }
@@ -230,6 +232,101 @@ EXPORT int aoti_torch_cpu_pool_backward(H gradient, H places, int64_t h, int64_t
   const hotloop_pool_shape shape{s[0], s[1], h, w, kh, kw, 0, 0, t[0], t[1], t[2], t[3]};
   hotloop_pool_backward_f32(&shape, vg.data, vg.strides, reinterpret_cast<uint8_t*>(vp.data),
                             vr.data, threads);
+  return 0;
+}
+
+// Channels of x and of the results are adjacent, those of pooled results where `last`.
+int conv_shape(const View& x, const View& w, int64_t pad_h, int64_t pad_w, hotloop_conv_shape* s) {
+  const int64_t *n = x.sizes, *xs = x.strides, *ws = w.strides;
+  *s = {n[0], n[1], n[2], n[3], w.sizes[0], pad_h, pad_w, 0, xs[0], xs[2], xs[3],
+        ws[0], ws[1], ws[2], ws[3]};
+  return xs[1] != 1;
+}
+
+EXPORT int aoti_torch_cpu_conv3x3(H x, H w, H* bias, int64_t pad_h, int64_t pad_w, int64_t relu,
+                                  H* result) {
+  View vx, vw, vo;
+  hotloop_conv_shape s;
+  TRY(vx.open(x));
+  TRY(vw.open(w));
+  TRY(conv_shape(vx, vw, pad_h, pad_w, &s));
+  TRY(dense(s.N, s.O, s.H + 2 * pad_h - 2, s.W + 2 * pad_w - 2, true, aoti_torch_dtype_float32(),
+            result));
+  TRY(vo.open(*result));
+  s.relu = relu, s.on = vo.strides[0], s.oc = 1, s.oh = vo.strides[2], s.ow = vo.strides[3];
+  void* offset = nullptr;
+  if (bias && *bias) TRY(aoti_torch_get_data_ptr(*bias, &offset));
+  hotloop_conv3x3_f32(&s, vx.data, vw.data, static_cast<float*>(offset), vo.data, nullptr, threads);
+  return 0;
+}
+
+EXPORT int aoti_torch_cpu_conv3x3_pool(H x, H w, H* bias, int64_t pad_h, int64_t pad_w,
+                                       int64_t relu, int64_t last, H* out, H* places) {
+  View vx, vw, vo;
+  hotloop_conv_shape s;
+  TRY(vx.open(x));
+  TRY(vw.open(w));
+  TRY(conv_shape(vx, vw, pad_h, pad_w, &s));
+  const int64_t h = (s.H + 2 * pad_h - 2) / 2, v = (s.W + 2 * pad_w - 2) / 2;
+  TRY(dense(s.N, s.O, h, v, last, aoti_torch_dtype_float32(), out));
+  TRY(dense(s.N, s.O, h, v, true, aoti_torch_dtype_uint8(), places));
+  TRY(vo.open(*out));
+  const int64_t* o = vo.strides;
+  s.relu = relu, s.on = o[0], s.oc = o[1], s.oh = o[2], s.ow = o[3];
+  void *offset = nullptr, *bytes = nullptr;
+  if (bias && *bias) TRY(aoti_torch_get_data_ptr(*bias, &offset));
+  TRY(aoti_torch_get_data_ptr(*places, &bytes));
+  hotloop_conv3x3_f32(&s, vx.data, vw.data, static_cast<float*>(offset), vo.data,
+                      static_cast<uint8_t*>(bytes), threads);
+  return 0;
+}
+
+// What both gradients need: the shape, the gradient of the results, their places if they were pooled.
+int conv_gradient(H x, H g, H w, H* places, int64_t pad_h, int64_t pad_w, View* vx, View* vg,
+                  View* vw, void** bytes, hotloop_conv_shape* s) {
+  TRY(vx->open(x));
+  TRY(vg->open(g));
+  TRY(vw->open(w));
+  TRY(conv_shape(*vx, *vw, pad_h, pad_w, s));
+  const int64_t* t = vg->strides;
+  s->gn = t[0], s->gc = t[1], s->gh = t[2], s->gw = t[3];
+  if (places && *places) TRY(aoti_torch_get_data_ptr(*places, bytes));
+  // Pooled gradients may be dense either way; others have their channels adjacent.
+  const bool planes = *bytes && t[3] == 1 && t[2] == vg->sizes[3];
+  return t[1] != 1 && !planes;
+}
+
+EXPORT int aoti_torch_cpu_conv3x3_input_gradient(H x, H g, H w, H* places, H* mask, int64_t pad_h,
+                                                 int64_t pad_w, H* result) {
+  View vx, vg, vw, vm, vr;
+  hotloop_conv_shape s;
+  void* bytes = nullptr;
+  TRY(conv_gradient(x, g, w, places, pad_h, pad_w, &vx, &vg, &vw, &bytes, &s));
+  TRY(dense(s.N, s.C, s.H, s.W, true, aoti_torch_dtype_float32(), result));
+  TRY(vr.open(*result));
+  if (mask && *mask) TRY(vm.open(*mask));
+  s.xn = vr.strides[0], s.xh = vr.strides[2], s.xw = vr.strides[3];
+  hotloop_conv3x3_input_gradient_f32(&s, vg.data, static_cast<uint8_t*>(bytes), vw.data, vm.data,
+                                     vr.data, threads);
+  return 0;
+}
+
+EXPORT int aoti_torch_cpu_conv3x3_weight_gradient(H x, H g, H w, H* places, int64_t pad_h,
+                                                  int64_t pad_w, int64_t last, H* gw,
+                                                  H* gb) {
+  View vx, vg, vw, vr, vb;
+  hotloop_conv_shape s;
+  void* bytes = nullptr;
+  TRY(conv_gradient(x, g, w, places, pad_h, pad_w, &vx, &vg, &vw, &bytes, &s));
+  TRY(dense(s.O, s.C, 3, 3, last, aoti_torch_dtype_float32(), gw));
+  const int64_t sizes[] = {s.O}, strides[] = {1};
+  TRY(aoti_torch_empty_strided(1, sizes, strides, aoti_torch_dtype_float32(),
+                               aoti_torch_device_type_cpu(), 0, gb));
+  TRY(vr.open(*gw));
+  TRY(vb.open(*gb));
+  s.wo = vr.strides[0], s.wi = vr.strides[1], s.wh = vr.strides[2], s.ww = vr.strides[3];
+  hotloop_conv3x3_weight_gradient_f32(&s, vx.data, vg.data, static_cast<uint8_t*>(bytes), vr.data,
+                                      vb.data, threads);
   return 0;
 }
 

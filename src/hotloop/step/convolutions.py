@@ -1,0 +1,253 @@
+"""Which kernel makes each convolution of a graph: chosen by timing oneDNN and hotloop's own.
+
+hotloop's (``kernels/convolution.cpp``) takes 3x3 windows with stride 1 on images whose channels are
+adjacent, and does what follows in the same pass: bias and relu, relu's backward mask, pooling by
+2x2. Where pooling follows, its gradient never becomes an image of the larger size either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from ..machine.threads import num_threads as threads_set
+from ..memory import TensorArena
+from .routes import Route, remembered
+from .stopwatch import least_seconds
+
+_aten = torch.ops.aten
+_own = torch.ops.hotloop
+_LAST = torch.channels_last
+# Of the sums that make a weight's gradient, in 8 parts of 16 points: 32 MiB.
+_MOST_FILTERS = 64 * 1024
+
+
+class Convolution(NamedTuple):
+    """One pass of a convolution: ``x`` ``[N, C, H, W]`` with ``w`` ``[O, C, 3, 3]``, stride 1.
+
+    Attributes:
+        part: ``"convolution"``, ``"input gradient"`` or ``"weight gradient"``.
+        padding: rows and columns of zeros on each side.
+    """
+
+    part: str
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    padding: tuple[int, int]
+    num_threads: int
+
+    @property
+    def out(self) -> tuple[int, int, int, int]:
+        """Shape of the results."""
+        (n, _, h, w), (ph, pw) = self.x, self.padding
+        return n, self.w[0], h + 2 * ph - 2, w + 2 * pw - 2
+
+    @property
+    def flop(self) -> int:
+        """Of a direct sum, whichever way it is made."""
+        n, o, h, w = self.out
+        return 2 * n * o * h * w * 9 * self.x[1]
+
+
+def route(graph: fx.GraphModule, num_threads: int) -> list[tuple[Convolution, Route]]:
+    """Replace convolutions that hotloop's kernel makes faster; those, and the times."""
+    chosen: list[tuple[Convolution, Route]] = []
+    nodes: list[Any] = list(graph.graph.nodes)
+    for node in nodes:
+        if node.target is _aten.convolution.default:
+            chosen += _forward(graph, node, num_threads)
+        elif node.target is _aten.convolution_backward.default:
+            chosen += _backward(graph, node, num_threads)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return chosen
+
+
+def _shape(x: Any, w: Any, options: Any, part: str, num_threads: int) -> Convolution | None:
+    """The convolution, if it is of the kind that hotloop's kernel takes."""
+    image, weight = x.meta["val"], w.meta["val"]
+    stride, padding, dilation, transposed, _, groups = options
+    if image.dtype != torch.float32 or weight.dtype != torch.float32 or image.dim() != 4:
+        return None
+    plain = not transposed and groups == 1 and {*stride, *dilation} == {1}
+    if not plain or list(weight.shape[2:]) != [3, 3] or max(padding) > 2:
+        return None
+    filters = weight.shape[0] * weight.shape[1]
+    if min(weight.shape[:2]) < 8 or filters > _MOST_FILTERS or not _adjacent(x):
+        return None
+    ph, pw = [*padding, *padding][:2]
+    found = Convolution(part, tuple(image.shape), tuple(weight.shape), (ph, pw), num_threads)
+    return found if min(found.out) > 0 else None
+
+
+def _adjacent(node: Any) -> bool:
+    return bool(node.meta["val"].is_contiguous(memory_format=_LAST))
+
+
+def _forward(graph: fx.GraphModule, node: Any, num_threads: int) -> list[tuple[Convolution, Route]]:
+    x, w, bias, *options = node.args
+    found = _shape(x, w, options, "convolution", num_threads)
+    if found is None or not _adjacent(node):
+        return []
+    choice = fastest(found)
+    if choice.kernel != "hotloop":
+        return []
+    users = list(node.users)
+    (user,) = users if len(users) == 1 else (None,)
+    common = (x, w, bias, *found.padding)
+    target, args, last = _own.conv3x3.default, (*common, 0), node
+    if user is not None and user.target is _aten.relu.default:
+        args, last = (*common, 1), user
+    elif user is not None and user.target is _own.pool.default and user.args[1:3] == (2, 2):
+        target, args, last = _own.conv3x3_pool.default, (*common, *user.args[3:5]), user
+    with graph.graph.inserting_before(last):
+        new = graph.graph.call_function(target, args)
+    new.meta.update(last.meta)
+    last.replace_all_uses_with(new)
+    return [(found, choice)]
+
+
+def _backward(
+    graph: fx.GraphModule, node: Any, num_threads: int
+) -> list[tuple[Convolution, Route]]:
+    g, x, w, sizes, *options, mask = node.args
+    results = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+    found = _shape(x, w, options, "weight gradient", num_threads)
+    if found is None or not _adjacent(g) or len(results) != len(node.users):
+        return []
+    chosen: dict[str, tuple[Convolution, Route]] = {}
+    for number, part in enumerate(("input gradient", "weight gradient")):
+        if mask[number] and number in results and (number or _adjacent(results[0])):
+            work = found._replace(part=part)
+            choice = fastest(work)
+            if choice.kernel == "hotloop":
+                chosen[part] = work, choice
+    if not chosen:
+        return []
+    ours = ["input gradient" in chosen, "weight gradient" in chosen, "weight gradient" in chosen]
+    left = [wanted and not mine for wanted, mine in zip(mask, ours, strict=True)]
+    places, padding, call = None, found.padding, graph.graph.call_function
+    with graph.graph.inserting_before(node):
+        if any(left):
+            rest = call(node.target, (g, x, w, sizes, *options, left))
+            rest.meta.update(node.meta)
+            _hand_over(graph, rest, {n: results[n] for n in results if left[n]}, 0)
+        elif g.target is _own.pool_backward.default and g.args[4:6] == (2, 2):
+            g, places = g.args[:2]
+        if ours[1]:
+            last = not results[1].meta["val"].is_contiguous()
+            new = call(_own.conv3x3_weight_gradient.default, (x, g, w, places, *padding, int(last)))
+            new.meta["val"] = _own.conv3x3_weight_gradient.default(
+                *(a.meta["val"] if isinstance(a, fx.Node) else a for a in new.args)
+            )
+            _hand_over(graph, new, {n: results[n] for n in results if n > 0}, 1)
+    if ours[0]:
+        gate, end = _relu_behind(results[0])
+        with graph.graph.inserting_before(end):
+            new = call(_own.conv3x3_input_gradient.default, (x, g, w, places, gate, *padding))
+        new.meta.update(end.meta)
+        end.replace_all_uses_with(new)
+    return list(chosen.values())
+
+
+def _hand_over(graph: fx.GraphModule, new: Any, results: dict[int, Any], first: int) -> None:
+    """Let results ``first`` and on of a backward pass be those of ``new``."""
+    for number, old in results.items():
+        mine = graph.graph.call_function(operator.getitem, (new, number - first))
+        mine.meta.update(old.meta)
+        old.replace_all_uses_with(mine)
+
+
+def _relu_behind(gradient: Any) -> tuple[Any, Any]:
+    """relu's result, where the gradient serves its backward only, and that; else the gradient."""
+    users = list(gradient.users)
+    if len(users) == 1 and users[0].target is _aten.threshold_backward.default:
+        _, gate, threshold = users[0].args
+        value = gate.meta["val"]
+        same = value.shape == gradient.meta["val"].shape and _adjacent(gate)
+        if users[0].args[0] is gradient and threshold == 0 and same:
+            return gate, users[0]
+    return None, gradient
+
+
+def fastest(work: Convolution) -> Route:
+    """The fastest kernel for a pass, from this machine's cache or by timing now."""
+    return remembered("/".join(str(part) for part in work), lambda: _race(work))
+
+
+def _race(work: Convolution) -> tuple[str, dict[str, float], bool]:
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    x, g = (draw(*shape).contiguous(memory_format=_LAST) for shape in (work.x, work.out))
+    w, bias = draw(*work.w), draw(work.w[0])
+    options = ([1, 1], list(work.padding), [1, 1], False, [0, 0], 1)
+    own = functools.partial(run, work, x, w, g, bias)
+    calls: dict[str, Callable[[], Any]] = {}
+    if work.part == "convolution":
+        out = torch.empty_like(g)
+        calls["onednn"] = lambda: _aten.convolution.default(x, w, bias, *options)
+        calls["hotloop"] = functools.partial(own, [out])
+    else:
+        backward = _aten.convolution_backward.default
+        mask = [work.part == "input gradient", *[work.part == "weight gradient"] * 2]
+        made = [torch.empty_like(x)] if mask[0] else [torch.empty_like(w), torch.empty_like(bias)]
+        calls["onednn"] = lambda: backward(g, x, w, [len(bias)], *options, mask)
+        calls["hotloop"] = functools.partial(own, made)
+    with torch.no_grad(), threads_set(work.num_threads), TensorArena():
+        seconds, quiet = least_seconds(calls)
+    return min(seconds, key=lambda name: seconds[name]), seconds, quiet
+
+
+def run(
+    work: Convolution,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    g: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    out: list[torch.Tensor],
+    *,
+    relu: bool = False,
+    mask: torch.Tensor | None = None,
+    places: torch.Tensor | None = None,
+) -> None:
+    """hotloop's own kernel by itself; see ``kernels/gemm.h``.
+
+    Args:
+        work: the pass. x, w: float32; channels of x adjacent, w of any strides.
+        g: the gradient of the results, channels adjacent, or that of pooled results.
+        bias: added, float32 ``[O]``.
+        out: what is written: the results (pooled where there are ``places``), the gradient of x, or
+            those of w and of the bias.
+        relu: of the results. mask: like x. places: uint8 ``[N, OH/2, OW/2, O]`` dense.
+    """
+    from .program import kernels
+
+    made, given = out[0].stride(), (0, 0, 0, 0) if g is None else g.stride()
+    weight = made if work.part == "weight gradient" else w.stride()
+    image = made if work.part == "input gradient" else x.stride()
+    results = made if work.part == "convolution" else (0, 0, 0, 0)
+    shape = (ctypes.c_int64 * 23)(
+        *work.x, work.w[0], *work.padding, relu, image[0], image[2], image[3], *weight, *results,
+        *given,
+    )  # fmt: skip
+
+    def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+        return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
+
+    x_at, w_at, g_at, places_at = (address(t) for t in (x, w, g, places))
+    arguments: tuple[Any, ...]
+    if work.part == "convolution":
+        call = kernels().hotloop_conv3x3_f32
+        arguments = (x_at, w_at, address(bias), address(out[0]), places_at)
+    elif work.part == "input gradient":
+        call = kernels().hotloop_conv3x3_input_gradient_f32
+        arguments = (g_at, places_at, w_at, address(mask), address(out[0]))
+    else:
+        call = kernels().hotloop_conv3x3_weight_gradient_f32
+        arguments = (x_at, g_at, places_at, address(out[0]), address(out[1]))
+    call(shape, *arguments, ctypes.c_int32(work.num_threads))
