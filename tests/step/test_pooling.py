@@ -11,14 +11,21 @@ from torch.nn import functional as F
 
 import hotloop
 from hotloop.memory import native
-from hotloop.step import operators
+from hotloop.step import convolutions, operators
 from hotloop.step.compiled import CompiledStep
 from hotloop.step.program import kernels
+from hotloop.step.routes import Route
 from hotloop.train.zoo import build_model
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
 LIBRARY = kernels()
+
+
+@pytest.fixture(autouse=True)
+def pooling_by_itself(monkeypatch):
+    """Not as a part of the convolution before it (``test_convolutions``)."""
+    monkeypatch.setattr(convolutions, "fastest", lambda work: Route("onednn", {"onednn": 1.0}))
 
 
 def address(tensor):

@@ -17,8 +17,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from hotloop.memory import native
-from hotloop.step import operators, routes
+from hotloop.step import convolutions, operators, routes
 from hotloop.step.compiled import CompiledStep
+from hotloop.step.convolutions import Convolution
 from hotloop.step.program import UpdateRule, kernels
 from hotloop.step.updates import COLUMNS
 
@@ -37,6 +38,16 @@ def address(tensor):
 
 def integers(*values):
     return [ctypes.c_int64(v) for v in values]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_convolutions():
+    """hotloop's kernel wherever it can be used: here no clock decides."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            convolutions, "fastest", lambda work: routes.Route("hotloop", {"hotloop": 1.0})
+        )
+        yield
 
 
 class Nodes(fx.Interpreter):
@@ -72,6 +83,34 @@ class Nodes(fx.Interpreter):
             address(places), address(gx), ctypes.c_int32(2),
         )  # fmt: skip
         return gx
+
+    def conv3x3(self, x, w, bias, ph, pw, relu):
+        work = self.convolution("convolution", x, w, ph, pw)
+        out = operators._dense(list(work.out), x, x.dtype, True)
+        convolutions.run(work, x, w, None, bias, [out], relu=bool(relu))
+        return out
+
+    def conv3x3_pool(self, x, w, bias, ph, pw, relu, last):
+        out, places = operators._fake_conv_pool(x, w, bias, ph, pw, relu, last)
+        work = self.convolution("convolution", x, w, ph, pw)
+        convolutions.run(work, x, w, None, bias, [out], relu=bool(relu), places=places)
+        return out, places
+
+    def conv3x3_input_gradient(self, x, g, w, places, mask, ph, pw):
+        out = operators._dense(list(x.shape), x, x.dtype, True)
+        work = self.convolution("input gradient", x, w, ph, pw)
+        convolutions.run(work, x, w, g, None, [out], mask=mask, places=places)
+        return out
+
+    def conv3x3_weight_gradient(self, x, g, w, places, ph, pw, last):
+        out = [operators._dense(list(w.shape), w, w.dtype, bool(last)), w.new_empty(len(w))]
+        work = self.convolution("weight gradient", x, w, ph, pw)
+        convolutions.run(work, x, w, g, None, out, places=places)
+        return out
+
+    @staticmethod
+    def convolution(part, x, w, ph, pw):
+        return Convolution(part, tuple(x.shape), tuple(w.shape), (ph, pw), 2)
 
     def update(self, w, g, *rest):
         *states, control, scale, group = rest
@@ -150,10 +189,10 @@ def perceptrons(draw):
 
 
 @st.composite
-def convolutions(draw):
+def convolutional(draw):
     layers, channels, side = [], 1, 8
     for _ in range(draw(st.integers(1, 2))):
-        out, kernel = draw(st.integers(1, 12)), draw(st.sampled_from([1, 3]))
+        out, kernel = draw(st.integers(1, 20)), draw(st.sampled_from([1, 3]))
         stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, 1))
         normed = draw(st.booleans())
         layers.append(nn.Conv2d(channels, out, kernel, stride, padding, bias=not normed))
@@ -194,7 +233,7 @@ class Recurrent(nn.Module):
 
 networks = st.one_of(
     perceptrons(),
-    convolutions(),
+    convolutional(),
     st.builds(lambda h, w: Attention(h * w, h), st.integers(1, 3), st.integers(1, 8)),
     st.builds(Recurrent, st.sampled_from([nn.RNN, nn.GRU]), st.integers(1, 16)),
 )

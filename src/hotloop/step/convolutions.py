@@ -26,6 +26,7 @@ _own = torch.ops.hotloop
 _LAST = torch.channels_last
 # Of the sums that make a weight's gradient, in 8 parts of 16 points: 32 MiB.
 _MOST_FILTERS = 64 * 1024
+_FEW_CHANNELS = 8  # As in the kernel.
 
 
 class Convolution(NamedTuple):
@@ -79,7 +80,7 @@ def _shape(x: Any, w: Any, options: Any, part: str, num_threads: int) -> Convolu
     if not plain or list(weight.shape[2:]) != [3, 3] or max(padding) > 2:
         return None
     filters = weight.shape[0] * weight.shape[1]
-    if min(weight.shape[:2]) < 8 or filters > _MOST_FILTERS or not _adjacent(x):
+    if weight.shape[0] < 8 or filters > _MOST_FILTERS or not _adjacent(x):
         return None
     ph, pw = [*padding, *padding][:2]
     found = Convolution(part, tuple(image.shape), tuple(weight.shape), (ph, pw), num_threads)
@@ -125,6 +126,9 @@ def _backward(
     for number, part in enumerate(("input gradient", "weight gradient")):
         if mask[number] and number in results and (number or _adjacent(results[0])):
             work = found._replace(part=part)
+            # Images of few channels are convolved directly; that has no gradient of the image.
+            if number == 0 and w.meta["val"].shape[1] < _FEW_CHANNELS:
+                continue
             choice = fastest(work)
             if choice.kernel == "hotloop":
                 chosen[part] = work, choice

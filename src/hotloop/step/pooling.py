@@ -55,12 +55,17 @@ def _fuse(graph: fx.GraphModule, node: Any) -> None:
         start = x if relu is None else relu.args[0]
         # The results' layout is what the nodes after them were traced with.
         last = parts[0].meta["val"].stride(1) == 1
+        # But a copy to the dense layout, as before a flatten, is written at once.
+        copies = [u for u in parts[0].users if _is_dense_copy(u)]
+        last = last and not (copies and len(copies) == len(parts[0].users))
         options = (kh, kw, int(relu is not None), int(last))
         new = call(torch.ops.hotloop.pool.default, (start, *options))
         new.meta["val"] = torch.ops.hotloop.pool.default(start.meta["val"], *options)
         results = [call(operator.getitem, (new, number)) for number in range(2)]
         for number, result in enumerate(results):
             result.meta["val"] = new.meta["val"][number]
+    for copied in [] if last else copies:
+        copied.replace_all_uses_with(results[0])
     parts[0].replace_all_uses_with(results[0])
     height, width = value.shape[2:]
     for backward in backwards:
@@ -88,6 +93,11 @@ def _window(
     plain = not any(padding) and all(d == 1 for d in dilation) and not ceil_mode
     # A place in a window is one byte.
     return (kh, kw) if alike and plain and kh * kw < 255 else None
+
+
+def _is_dense_copy(node: Any) -> bool:
+    dense = node.kwargs.get("memory_format") is torch.contiguous_format
+    return node.target is _aten.clone.default and dense
 
 
 def _source(node: Any) -> Any:

@@ -123,6 +123,101 @@ void convolve(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
   }
 }
 
+// Below so many channels an image is convolved directly: transforms would cost more than they save.
+constexpr int64_t kFewChannels = 8;
+
+// The 4x4 patch of one channel, for results from (h, w) - pad on; zeros outside.
+void scalars(const Image& x, int64_t n, int64_t h, int64_t w, int64_t c, float d[4][4]) {
+  for (int64_t i = 0; i < 4; ++i)
+    for (int64_t j = 0; j < 4; ++j) {
+      const bool inside = h + i >= 0 && h + i < x.H && w + j >= 0 && w + j < x.W;
+      d[i][j] = inside ? x.data[n * x.sn + (h + i) * x.sh + (w + j) * x.sw + c] : 0.0f;
+    }
+}
+
+void convolve_directly(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
+                       const Results& results, int num_threads) {
+  const Tiles tiles(x.N, results.OH, results.OW);
+  const int64_t O = padded(s.O), taps = 9 * s.C;
+  float* W = filter_scratch.need(taps * O);  // [c][row][column][output].
+  for (int64_t c = 0; c < s.C; ++c)
+    for (int64_t p = 0; p < 9; ++p)
+      for (int64_t o = 0; o < O; ++o)
+        W[(c * 9 + p) * O + o] =
+            o < s.O ? filter.data[o * filter.so + c * filter.si + p / 3 * filter.sh +
+                                  p % 3 * filter.sw]
+                    : 0.0f;
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+  {
+    const Range mine = share(tiles.count, 1, omp_get_thread_num(), omp_get_num_threads());
+    for (int64_t t = mine.begin; t < mine.end; ++t) {
+      const Tile tile(tiles, t);
+      float d[kFewChannels][4][4];
+      for (int64_t c = 0; c < s.C; ++c)
+        scalars(x, tile.n, tile.h - s.pad_h, tile.w - s.pad_w, c, d[c]);
+      for (int64_t o = 0; o < O; o += kLanes) {
+        Vector r[2][2] = {};
+        for (int64_t c = 0; c < s.C; ++c)
+#pragma GCC unroll 9
+          for (int p = 0; p < 9; ++p) {
+            const Vector w = load<true, Vector>(W + (c * 9 + p) * O + o, kLanes);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q) r[q / 2][q % 2] += d[c][p / 3 + q / 2][p % 3 + q % 2] * w;
+          }
+        results.put(tile, o, r);
+      }
+    }
+  }
+}
+
+// parts[part][c][row][column][output], then the sums of the gradient itself.
+void add_directly(const Image& x, const Image& g, const Tiles& tiles, Range range, int64_t pad_h,
+                  int64_t pad_w, float* sums) {
+  const int64_t O = padded(g.C);
+  std::memset(sums, 0, (9 * x.C + 1) * O * sizeof(float));
+  for (int64_t t = range.begin; t < range.end; ++t) {
+    const Tile tile(tiles, t);
+    const Patch<2> patch(g, tile.n, tile.h, tile.w);
+    float d[kFewChannels][4][4];
+    for (int64_t c = 0; c < x.C; ++c)
+      scalars(x, tile.n, tile.h - pad_h, tile.w - pad_w, c, d[c]);
+    for (int64_t o = 0; o < O; o += kLanes) {
+      Vector e[2][2];
+      patch.read(g.places, o, g.C - o, e);
+      for (int64_t c = 0; c < x.C; ++c)
+#pragma GCC unroll 9
+        for (int p = 0; p < 9; ++p) {
+          Vector* sum = reinterpret_cast<Vector*>(sums + (c * 9 + p) * O + o);
+          Vector value = *sum;
+#pragma GCC unroll 4
+          for (int q = 0; q < 4; ++q) value += d[c][p / 3 + q / 2][p % 3 + q % 2] * e[q / 2][q % 2];
+          *sum = value;
+        }
+      *reinterpret_cast<Vector*>(sums + x.C * 9 * O + o) +=
+          (e[0][0] + e[0][1]) + (e[1][0] + e[1][1]);
+    }
+  }
+}
+
+void weight_gradient_directly(const hotloop_conv_shape& s, const Image& x, const Image& g,
+                              float* gw, float* gb, int num_threads) {
+  const Tiles tiles(s.N, g.H, g.W);
+  const int64_t O = padded(s.O), sums = (9 * s.C + 1) * O;
+  float* parts = part_scratch.need(kParts * sums);
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1) schedule(static)
+  for (int64_t part = 0; part < kParts; ++part)
+    add_directly(x, g, tiles, share(tiles.count, 1, static_cast<int>(part), kParts), s.pad_h,
+                 s.pad_w, parts + part * sums);
+  for (int64_t i = 0; i < sums; ++i)
+    for (int64_t part = 1; part < kParts; ++part) parts[i] += parts[part * sums + i];
+  for (int64_t o = 0; o < s.O; ++o) {
+    for (int64_t c = 0; c < s.C; ++c)
+      for (int64_t p = 0; p < 9; ++p)
+        gw[o * s.wo + c * s.wi + p / 3 * s.wh + p % 3 * s.ww] = parts[(c * 9 + p) * O + o];
+    gb[o] = parts[s.C * 9 * O + o];
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -134,8 +229,10 @@ __attribute__((visibility("default"))) void hotloop_conv3x3_f32(const hotloop_co
                                                                 int32_t num_threads) {
   const Image image{s->N, s->C, s->H, s->W, s->xn, s->xh, s->xw, x};
   const int64_t OH = s->H + 2 * s->pad_h - 2, OW = s->W + 2 * s->pad_w - 2;
-  convolve(*s, image, {w, s->wo, s->wi, s->wh, s->ww}, s->pad_h, s->pad_w,
-           {*s, bias, nullptr, out, places, OH, OW}, num_threads);
+  const Filter filter{w, s->wo, s->wi, s->wh, s->ww};
+  const Results results{*s, bias, nullptr, out, places, OH, OW};
+  if (s->C < kFewChannels) convolve_directly(*s, image, filter, results, num_threads);
+  else convolve(*s, image, filter, s->pad_h, s->pad_w, results, num_threads);
 }
 
 __attribute__((visibility("default"))) void hotloop_conv3x3_input_gradient_f32(
@@ -156,6 +253,10 @@ __attribute__((visibility("default"))) void hotloop_conv3x3_weight_gradient_f32(
   const Image image{s->N, s->C, s->H, s->W, s->xn, s->xh, s->xw, x};
   const int64_t OH = s->H + 2 * s->pad_h - 2, OW = s->W + 2 * s->pad_w - 2;
   const Image gradient = gradient_image(*s, g, places, s->O, OH, OW, num_threads);
+  if (s->C < kFewChannels) {
+    weight_gradient_directly(*s, image, gradient, gw, gb, num_threads);
+    return;
+  }
   const Tiles tiles(s->N, OH, OW);
   const int64_t C = padded(s->C), O = padded(s->O);
   const int64_t most = std::clamp(kBlockOf / (kPoints * (C + O)) / 8 * 8, kFewestTiles, kMostTiles);

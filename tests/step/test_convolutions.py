@@ -1,0 +1,239 @@
+"""hotloop's own convolution against float64, and where the graph uses it."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import hotloop
+from hotloop.memory import native
+from hotloop.step import convolutions
+from hotloop.step.compiled import CompiledStep
+from hotloop.step.convolutions import Convolution
+from hotloop.step.routes import Route
+from hotloop.train.zoo import build_model
+
+if not native.has_compiler():
+    pytest.skip("no C++ compiler here", allow_module_level=True)
+LAST, DENSE = torch.channels_last, torch.contiguous_format
+OWN = torch.ops.hotloop
+
+
+def forward(x, w, bias, padding, *, relu=False, threads=2):
+    work = Convolution("convolution", tuple(x.shape), tuple(w.shape), padding, threads)
+    out = torch.full(work.out, -7.0).contiguous(memory_format=LAST)
+    convolutions.run(work, x, w, None, bias, [out], relu=relu)
+    return out
+
+
+def pooled(x, w, bias, padding, layout, *, relu):
+    work = Convolution("convolution", tuple(x.shape), tuple(w.shape), padding, 2)
+    n, o, h, v = work.out
+    out = torch.full((n, o, h // 2, v // 2), -7.0).contiguous(memory_format=layout)
+    places = torch.full((n, h // 2, v // 2, o), 77, dtype=torch.uint8)
+    convolutions.run(work, x, w, None, bias, [out], relu=relu, places=places)
+    return out, places
+
+
+def input_gradient(x, w, g, padding, threads=2, **also):
+    work = Convolution("input gradient", tuple(x.shape), tuple(w.shape), padding, threads)
+    out = torch.full_like(x, -7.0)
+    convolutions.run(work, x, w, g, None, [out], **also)
+    return out
+
+
+def weight_gradient(x, w, g, padding, threads=2, **also):
+    work = Convolution("weight gradient", tuple(x.shape), tuple(w.shape), padding, threads)
+    out = [torch.full_like(w, -7.0), torch.full((len(w),), -7.0)]
+    convolutions.run(work, x, w, g, None, out, **also)
+    return out
+
+
+@st.composite
+def cases(draw):
+    pad_h, pad_w = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    n, c, o = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 80))
+    h, v = draw(st.integers(3 - min(pad_h, 1) * 2, 13)), draw(st.integers(3, 13))
+    rng = torch.Generator().manual_seed(n * 7919 + c * 31 + o)
+    x = torch.randn(n, c, h, v, generator=rng).contiguous(memory_format=LAST)
+    layout = draw(st.sampled_from([LAST, DENSE]))
+    w = torch.randn(o, c, 3, 3, generator=rng).contiguous(memory_format=layout)
+    return x, w, torch.randn(o, generator=rng), (pad_h, pad_w), rng
+
+
+def within_rounding(found, expected, count, size):
+    """As far as sums of ``count`` products of numbers of size 1 may be off.
+
+    The transforms of F(2x2, 3x3) enlarge the rounding of a direct sum, sqrt(count) u, by less than
+    an order of magnitude (Lavin and Gray, 2016).
+    """
+    assert (found.double() - expected).abs().max() <= 20 * 2**-24 * (1 + count**0.5) * size
+
+
+@settings(max_examples=60)
+@given(cases())
+def test_a_convolution_and_its_gradients_are_torchs(case):
+    x, w, bias, padding, rng = case
+    exact = [t.double().requires_grad_() for t in (x, w, bias)]
+    expected = F.conv2d(*exact, padding=padding)
+    g = torch.randn(expected.shape, generator=rng).contiguous(memory_format=LAST)
+    expected.backward(g.double())
+    gx, gw, gb = (t.grad for t in exact)
+    n, o, h, v = g.shape
+    largest = float(max(x.abs().max(), w.abs().max(), g.abs().max())) ** 2
+    within_rounding(forward(x, w, bias, padding), expected, 9 * x.shape[1], largest)
+    own_w, own_b = weight_gradient(x, w, g, padding)
+    within_rounding(own_w, gw, n * h * v, largest)
+    within_rounding(own_b, gb, n * h * v, largest)
+    if x.shape[1] >= 8:
+        within_rounding(input_gradient(x, w, g, padding), gx, 9 * o, largest)
+        assert torch.equal(input_gradient(x, w, g, padding, 1), input_gradient(x, w, g, padding, 3))
+    # The same bits on any number of threads.
+    assert torch.equal(forward(x, w, bias, padding), forward(x, w, bias, padding, threads=3))
+    for one, three in zip(
+        weight_gradient(x, w, g, padding, 1), weight_gradient(x, w, g, padding, 3), strict=True
+    ):
+        assert torch.equal(one, three)
+
+
+@settings(max_examples=40)
+@given(cases(), st.booleans(), st.sampled_from([LAST, DENSE]))
+def test_what_follows_is_as_if_done_after(case, relu, layout):
+    x, w, bias, padding, rng = case
+    plain = forward(x, w, bias, padding)
+    assert torch.equal(forward(x, w, bias, padding, relu=True), plain.relu())
+    gate = torch.randn(x.shape, generator=rng).contiguous(memory_format=LAST)
+    g = torch.randn(plain.shape, generator=rng).contiguous(memory_format=LAST)
+    if x.shape[1] >= 8:
+        masked = input_gradient(x, w, g, padding, mask=gate)
+        assert torch.equal(masked, torch.where(gate > 0, input_gradient(x, w, g, padding), 0.0))
+    if min(plain.shape[2:]) < 2:
+        return
+    found, places = pooled(x, w, bias, padding, layout, relu=relu)
+    leaf = plain.clone(memory_format=LAST).requires_grad_()
+    expected = F.max_pool2d(leaf.relu() if relu else leaf, 2)
+    assert torch.equal(found, expected)
+    small = torch.randn(expected.shape, generator=rng).contiguous(memory_format=layout)
+    expected.backward(small)
+    large = leaf.grad.contiguous(memory_format=LAST)
+    for ours, theirs in zip(
+        weight_gradient(x, w, small, padding, places=places),
+        weight_gradient(x, w, large, padding),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    if x.shape[1] >= 8:
+        assert torch.equal(
+            input_gradient(x, w, small, padding, places=places),
+            input_gradient(x, w, large, padding),
+        )
+
+
+def test_nan_and_infinity_stay_in_their_tiles():
+    x = torch.randn(1, 16, 12, 12).contiguous(memory_format=LAST)
+    x[0, 3, 0, 0] = float("nan")
+    out = forward(x, torch.randn(16, 16, 3, 3), None, (0, 0), relu=True)
+    assert out[..., 0, 0].isnan().all()
+    assert out[..., 2:, 2:].isfinite().all()
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """hotloop's kernel wherever it can be used: here no clock decides."""
+    monkeypatch.setattr(convolutions, "fastest", lambda work: Route("hotloop", {"hotloop": 1.0}))
+
+
+def targets(step):
+    return [n.target for n in step.captured.graph.graph.nodes if n.op == "call_function"]
+
+
+def test_the_cnn_is_convolved_pooled_and_masked_in_one_go(own):
+    model = build_model("cnn")
+    step = CompiledStep(
+        model, F.cross_entropy, torch.optim.Adam(model.parameters()), torch.rand(8, 1, 28, 28),
+        torch.zeros(8, dtype=torch.long), num_threads=1, whole=True,
+    )  # fmt: skip
+    nodes = [n for n in step.captured.graph.graph.nodes if n.op == "call_function"]
+    found = [n.target for n in nodes]
+    assert found.count(OWN.conv3x3.default) == 1
+    assert found.count(OWN.conv3x3_pool.default) == 1
+    assert found.count(OWN.conv3x3_weight_gradient.default) == 2
+    (gradient,) = [n for n in nodes if n.target is OWN.conv3x3_input_gradient.default]
+    assert gradient.args[3] is not None, "places of the pooling"
+    assert gradient.args[4] is not None, "relu's mask"
+    gone = ("convolution", "pool_backward", "hotloop.pool.", "clone")
+    assert not [t for t in found if any(word in str(t) for word in gone)]
+    kinds = {o.kind for o in step.operations()}
+    assert kinds >= {"convolution", "input gradient", "weight gradient"}
+
+
+def test_a_slower_kernel_is_not_taken(monkeypatch):
+    monkeypatch.setattr(convolutions, "fastest", lambda work: Route("onednn", {"onednn": 1.0}))
+    model = build_model("cnn")
+    step = CompiledStep(
+        model, F.cross_entropy, torch.optim.Adam(model.parameters()), torch.rand(8, 1, 28, 28),
+        torch.zeros(8, dtype=torch.long), num_threads=1, whole=True,
+    )  # fmt: skip
+    assert not [t for t in targets(step) if "conv3x3" in str(t)]
+
+
+class Residual(nn.Module):
+    """Convolutions without bias, whose results are used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        x = x + F.relu(self.norm(self.second(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def frozen(model):
+    model[2].weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Residual,
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 9, 3, padding=2), nn.MaxPool2d(2), nn.Conv2d(9, 20, 3, padding=1),
+            nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(20 * 7 * 7, 10),
+        ),
+        lambda: frozen(nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(8 * 144, 10),
+        )),
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 8, 5), nn.Conv2d(8, 16, 3, stride=2), nn.Conv2d(16, 16, 3, groups=2),
+            nn.Conv2d(16, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+        ),
+    ],
+)  # fmt: skip
+def test_compiled_networks_learn_as_in_plain_pytorch(own, make):
+    torch.manual_seed(0)
+    model = make()
+    twin = copy.deepcopy(model)
+    x, y = torch.rand(16, 1, 28, 28), torch.randint(0, 10, (16,))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    plain = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=0.05)
+    plan = hotloop.Plan().replace({"step.compile": "always"})
+    step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x, y), plan)
+    assert step.path == "compiled", step.reason
+    for _ in range(10):
+        loss = step(x, y)
+        plain.zero_grad()
+        expected = F.cross_entropy(twin(x), y)
+        expected.backward()
+        plain.step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
