@@ -45,6 +45,10 @@ def test_a_model_that_minds_gets_what_it_was_written_for() -> None:
     assert preferred(_flattening(), x) is adjacent
     three = torch.randn(2, 3, 8, 8)
     assert preferred(nn.Conv2d(3, 4, 3), three)(three) is three
+    assert preferred(nn.Conv2d(3, 4, 3), three, copies=True)(three).stride(1) == 1
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    assert preferred(flat, three, copies=True)(three).stride(1) == 1
+    assert preferred(nn.Flatten(), three, copies=True)(three) is three
 
 
 @pytest.mark.parametrize("make", [Viewing, _flattening])

@@ -219,10 +219,24 @@ def frozen(model):
     ],
 )  # fmt: skip
 def test_compiled_networks_learn_as_in_plain_pytorch(own, make):
+    learns_as_in_plain_pytorch(make(), torch.rand(16, 1, 28, 28))
+
+
+def test_images_in_colour_are_turned_once(own):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+        nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8 * 4, 10),
+    )  # fmt: skip
+    found = learns_as_in_plain_pytorch(model, torch.rand(16, 3, 14, 14))
+    assert found.count(OWN.conv3x3.default) == 2
+    assert found.count(OWN.conv3x3_weight_gradient.default) == 2
+    assert found.count(OWN.conv3x3_input_gradient.default) == 1
+
+
+def learns_as_in_plain_pytorch(model, x):
     torch.manual_seed(0)
-    model = make()
     twin = copy.deepcopy(model)
-    x, y = torch.rand(16, 1, 28, 28), torch.randint(0, 10, (16,))
+    y = torch.randint(0, 10, (len(x),))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
     plain = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=0.05)
     plan = hotloop.Plan().replace({"step.compile": "always"})
@@ -237,3 +251,4 @@ def test_compiled_networks_learn_as_in_plain_pytorch(own, make):
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    return targets(step._compiled)

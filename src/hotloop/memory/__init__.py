@@ -5,7 +5,7 @@ arena         one anonymous mapping, aligned and touched, on huge pages when ask
 pool          MemoryPool and BatchBuffer: buffers lent out and taken back across threads
 tensor_arena  TensorArena: torch's CPU tensors from one range (tensor_arena.cpp, native.py)
 arena_model   ArenaModel: how far that range will be used, without using it
-image_layout  one-channel images described with channels adjacent
+image_layout  images with channels adjacent, as convolutions like them
 trace         one step on shapes alone: every allocation in order
 rehearsal     tiny layers that make kernel code resident, so that it can be counted
 budget        Budget: bytes by component before the run

@@ -1,4 +1,4 @@
-"""One-channel images described with channels adjacent, which is how convolutions like them.
+"""Images with channels adjacent, which is how convolutions like them.
 
 One channel is adjacent to nothing, so both layouts describe the same memory. torch would take the
 dense one and lay out, or turn, every result for the convolutions that follow accordingly.
@@ -19,30 +19,47 @@ def adjacent(x: torch.Tensor) -> torch.Tensor:
     return x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
 
 
+def turned(x: torch.Tensor) -> torch.Tensor:
+    """A copy of ``[batch, channels, height, width]`` with channels adjacent."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def may_be_adjacent(model: nn.Module, x: torch.Tensor) -> bool:
     """Whether ``x`` is a batch of one-channel images that the model convolves."""
-    convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
-    return convolves and x.dim() == 4 and x.shape[1] == 1 and x[0].is_contiguous()
+    return _convolves(model, x) and x.shape[1] == 1
 
 
-def preferred(model: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def preferred(
+    model: nn.Module, x: torch.Tensor, *, copies: bool = False
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """``adjacent`` where the model gains from it and can take it, else the identity.
 
     A model may ask for a layout (``view`` of what a convolution gives), so its forward pass is
     tried on fake tensors. Nothing of the model changes.
+
+    Args:
+        model: any. x: a batch; only its shape, strides and dtype count.
+        copies: ``turned`` too, for images of several channels: a copy of the batch, for layers
+            that then all have the layout that compiled convolutions want.
     """
-    if not may_be_adjacent(model, x):
+    layout = adjacent if may_be_adjacent(model, x) else turned
+    if not _convolves(model, x) or (layout is turned and not copies):
         return _as_it_is
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors |= dict(model.named_buffers())
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode() as mode, torch.no_grad():
             fakes: Any = {name: mode.from_tensor(t) for name, t in tensors.items()}
-            image = adjacent(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype))
+            image = layout(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype))
             torch.func.functional_call(model, fakes, (image,))
     except Exception:  # Whatever the model does not like: it gets what it was written for.
         return _as_it_is
-    return adjacent
+    return layout
+
+
+def _convolves(model: nn.Module, x: torch.Tensor) -> bool:
+    dense_images = x.dim() == 4 and len(x) > 0 and x[0].is_contiguous()
+    return dense_images and any(isinstance(m, nn.Conv2d) for m in model.modules())
 
 
 def _as_it_is(x: torch.Tensor) -> torch.Tensor:

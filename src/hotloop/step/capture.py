@@ -70,7 +70,7 @@ class _Flat(nn.Module):
 
     def __init__(self, model: nn.Module, loss_fn: LossFn, autocast: bool, x: torch.Tensor) -> None:
         super().__init__()
-        self._laid_out = preferred(model, x)
+        self._laid_out = preferred(model, x, copies=True)
         self._call = (model, loss_fn)  # A tuple: not registered, so not traced as a submodule.
         self._autocast = autocast
         self._names: dict[str, str] = {}

@@ -35,6 +35,7 @@ class Convolution(NamedTuple):
     Attributes:
         part: ``"convolution"``, ``"input gradient"`` or ``"weight gradient"``.
         padding: rows and columns of zeros on each side.
+        relu: whether relu follows, which oneDNN would leave to a pass of its own.
     """
 
     part: str
@@ -42,6 +43,7 @@ class Convolution(NamedTuple):
     w: tuple[int, ...]
     padding: tuple[int, int]
     num_threads: int
+    relu: bool = False
 
     @property
     def out(self) -> tuple[int, int, int, int]:
@@ -96,14 +98,16 @@ def _forward(graph: fx.GraphModule, node: Any, num_threads: int) -> list[tuple[C
     found = _shape(x, w, options, "convolution", num_threads)
     if found is None or not _adjacent(node):
         return []
+    users = list(node.users)
+    (user,) = users if len(users) == 1 else (None,)
+    relu = user is not None and user.target is _aten.relu.default
+    found = found._replace(relu=relu)
     choice = fastest(found)
     if choice.kernel != "hotloop":
         return []
-    users = list(node.users)
-    (user,) = users if len(users) == 1 else (None,)
     common = (x, w, bias, *found.padding)
     target, args, last = _own.conv3x3.default, (*common, 0), node
-    if user is not None and user.target is _aten.relu.default:
+    if relu:
         args, last = (*common, 1), user
     elif user is not None and user.target is _own.pool.default and user.args[1:3] == (2, 2):
         target, args, last = _own.conv3x3_pool.default, (*common, *user.args[3:5]), user
@@ -194,8 +198,9 @@ def _race(work: Convolution) -> tuple[str, dict[str, float], bool]:
     calls: dict[str, Callable[[], Any]] = {}
     if work.part == "convolution":
         out = torch.empty_like(g)
-        calls["onednn"] = lambda: _aten.convolution.default(x, w, bias, *options)
-        calls["hotloop"] = functools.partial(own, [out])
+        then = torch.relu_ if work.relu else lambda result: result
+        calls["onednn"] = lambda: then(_aten.convolution.default(x, w, bias, *options))
+        calls["hotloop"] = functools.partial(own, [out], relu=work.relu)
     else:
         backward = _aten.convolution_backward.default
         mask = [work.part == "input gradient", *[work.part == "weight gradient"] * 2]

@@ -126,13 +126,19 @@ void convolve(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
 // Below so many channels an image is convolved directly: transforms would cost more than they save.
 constexpr int64_t kFewChannels = 8;
 
-// The 4x4 patch of one channel, for results from (h, w) - pad on; zeros outside.
-void scalars(const Image& x, int64_t n, int64_t h, int64_t w, int64_t c, float d[4][4]) {
-  for (int64_t i = 0; i < 4; ++i)
-    for (int64_t j = 0; j < 4; ++j) {
-      const bool inside = h + i >= 0 && h + i < x.H && w + j >= 0 && w + j < x.W;
-      d[i][j] = inside ? x.data[n * x.sn + (h + i) * x.sh + (w + j) * x.sw + c] : 0.0f;
-    }
+// The 4x4 patches of the channels, for results from (h, w) - pad on; zeros outside.
+inline void scalars(const Image& x, int64_t n, int64_t h, int64_t w, float d[][4][4]) {
+  const float* from = x.data + n * x.sn + h * x.sh + w * x.sw;
+  const bool inside = h >= 0 && w >= 0 && h + 4 <= x.H && w + 4 <= x.W;
+  for (int64_t c = 0; c < x.C; ++c)
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < 4; ++j) {
+        const bool there =
+            inside || (h + i >= 0 && h + i < x.H && w + j >= 0 && w + j < x.W);
+        d[c][i][j] = there ? from[i * x.sh + j * x.sw + c] : 0.0f;
+      }
 }
 
 void convolve_directly(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
@@ -153,8 +159,7 @@ void convolve_directly(const hotloop_conv_shape& s, const Image& x, const Filter
     for (int64_t t = mine.begin; t < mine.end; ++t) {
       const Tile tile(tiles, t);
       float d[kFewChannels][4][4];
-      for (int64_t c = 0; c < s.C; ++c)
-        scalars(x, tile.n, tile.h - s.pad_h, tile.w - s.pad_w, c, d[c]);
+      scalars(x, tile.n, tile.h - s.pad_h, tile.w - s.pad_w, d);
       for (int64_t o = 0; o < O; o += kLanes) {
         Vector r[2][2] = {};
         for (int64_t c = 0; c < s.C; ++c)
@@ -179,8 +184,7 @@ void add_directly(const Image& x, const Image& g, const Tiles& tiles, Range rang
     const Tile tile(tiles, t);
     const Patch<2> patch(g, tile.n, tile.h, tile.w);
     float d[kFewChannels][4][4];
-    for (int64_t c = 0; c < x.C; ++c)
-      scalars(x, tile.n, tile.h - pad_h, tile.w - pad_w, c, d[c]);
+    scalars(x, tile.n, tile.h - pad_h, tile.w - pad_w, d);
     for (int64_t o = 0; o < O; o += kLanes) {
       Vector e[2][2];
       patch.read(g.places, o, g.C - o, e);
