@@ -25,7 +25,9 @@ from .graph_file import to_values
 from .updates import COLUMNS
 
 _FOLDER = Path(__file__).parent / "kernels"
-_PARTS = ("gemm.h", "gemm.cpp", "pool.cpp", "seat.h", "team.cpp")
+_PARTS = (
+    "gemm.h", "gemm.cpp", "finish.h", "gemm_bf16.cpp", "pool.cpp", "seat.h", "team.cpp",
+)  # fmt: skip
 _TIME_LIMIT_S = 900.0
 # Raised when the meaning of a compiled step's inputs changes.
 _FORMAT = 3
@@ -44,9 +46,7 @@ def kernels() -> ctypes.CDLL:
     """
     library = native.load(
         _FOLDER / "shim.cpp",
-        parts=tuple(
-            _FOLDER / name for name in ("gemm.h", "gemm.cpp", "pool.cpp", "seat.h", "team.cpp")
-        ),
+        parts=tuple(_FOLDER / name for name in _PARTS),
         flags=(
             "-march=native",
             "-fopenmp",
