@@ -38,7 +38,7 @@ class Product(NamedTuple):
     layout: str
     bias: bool
     num_threads: int
-    rounds: bool = False  # Whether factors may be rounded to bfloat16.
+    rounds: bool = False  # Whether factors are rounded to bfloat16.
 
 
 class Route(NamedTuple):
@@ -56,8 +56,8 @@ def route(
     Args:
         graph: after ``capture``, changed in place.
         num_threads: threads of the step.
-        rounds: whether products may round their factors to bfloat16. A weight's gradient that is
-            made by its update always is; another product where that is the fastest.
+        rounds: whether all of them round their factors to bfloat16, those of a weight's gradient
+            and its update too.
     """
     chosen: list[tuple[Product, Route]] = []
     nodes: list[Any] = list(graph.graph.nodes)
@@ -71,6 +71,8 @@ def route(
             continue
         found = found._replace(rounds=rounds)
         choice = fastest(found)
+        if rounds:  # The precision that was asked for, not what a neighbour's noise may prefer.
+            choice = choice._replace(kernel="bfloat16")
         chosen.append((found, choice))
         if choice.kernel != "mkl":
             _replace(graph, node, choice.kernel)

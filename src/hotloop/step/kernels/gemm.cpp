@@ -109,10 +109,35 @@ void pack(const float* src, int64_t rs, int64_t ks, int64_t rows, int64_t depth,
   }
 }
 
+// Called at each unit of a sum: asks for a line of what is needed next. A few at a time, between the
+// multiplications; all at once they fill the queue of misses, and the multiplications wait behind them
+// (an update from memory is the exception: measured, notes/bfloat16.md).
+struct Nothing {
+  void operator()() {}
+};
+
+// Rows of kCols floats, `stride` apart.
+struct Lines {
+  const float* row;
+  int64_t stride, left;
+  int64_t at = 0;
+
+  void operator()() {
+    if (left <= 0) return;
+    __builtin_prefetch(row + at, 0, 2);
+    at += kLineFloats;
+    if (at == kCols) {
+      at = 0;
+      row += stride;
+      --left;
+    }
+  }
+};
+
 // tile[R][V * kLanes] (+)= a^T b: a[r * rs + k * ks], b[k * V * kLanes + column], k < depth.
-template <int R, int V>
+template <int R, int V, class Ahead>
 void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b, float* tile,
-           int64_t ld, bool add) {
+           int64_t ld, bool add, Ahead& ahead) {
   Vector sum[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -129,6 +154,7 @@ void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b
       for (int v = 0; v < V; ++v) sum[r][v] += a[r * rs] * column[v];
     a += ks;
     b += V * kLanes;
+    ahead();
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -137,11 +163,12 @@ void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b
 }
 
 // Both sides packed.
+template <class Ahead>
 void multiply(int vectors, int64_t depth, const float* a, const float* b, float* tile, int64_t ld,
-              bool add) {
-  if (vectors == 3) micro<kRows, 3>(depth, a, 1, kRows, b, tile, ld, add);
-  else if (vectors == 2) micro<kRows, 2>(depth, a, 1, kRows, b, tile, ld, add);
-  else micro<kRows, 1>(depth, a, 1, kRows, b, tile, ld, add);
+              bool add, Ahead& ahead) {
+  if (vectors == 3) micro<kRows, 3>(depth, a, 1, kRows, b, tile, ld, add, ahead);
+  else if (vectors == 2) micro<kRows, 2>(depth, a, 1, kRows, b, tile, ld, add, ahead);
+  else micro<kRows, 1>(depth, a, 1, kRows, b, tile, ld, add, ahead);
 }
 
 // Rows of a as they lie in memory, fewer than a whole tile at the end.
@@ -149,11 +176,12 @@ template <int V>
 void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, const float* b,
                    float* tile, bool add) {
   constexpr int64_t ld = V * kLanes;
+  Nothing none;
   for (; rows >= kFlatRows; rows -= kFlatRows, a += kFlatRows * rs, tile += kFlatRows * ld)
-    micro<kFlatRows, V>(depth, a, rs, 1, b, tile, ld, add);
+    micro<kFlatRows, V>(depth, a, rs, 1, b, tile, ld, add, none);
   for (; rows >= 2; rows -= 2, a += 2 * rs, tile += 2 * ld)
-    micro<2, V>(depth, a, rs, 1, b, tile, ld, add);
-  if (rows) micro<1, V>(depth, a, rs, 1, b, tile, ld, add);
+    micro<2, V>(depth, a, rs, 1, b, tile, ld, add, none);
+  if (rows) micro<1, V>(depth, a, rs, 1, b, tile, ld, add, none);
 }
 
 void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs,
@@ -170,7 +198,10 @@ struct Float32 {
   using Unit = float;
   static constexpr int64_t kFold = 1;
   static constexpr auto& pack = ::pack;
-  static constexpr auto& multiply = ::multiply;
+  template <class... Arguments>
+  static void multiply(Arguments&&... arguments) {
+    ::multiply(arguments...);
+  }
   static void rows(int vectors, int64_t count, int64_t depth, const float* a, int64_t rs,
                    const float* b, float* tile, bool add) {
     multiply_rows(vectors, count, depth, a, rs, b, tile, add);
@@ -286,12 +317,13 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
           const bool more = b_cs == 1 && (down || j + kCols < mine.end);
           const int64_t lines = more ? std::min(kDeep, down ? K - k - depth : K) : 0;
           for (int64_t t = 0; t < row_tiles; ++t) {
-            for (int64_t r = lines * t / row_tiles; r < lines * (t + 1) / row_tiles; ++r)
-              for (int64_t c = 0; c < kCols; c += kLineFloats)
-                __builtin_prefetch(next + r * b_rs + c, 0, 2);
+            const int64_t begin = lines * t / row_tiles;
+            Lines ahead{next + begin * b_rs, b_rs, lines * (t + 1) / row_tiles - begin};
             float* tile = tiles + t * kRows * ld;
             Format::multiply(vectors, (depth + kFold - 1) / kFold,
-                             packed + (t * units + k / kFold) * kRows, panel, tile, ld, k > 0);
+                             packed + (t * units + k / kFold) * kRows, panel, tile, ld, k > 0,
+                             ahead);
+            while (ahead.left > 0) ahead();  // Too few units.
             if (last)
               finish(tile, ld, t * kRows, std::min<int64_t>(kRows, M - t * kRows), j, cols);
           }
@@ -328,7 +360,9 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
             if (Finish::kAlongRows)
               finish.fetch(i + kRows, std::min(i + 2 * kRows, mine.end), j, cols);
             float* tile = Finish::kAlongRows ? sums + j - start : sums;
-            Format::multiply(vectors_for(cols), units, panel, packed + j * units, tile, ld, false);
+            Nothing none;
+            Format::multiply(vectors_for(cols), units, panel, packed + j * units, tile, ld, false,
+                             none);
             if (!Finish::kAlongRows) finish(tile, ld, i, rows, j, cols);
           }
           if (Finish::kAlongRows)

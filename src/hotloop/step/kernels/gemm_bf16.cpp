@@ -73,20 +73,24 @@ struct Bfloat16 {
   }
 
   // tile[R][V * kLanes] (+)= a^T b over `units`: a[u * kRows + r], b[u * V * kLanes + column].
-  template <int R, int V>
+  template <int R, int V, class Ahead>
   static void micro(int64_t units, const uint32_t* a, const uint32_t* b, float* tile, int64_t ld,
-                    bool add) {
+                    bool add, Ahead& ahead) {
     Sums<R, V> sums(tile, ld, add);
-    for (int64_t u = 0; u < units; ++u, a += R, b += V * kLanes) sums.add(a, 1, b);
+    for (int64_t u = 0; u < units; ++u, a += R, b += V * kLanes) {
+      sums.add(a, 1, b);
+      ahead();
+    }
     sums.store(tile, ld);
   }
 
   // Both sides packed.
+  template <class Ahead>
   static void multiply(int vectors, int64_t units, const uint32_t* a, const uint32_t* b,
-                       float* tile, int64_t ld, bool add) {
-    if (vectors == 3) micro<kRows, 3>(units, a, b, tile, ld, add);
-    else if (vectors == 2) micro<kRows, 2>(units, a, b, tile, ld, add);
-    else micro<kRows, 1>(units, a, b, tile, ld, add);
+                       float* tile, int64_t ld, bool add, Ahead& ahead) {
+    if (vectors == 3) micro<kRows, 3>(units, a, b, tile, ld, add, ahead);
+    else if (vectors == 2) micro<kRows, 2>(units, a, b, tile, ld, add, ahead);
+    else micro<kRows, 1>(units, a, b, tile, ld, add, ahead);
   }
 
   // Rows of a as they lie in memory, rounded 32 elements ahead of their use.
