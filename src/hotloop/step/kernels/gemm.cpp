@@ -126,7 +126,7 @@ struct Lines {
     if (left <= 0) return;
     __builtin_prefetch(row + at, 0, 2);
     at += kLineFloats;
-    if (at == kCols) {
+    if (at >= kCols) {
       at = 0;
       row += stride;
       --left;
