@@ -258,7 +258,8 @@ class StepConfig:
         compile: ``"auto"``: the compiled step where it is in the cache or the run is long enough
             to pay the compiler back; ``"always"``; ``"off"``: as PyTorch runs it.
         precision: ``"float32"``: exact. ``"bfloat16"``: forward and backward in bfloat16 where
-            autocast says so, weights and optimizer in float32. ``"auto"``: bfloat16 where copies
+            autocast says so (in perceptrons: the factors of products), weights and optimizer in
+            float32. ``"auto"``: bfloat16 where copies
             of the model, trained for 32 steps in both, lose alike (mean losses of 8 steps within
             2 %) and bfloat16 is faster; the step's reason says what was found.
 

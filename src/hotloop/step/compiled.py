@@ -12,6 +12,7 @@ from . import convolutions
 from .capture import Captured, LossFn, NotCapturable, capture
 from .operations import Operation, operations
 from .program import Program, compile_captured, compiled_path
+from .rounding import covers, rounds_products
 from .routes import route
 from .updates import Update, reason_outside
 
@@ -27,7 +28,8 @@ class CompiledStep:
         x, y: a batch; only shapes, strides and dtypes count (meta tensors will do).
         num_threads: threads the code is compiled for.
         whole: whether the optimizer's rule should be in the graph.
-        autocast: bfloat16 forward and backward.
+        autocast: bfloat16 forward and backward: by hotloop's own products where these are all that
+            there is to compute in it (``rounding``), else under torch's autocast.
         clip_norm, clip_value: limits of the gradient.
 
     Raises:
@@ -56,13 +58,17 @@ class CompiledStep:
         self.update: Update | None = None
         if whole:
             self.update = Update(optimizer, weights, clip_norm, clip_value)
+        rounds = autocast and rounds_products()
         self.captured: Captured = capture(
-            model, loss_fn, x, y, update=self.update, autocast=autocast
+            model, loss_fn, x, y, update=self.update, autocast=autocast and not rounds
         )
-        self._autocast = autocast
+        if rounds and not covers(self.captured.graph):
+            rounds = False
+            self.captured = capture(model, loss_fn, x, y, update=self.update, autocast=True)
+        self._autocast = autocast and not rounds
         graph = self.captured.graph
-        self.routes = [] if autocast else route(graph, num_threads)
-        self._convolutions = [] if autocast else convolutions.route(graph, num_threads)
+        self.routes = [] if self._autocast else route(graph, num_threads, rounds=rounds)
+        self._convolutions = [] if self._autocast else convolutions.route(graph, num_threads)
         self.sums = [] if whole else [torch.zeros_like(w, requires_grad=False) for w in weights]
         self._modules = list(model.modules())
         self._modes = [m.training for m in self._modules]
@@ -109,7 +115,7 @@ class CompiledStep:
         )
 
     def operations(self) -> list[Operation]:
-        """Matrix products and convolutions, timed alone (once for a machine); none in bfloat16."""
+        """Products and convolutions, timed alone (once for a machine); none under autocast."""
         if self._autocast:
             return []
         return operations(self.captured.graph, self.routes, self._convolutions, self.num_threads)

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import conv_flop_count
 from ..machine.threads import num_threads as threads_set
 from ..memory import TensorArena
 from .convolutions import Convolution
-from .operators import GEMM_UPDATES
+from .operators import GEMM_UPDATES, ROUNDED_UPDATES
 from .routes import Product, Route, remembered
 from .stopwatch import least_seconds
 
@@ -59,6 +59,8 @@ class Operation:
     def to_dict(self, step_s: float | None, ceiling_flop_per_s: float | None) -> dict[str, Any]:
         """For the report: rate, share of the ceiling, share of a step of ``step_s`` seconds."""
         rate = self.flop / self.seconds
+        # Ceilings are measured in float32.
+        ceiling = None if self.kernel == "bfloat16" else ceiling_flop_per_s
         return {
             "kind": self.kind,
             "shape": self.shape,
@@ -68,7 +70,7 @@ class Operation:
             "flop": self.flop,
             "modelled_bytes": self.modelled_bytes,
             "flop_per_s": rate,
-            "share_of_ceiling": rate / ceiling_flop_per_s if ceiling_flop_per_s else None,
+            "share_of_ceiling": rate / ceiling if ceiling else None,
             "time_share": self.count * self.seconds / step_s if step_s else None,
             "candidates_s": self.candidates_s,
         }
@@ -111,7 +113,7 @@ def operations(
         )  # fmt: skip
     rest: Counter[_Timed] = Counter()
     for node in graph.graph.nodes:
-        if node.target in GEMM_UPDATES:
+        if node.target in GEMM_UPDATES or node.target in ROUNDED_UPDATES.values():
             rest[_of_update(node)] += 1
         elif node.target is _aten.convolution.default:
             rest[_of_convolution(node, backward=False)] += 1
@@ -149,7 +151,7 @@ class _Timed:
 
     def modelled_bytes(self) -> int:
         if self.kind == "product and update":
-            m, k, n, states = self.sizes
+            m, k, n, states, _ = self.sizes
             elements = m * k + k * n + 2 * m * n * (1 + states)
         else:
             x, w, out = (math.prod(shape) for shape in self.sizes[:3])
@@ -167,7 +169,8 @@ class _Timed:
 def _of_update(node: Any) -> _Timed:
     a, b = (node.args[at].meta["val"] for at in (1, 2))
     states = len(node.args) - 5
-    return _Timed("product and update", (a.shape[0], a.shape[1], b.shape[1], states))
+    kernel = "hotloop" if node.target in GEMM_UPDATES else "bfloat16"
+    return _Timed("product and update", (a.shape[0], a.shape[1], b.shape[1], states, kernel))
 
 
 def _of_convolution(node: Any, *, backward: bool) -> _Timed:
@@ -186,7 +189,7 @@ def _of_convolution(node: Any, *, backward: bool) -> _Timed:
 def _race(work: _Timed, num_threads: int) -> tuple[str, dict[str, float], bool]:
     update = work.kind == "product and update"
     call, share = _update_call(work, num_threads) if update else (_convolution_call(work), 1.0)
-    name = "hotloop" if update else "onednn"
+    name = work.sizes[-1] if update else "onednn"
     # Results lie in memory that was used before, as in the step: fresh pages took 3.2 ms of 3.4.
     with torch.no_grad(), threads_set(num_threads), TensorArena():
         seconds, quiet = least_seconds({name: call})
@@ -201,7 +204,7 @@ def _update_call(work: _Timed, num_threads: int) -> tuple[Callable[[], Any], flo
     """The call, and the share of the rows it computes."""
     from .program import UpdateRule, kernels
 
-    m, k, n, states = work.sizes
+    m, k, n, states, kernel = work.sizes
     rows = min(m, max(64, _MOST_ELEMENTS // n))
     a, b = _draw(k, rows).t(), _draw(k, n)
     weight, *state = (torch.full((rows, n), 0.1) for _ in range(1 + states))
@@ -210,9 +213,12 @@ def _update_call(work: _Timed, num_threads: int) -> tuple[Callable[[], Any], flo
                       bias_correction1=1.0, bias_correction2_sqrt=1.0, momentum=0.9)  # fmt: skip
     integer, address = ctypes.c_int64, ctypes.c_void_p
     held = [s.data_ptr() for s in state] + [0, 0]
+    own = kernels().hotloop_gemm_update_f32
+    if kernel == "bfloat16":
+        own = kernels().hotloop_gemm_update_bf16
 
     def call(_keep: tuple[Any, ...] = (a, b, weight, state)) -> None:
-        kernels().hotloop_gemm_update_f32(
+        own(
             integer(rows), integer(n), integer(k), address(a.data_ptr()), integer(1), integer(rows),
             address(b.data_ptr()), integer(n), integer(1), address(weight.data_ptr()), integer(n),
             address(held[0]), address(held[1]), integer(n), address(0), ctypes.byref(rule),

@@ -13,6 +13,8 @@ from torch import fx
 _LIBRARY = torch.library.Library("hotloop", "FRAGMENT")
 _STATES = ("", "Tensor(b!) s1, ", "Tensor(b!) s1, Tensor(c!) s2, ")
 _TAGS = (torch.Tag.needs_exact_strides,)
+# Products in float32, and of factors rounded to bfloat16 and summed in float32.
+_GEMMS = ("gemm", "gemm_bf16")
 
 for _count, _states in enumerate(_STATES):
     # w is updated by gradient g (times scale) with the rule in row `group` of control.
@@ -22,23 +24,25 @@ for _count, _states in enumerate(_STATES):
         tags=_TAGS,
     )
     # The same with g = a @ b, which never reaches memory.
-    _LIBRARY.define(
-        f"gemm_update{_count}_(Tensor(a!) w, Tensor a, Tensor b, {_states}Tensor control, "
-        "int group) -> ()",
-        tags=_TAGS,
-    )
-    for _name in (f"update{_count}_", f"gemm_update{_count}_"):
+    for _gemm in _GEMMS:
+        _LIBRARY.define(
+            f"{_gemm}_update{_count}_(Tensor(a!) w, Tensor a, Tensor b, {_states}Tensor control, "
+            "int group) -> ()",
+            tags=_TAGS,
+        )
+    for _name in (f"update{_count}_", *(f"{_gemm}_update{_count}_" for _gemm in _GEMMS)):
         torch.library.register_fake(f"hotloop::{_name}", lambda *_: None, lib=_LIBRARY)
 
 # a @ b (+ bias, then relu when act is 1; where mask > 0, else 0).
-_LIBRARY.define(
-    "gemm(Tensor a, Tensor b, Tensor? bias, Tensor? mask, int act) -> Tensor", tags=_TAGS
-)
-torch.library.register_fake(
-    "hotloop::gemm",
-    lambda a, b, bias, mask, act: a.new_empty((a.shape[0], b.shape[1])),
-    lib=_LIBRARY,
-)
+for _gemm in _GEMMS:
+    _LIBRARY.define(
+        f"{_gemm}(Tensor a, Tensor b, Tensor? bias, Tensor? mask, int act) -> Tensor", tags=_TAGS
+    )
+    torch.library.register_fake(
+        f"hotloop::{_gemm}",
+        lambda a, b, bias, mask, act: a.new_empty((a.shape[0], b.shape[1])),
+        lib=_LIBRARY,
+    )
 
 # a @ b (+ bias) by oneDNN.
 _LIBRARY.define("onednn(Tensor a, Tensor b, Tensor? bias) -> Tensor", tags=_TAGS)
@@ -155,19 +159,19 @@ def shims() -> dict[Any, list[str]]:
         states = [f"{handle} s{n + 1}" for n in range(count)]
         for name, inputs, tail in (
             ("update", [f"{handle} w", f"{handle} g"], [f"{handle} control", f"{handle}* scale"]),
-            (
-                "gemm_update",
-                [f"{handle} w", f"{handle} a", f"{handle} b"],
-                [f"{handle} control"],
+            *(
+                (f"{g}_update", [f"{handle} {n}" for n in "wab"], [f"{handle} control"])
+                for g in _GEMMS
             ),
         ):
             arguments = ", ".join([*inputs, *states, *tail, "int64_t group", f"{handle}* none"])
             overload = getattr(torch.ops.hotloop, f"{name}{count}_").default
             found[overload] = [f"AOTITorchError aoti_torch_cpu_{name}{count}_({arguments})"]
-    found[torch.ops.hotloop.gemm.default] = [
-        f"AOTITorchError aoti_torch_cpu_gemm({handle} a, {handle} b, {handle}* bias, "
-        f"{handle}* mask, int64_t act, {handle}* result)"
-    ]
+    for name in _GEMMS:
+        found[getattr(torch.ops.hotloop, name).default] = [
+            f"AOTITorchError aoti_torch_cpu_{name}({handle} a, {handle} b, {handle}* bias, "
+            f"{handle}* mask, int64_t act, {handle}* result)"
+        ]
     found[torch.ops.hotloop.onednn.default] = [
         f"AOTITorchError aoti_torch_cpu_onednn({handle} a, {handle} b, {handle}* bias, "
         f"{handle}* result)"
@@ -248,6 +252,15 @@ _FUSED = {
     for n in range(3)
 }
 GEMM_UPDATES = tuple(_FUSED.values())
+# Matrix products as PyTorch calls them.
+PRODUCTS = (_aten.mm.default, _aten.addmm.default)
+# The same in bfloat16.
+ROUNDED_UPDATES = {
+    getattr(torch.ops.hotloop, f"gemm_update{n}_").default: getattr(
+        torch.ops.hotloop, f"gemm_bf16_update{n}_"
+    ).default
+    for n in range(3)
+}
 
 
 def transpose(graph: fx.GraphModule, node: fx.Node) -> fx.Node:

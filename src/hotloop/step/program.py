@@ -25,7 +25,6 @@ from .graph_file import to_values
 from .updates import COLUMNS
 
 _FOLDER = Path(__file__).parent / "kernels"
-_PARTS = ("gemm.h", "gemm.cpp", "pool.cpp", "seat.h", "team.cpp")
 _TIME_LIMIT_S = 900.0
 # Raised when the meaning of a compiled step's inputs changes.
 _FORMAT = 3

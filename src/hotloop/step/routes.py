@@ -1,7 +1,8 @@
 """Which library makes each matrix product of a graph: chosen by timing them at its shape.
 
 Candidates, all exact to float32 rounding: MKL (what ``torch.mm`` calls), oneDNN, and hotloop's own
-product, which can apply bias, relu or relu's backward mask while the result is in registers.
+product, which can apply bias, relu or relu's backward mask while the result is in registers. A step
+in bfloat16 has one more: the latter with its factors rounded (``kernels/gemm_bf16.cpp``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import fx
 from ..machine import timings
 from ..machine.threads import num_threads as threads_set
 from ..memory import TensorArena
+from .operators import PRODUCTS, ROUNDED_UPDATES
 from .stopwatch import Timing, least_seconds
 
 _aten = torch.ops.aten
@@ -36,6 +38,7 @@ class Product(NamedTuple):
     layout: str
     bias: bool
     num_threads: int
+    rounds: bool = False  # Whether factors are rounded to bfloat16.
 
 
 class Route(NamedTuple):
@@ -45,17 +48,31 @@ class Route(NamedTuple):
     seconds: dict[str, float]
 
 
-def route(graph: fx.GraphModule, num_threads: int) -> list[tuple[Product, Route]]:
-    """Replace each float32 matrix product by the fastest kernel; products and their routes."""
+def route(
+    graph: fx.GraphModule, num_threads: int, *, rounds: bool = False
+) -> list[tuple[Product, Route]]:
+    """Replace each float32 matrix product by the fastest kernel; products and their routes.
+
+    Args:
+        graph: after ``capture``, changed in place.
+        num_threads: threads of the step.
+        rounds: whether all of them round their factors to bfloat16, those of a weight's gradient
+            and its update too.
+    """
     chosen: list[tuple[Product, Route]] = []
     nodes: list[Any] = list(graph.graph.nodes)
     for node in nodes:
-        if node.op != "call_function" or node.target not in (_aten.mm.default, _aten.addmm.default):
+        if rounds and node.target in ROUNDED_UPDATES:
+            node.target = ROUNDED_UPDATES[node.target]
+        if node.op != "call_function" or node.target not in PRODUCTS:
             continue
         found = _product(node, num_threads)
         if found is None:
             continue
+        found = found._replace(rounds=rounds)
         choice = fastest(found)
+        if rounds:  # The precision that was asked for, not what a neighbour's noise may prefer.
+            choice = choice._replace(kernel="bfloat16")
         chosen.append((found, choice))
         if choice.kernel != "mkl":
             _replace(graph, node, choice.kernel)
@@ -125,8 +142,9 @@ def _replace(graph: fx.GraphModule, node: Any, kernel: str) -> None:
             dense = output.meta["val"].dim() == 2 and output.meta["val"].stride(1) == 1
             if gradient is node and threshold == 0 and dense:
                 mask, last = output, user
+    own = torch.ops.hotloop.gemm_bf16 if kernel == "bfloat16" else torch.ops.hotloop.gemm
     with graph.graph.inserting_before(last):
-        new = call(torch.ops.hotloop.gemm.default, (a, b, bias, mask, act))
+        new = call(own.default, (a, b, bias, mask, act))
         new.meta.update(last.meta)
     last.replace_all_uses_with(new)
     graph.graph.erase_node(last)
@@ -138,7 +156,7 @@ def _race(product: Product) -> tuple[str, dict[str, float], bool]:
     """The fastest candidate, seconds of each, and whether the processors were ours."""
     seconds, quiet = _timed(product)
     # The interpreter's part of a call, which a compiled step does not have.
-    tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1)).seconds
+    tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1, product.rounds)).seconds
     # oneDNN's own set-up is there in both: what torch.mm costs is taken for its interpreter's part.
     tiny["onednn"] = tiny["mkl"]
     seconds = {name: max(s - tiny[name], 0.1 * s) for name, s in seconds.items()}
@@ -146,7 +164,7 @@ def _race(product: Product) -> tuple[str, dict[str, float], bool]:
 
 
 def _timed(product: Product) -> Timing:
-    m, k, n, layout, has_bias, num_threads = product
+    m, k, n, layout, has_bias, num_threads, rounds = product
     # Its own generator: a run must draw the same numbers whether kernels are timed or known.
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
     a = draw(k, m).t() if layout[0] == "t" else draw(m, k)
@@ -161,7 +179,10 @@ def _timed(product: Product) -> Timing:
         calls["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(
             a, turned, bias, "none", [], ""
         )
-    calls["hotloop"] = functools.partial(gemm, a, b, out, bias, num_threads=num_threads)
+    own = functools.partial(gemm, a, b, out, bias, num_threads=num_threads)
+    calls["hotloop"] = own
+    if rounds:
+        calls["bfloat16"] = functools.partial(own, rounds=True)
     with torch.no_grad(), threads_set(num_threads), TensorArena():
         return least_seconds(calls, max(1, int(5e-4 / (2 * m * k * n / 50e9 + 2e-6))))
 
@@ -175,15 +196,20 @@ def gemm(
     *,
     act: int = 0,
     num_threads: int = 1,
+    rounds: bool = False,
 ) -> None:
-    """hotloop's own ``out = a @ b``; see ``kernels/gemm.h``. float32 ``[m, k]``, ``[k, n]``."""
+    """hotloop's own ``out = a @ b``; see ``kernels/gemm.h``. float32 ``[m, k]``, ``[k, n]``.
+
+    ``rounds``: of factors rounded to bfloat16, where ``rounds_products``.
+    """
     from .program import kernels
 
     def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
         return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
     integer = ctypes.c_int64
-    kernels().hotloop_gemm_f32(
+    own = kernels().hotloop_gemm_bf16 if rounds else kernels().hotloop_gemm_f32
+    own(
         integer(a.shape[0]), integer(b.shape[1]), integer(a.shape[1]),
         address(a), integer(a.stride(0)), integer(a.stride(1)),
         address(b), integer(b.stride(0)), integer(b.stride(1)),
@@ -196,10 +222,9 @@ def gemm(
 def _kernels_key() -> str:
     """Other kernels or another way to time them, other times."""
     folder = Path(__file__).parent / "kernels"
-    digest = hashlib.sha256()
-    for name in ("gemm.cpp", "winograd.cpp", "convolution.cpp"):
-        digest.update((folder / name).read_bytes())
-    return f"{digest.hexdigest()[:8]}-{_TIMING}"
+    names = ("gemm.cpp", "finish.h", "gemm_bf16.cpp", "winograd.cpp", "convolution.cpp")
+    source = b"".join((folder / name).read_bytes() for name in names)
+    return f"{hashlib.sha256(source).hexdigest()[:8]}-{_TIMING}"
 
 
 @functools.cache

@@ -7,10 +7,8 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <type_traits>
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -111,10 +109,35 @@ void pack(const float* src, int64_t rs, int64_t ks, int64_t rows, int64_t depth,
   }
 }
 
+// Called at each unit of a sum: asks for a line of what is needed next. A few at a time, between the
+// multiplications; all at once they fill the queue of misses, and the multiplications wait behind them
+// (an update from memory is the exception: measured, notes/bfloat16.md).
+struct Nothing {
+  void operator()() {}
+};
+
+// Rows of kCols floats, `stride` apart.
+struct Lines {
+  const float* row;
+  int64_t stride, left;
+  int64_t at = 0;
+
+  void operator()() {
+    if (left <= 0) return;
+    __builtin_prefetch(row + at, 0, 2);
+    at += kLineFloats;
+    if (at >= kCols) {
+      at = 0;
+      row += stride;
+      --left;
+    }
+  }
+};
+
 // tile[R][V * kLanes] (+)= a^T b: a[r * rs + k * ks], b[k * V * kLanes + column], k < depth.
-template <int R, int V>
+template <int R, int V, class Ahead>
 void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b, float* tile,
-           int64_t ld, bool add) {
+           int64_t ld, bool add, Ahead& ahead) {
   Vector sum[R][V];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
@@ -131,6 +154,7 @@ void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b
       for (int v = 0; v < V; ++v) sum[r][v] += a[r * rs] * column[v];
     a += ks;
     b += V * kLanes;
+    ahead();
   }
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
@@ -139,11 +163,12 @@ void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b
 }
 
 // Both sides packed.
+template <class Ahead>
 void multiply(int vectors, int64_t depth, const float* a, const float* b, float* tile, int64_t ld,
-              bool add) {
-  if (vectors == 3) micro<kRows, 3>(depth, a, 1, kRows, b, tile, ld, add);
-  else if (vectors == 2) micro<kRows, 2>(depth, a, 1, kRows, b, tile, ld, add);
-  else micro<kRows, 1>(depth, a, 1, kRows, b, tile, ld, add);
+              bool add, Ahead& ahead) {
+  if (vectors == 3) micro<kRows, 3>(depth, a, 1, kRows, b, tile, ld, add, ahead);
+  else if (vectors == 2) micro<kRows, 2>(depth, a, 1, kRows, b, tile, ld, add, ahead);
+  else micro<kRows, 1>(depth, a, 1, kRows, b, tile, ld, add, ahead);
 }
 
 // Rows of a `rs` apart, whose elements along the sum are `ks` apart; as many rows at a time as there are
@@ -153,9 +178,10 @@ void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, int6
                    const float* b, float* tile, bool add) {
   constexpr int most = kFlatRows * kFlatVectors / V, ld = V * kLanes;
   constexpr int whole = most > 12 ? 12 : most;
+  Nothing none;
   const auto next = [&](auto count) {
     constexpr int R = decltype(count)::value;
-    micro<R, V>(depth, a, rs, ks, b, tile, ld, add);
+    micro<R, V>(depth, a, rs, ks, b, tile, ld, add, none);
     rows -= R, a += R * rs, tile += R * ld;
   };
   // Two rows keep the units waiting for their own sums: 8 = 4 + 4, not 6 + 2.
@@ -172,6 +198,22 @@ void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int
   else if (vectors == 2) multiply_rows<2>(rows, depth, a, rs, ks, b, tile, add);
   else multiply_rows<1>(rows, depth, a, rs, ks, b, tile, add);
 }
+
+// What `product` packs and multiplies: a unit of a packed side holds kFold adjacent elements of the
+// sum. gemm_bf16.cpp has the other format.
+struct Float32 {
+  using Unit = float;
+  static constexpr int64_t kFold = 1;
+  static constexpr auto& pack = ::pack;
+  template <class... Arguments>
+  static void multiply(Arguments&&... arguments) {
+    ::multiply(arguments...);
+  }
+  static void rows(int vectors, int64_t count, int64_t depth, const float* a, int64_t rs,
+                   const float* b, float* tile, bool add) {
+    multiply_rows(vectors, count, depth, a, rs, 1, b, tile, add);
+  }
+};
 
 struct Range {
   int64_t begin, end;
@@ -203,11 +245,13 @@ void turn(const float* tile, int64_t ld, int64_t rows, int64_t cols, float* out,
 
 // A B where the columns of B are dense, as a weight's rows are in x W^T: B is read in place, A, the
 // batch, is packed; what comes out is turned before `finish`.
-template <class Finish>
+template <class Format, class Finish>
 void flat(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs,
           const float* B, int64_t b_cs, int num_threads, const Finish& finish) {
-  const int64_t strips = (M + kFlatCols - 1) / kFlatCols;
-  float* packed = resident_scratch.need(strips * kFlatCols * K);
+  using Unit = typename Format::Unit;
+  constexpr int64_t kFold = Format::kFold, kDeep = kFlatDepth * kFold;
+  const int64_t strips = (M + kFlatCols - 1) / kFlatCols, units = (K + kFold - 1) / kFold;
+  Unit* packed = reinterpret_cast<Unit*>(resident_scratch.need(strips * kFlatCols * units));
 #pragma omp parallel num_threads(num_threads)
   {
     const int me = omp_get_thread_num(), all = omp_get_num_threads();
@@ -216,9 +260,9 @@ void flat(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t
     };
     const Range depths = share(K, kLanes, me, all);
     for (int64_t s = 0; s < strips; ++s)
-      pack(A + s * kFlatCols * a_rs + depths.begin * a_cs, a_rs, a_cs,
-           std::min(kFlatCols, M - s * kFlatCols), depths.end - depths.begin,
-           packed + s * kFlatCols * K + depths.begin * width(s), width(s));
+      Format::pack(A + s * kFlatCols * a_rs + depths.begin * a_cs, a_rs, a_cs,
+                   std::min(kFlatCols, M - s * kFlatCols), depths.end - depths.begin,
+                   packed + s * kFlatCols * units + depths.begin / kFold * width(s), width(s));
 #pragma omp barrier
     const Range mine = share(N, kLanes, me, all);
     float* tile = tile_scratch.need(2 * kFlatGroup * kFlatCols);
@@ -227,9 +271,9 @@ void flat(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t
       const int64_t cols = std::min(kFlatGroup, mine.end - n);
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t rows = std::min(kFlatCols, M - s * kFlatCols), ld = width(s);
-        for (int64_t k = 0; k < K; k += kFlatDepth)
-          multiply_rows(vectors_for(rows), cols, std::min(kFlatDepth, K - k), B + n * b_cs + k,
-                        b_cs, 1, packed + s * kFlatCols * K + k * ld, tile, k > 0);
+        for (int64_t k = 0; k < K; k += kDeep)
+          Format::rows(vectors_for(rows), cols, std::min(kDeep, K - k), B + n * b_cs + k, b_cs,
+                       packed + s * kFlatCols * units + k / kFold * ld, tile, k > 0);
         turn(tile, ld, rows, cols, turned, kFlatGroup);
         finish(turned, kFlatGroup, s * kFlatCols, rows, n, cols);
       }
@@ -238,50 +282,55 @@ void flat(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t
 }
 
 // Every part of A B goes through `finish(sums, ld, i, rows, j, cols)` once, complete.
-template <class Finish>
+template <class Format, class Finish>
 void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs,
              const float* B, int64_t b_rs, int64_t b_cs, int num_threads, const Finish& finish) {
   const int64_t row_tiles = (M + kRows - 1) / kRows, col_tiles = (N + kCols - 1) / kCols;
+  using Unit = typename Format::Unit;
+  constexpr int64_t kFold = Format::kFold, kDeep = kDepth * kFold;
+  const int64_t units = (K + kFold - 1) / kFold;
   if (double(M) * N * K < kOneThread) num_threads = 1;
   if (b_rs == 1 && b_cs != 1 && M > kLanes / 2 && !Finish::kAlongRows) {
-    flat(M, N, K, A, a_rs, a_cs, B, b_cs, num_threads, finish);
+    flat<Format>(M, N, K, A, a_rs, a_cs, B, b_cs, num_threads, finish);
     return;
   }
   // An update walks along rows, where memory is adjacent, if there are enough for every thread.
   const bool walk = M >= N || (Finish::kAlongRows && M >= 4 * kRows * num_threads);
   if (!walk) {
     // A is resident; each thread owns columns and packs B's panels as it comes to them.
-    float* packed = resident_scratch.need(row_tiles * kRows * K);
+    Unit* packed = reinterpret_cast<Unit*>(resident_scratch.need(row_tiles * kRows * units));
 #pragma omp parallel num_threads(num_threads)
     {
       const int me = omp_get_thread_num(), all = omp_get_num_threads();
       const Range part = share(row_tiles, 1, me, all);
       for (int64_t t = part.begin; t < part.end; ++t)
-        pack(A + t * kRows * a_rs, a_rs, a_cs, std::min<int64_t>(kRows, M - t * kRows), K,
-             packed + t * kRows * K, kRows);
+        Format::pack(A + t * kRows * a_rs, a_rs, a_cs, std::min<int64_t>(kRows, M - t * kRows), K,
+                     packed + t * kRows * units, kRows);
 #pragma omp barrier
       const Range mine = share(N, kLanes, me, all);
-      float* panel = panel_scratch.need(kDepth * kCols);
+      Unit* panel = reinterpret_cast<Unit*>(panel_scratch.need(kDepth * kCols));
       float* tiles = tile_scratch.need(row_tiles * kRows * kCols);
       for (int64_t j = mine.begin; j < mine.end; j += kCols) {
         const int64_t cols = std::min<int64_t>(kCols, mine.end - j);
         const int vectors = vectors_for(cols);
         const int64_t ld = vectors * kLanes;
-        for (int64_t k = 0; k < K; k += kDepth) {
-          const int64_t depth = std::min(kDepth, K - k);
-          pack(B + k * b_rs + j * b_cs, b_cs, b_rs, cols, depth, panel, ld);
+        for (int64_t k = 0; k < K; k += kDeep) {
+          const int64_t depth = std::min(kDeep, K - k);
+          Format::pack(B + k * b_rs + j * b_cs, b_cs, b_rs, cols, depth, panel, ld);
           const bool last = k + depth == K;
           // While this panel is used, the next one comes.
           const bool down = k + depth < K;
           const float* next = down ? B + (k + depth) * b_rs + j : B + j + kCols;
           const bool more = b_cs == 1 && (down || j + kCols < mine.end);
-          const int64_t lines = more ? std::min(kDepth, down ? K - k - depth : K) : 0;
+          const int64_t lines = more ? std::min(kDeep, down ? K - k - depth : K) : 0;
           for (int64_t t = 0; t < row_tiles; ++t) {
-            for (int64_t r = lines * t / row_tiles; r < lines * (t + 1) / row_tiles; ++r)
-              for (int64_t c = 0; c < kCols; c += kLineFloats)
-                __builtin_prefetch(next + r * b_rs + c, 0, 2);
+            const int64_t begin = lines * t / row_tiles;
+            Lines ahead{next + begin * b_rs, b_rs, lines * (t + 1) / row_tiles - begin};
             float* tile = tiles + t * kRows * ld;
-            multiply(vectors, depth, packed + (t * K + k) * kRows, panel, tile, ld, k > 0);
+            Format::multiply(vectors, (depth + kFold - 1) / kFold,
+                             packed + (t * units + k / kFold) * kRows, panel, tile, ld, k > 0,
+                             ahead);
+            while (ahead.left > 0) ahead();  // Too few units.
             if (last)
               finish(tile, ld, t * kRows, std::min<int64_t>(kRows, M - t * kRows), j, cols);
           }
@@ -290,19 +339,19 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
     }
   } else {
     // B is resident; each thread owns rows, and walks along them.
-    float* packed = resident_scratch.need(col_tiles * kCols * K);
+    Unit* packed = reinterpret_cast<Unit*>(resident_scratch.need(col_tiles * kCols * units));
 #pragma omp parallel num_threads(num_threads)
     {
       const int me = omp_get_thread_num(), all = omp_get_num_threads();
       const Range part = share(col_tiles, 1, me, all);
       for (int64_t t = part.begin; t < part.end; ++t) {
         const int64_t cols = std::min<int64_t>(kCols, N - t * kCols);
-        pack(B + t * kCols * b_cs, b_cs, b_rs, cols, K, packed + t * kCols * K,
-             vectors_for(cols) * kLanes);
+        Format::pack(B + t * kCols * b_cs, b_cs, b_rs, cols, K, packed + t * kCols * units,
+                     vectors_for(cols) * kLanes);
       }
 #pragma omp barrier
       const Range mine = share(M, kRows, me, all);
-      float* panel = panel_scratch.need(kRows * K);
+      Unit* panel = reinterpret_cast<Unit*>(panel_scratch.need(kRows * units));
       const int64_t floats = Finish::kAlongRows ? kUpdateBlock : kStoreBlock;
       const int64_t block = std::clamp<int64_t>(floats / (kCols * K), 1, col_tiles);
       // A line more than the block: rows 4 KiB apart would push each other out of the cache.
@@ -312,13 +361,15 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
         const int64_t end = std::min(col_tiles, first + block), start = first * kCols;
         for (int64_t i = mine.begin; i < mine.end; i += kRows) {
           const int64_t rows = std::min<int64_t>(kRows, mine.end - i);
-          pack(A + i * a_rs, a_rs, a_cs, rows, K, panel, kRows);
+          Format::pack(A + i * a_rs, a_rs, a_cs, rows, K, panel, kRows);
           for (int64_t t = first; t < end; ++t) {
             const int64_t j = t * kCols, cols = std::min<int64_t>(kCols, N - j);
             if (Finish::kAlongRows)
               finish.fetch(i + kRows, std::min(i + 2 * kRows, mine.end), j, cols);
             float* tile = Finish::kAlongRows ? sums + j - start : sums;
-            multiply(vectors_for(cols), K, panel, packed + j * K, tile, ld, false);
+            Nothing none;
+            Format::multiply(vectors_for(cols), units, panel, packed + j * units, tile, ld, false,
+                             none);
             if (!Finish::kAlongRows) finish(tile, ld, i, rows, j, cols);
           }
           if (Finish::kAlongRows)
@@ -329,134 +380,9 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
   }
 }
 
-// One row of an update: n adjacent elements.
-template <int kind>
-inline void update_row(int64_t n, float* __restrict w, const float* __restrict g,
-                       float* __restrict s1, float* __restrict s2, const hotloop_update& u,
-                       float scale) {
-  const float lr = float(u.lr), eps = float(u.eps), decay = float(u.weight_decay);
-  const float beta2 = float(u.beta2), one_beta1 = float(1 - u.beta1);
-  const float one_beta2 = float(1 - u.beta2), keep = float(1 - u.lr * u.weight_decay);
-  const float step_size = float(u.lr / u.bias_correction1);
-  const float inverse = float(1 / u.bias_correction2_sqrt);
-  const float momentum = float(u.momentum), damped = u.first_step ? 1.0f : float(1 - u.dampening);
-  const float carried = u.first_step ? 0.0f : momentum;
-  const float alpha = float(u.alpha), one_alpha = float(1 - u.alpha);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    float d = g[i] * scale, x = w[i];
-    if (kind == 4) x *= keep;
-    else d += decay * x;
-    if (kind == 0) {
-      x -= lr * d;
-    } else if (kind == 1 || kind == 2) {
-      const float m = carried * s1[i] + damped * d;
-      s1[i] = m;
-      x -= lr * (kind == 2 ? d + momentum * m : m);
-    } else if (kind == 3 || kind == 4) {
-      const float m = s1[i] + one_beta1 * (d - s1[i]);
-      const float v = beta2 * s2[i] + one_beta2 * (d * d);
-      s1[i] = m;
-      s2[i] = v;
-      x -= step_size * (m / (std::sqrt(v) * inverse + eps));
-    } else if (kind == 5) {
-      const float v = alpha * s1[i] + one_alpha * (d * d);
-      s1[i] = v;
-      x -= lr * (d / (std::sqrt(v) + eps));
-    } else {
-      const float v = s1[i] + d * d;
-      s1[i] = v;
-      x -= lr * (d / (std::sqrt(v) + eps));
-    }
-    w[i] = x;
-  }
-}
-
-struct Store {
-  float* C;
-  int64_t c_rs;
-  const float* bias;
-  int32_t act;
-  const float* mask;
-  int64_t mask_rs;
-
-  static constexpr bool kAlongRows = false;
-
-  void fetch(int64_t, int64_t, int64_t, int64_t) const {}
-
-  void operator()(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
-                  int64_t cols) const {
-    // A known width lets the compiler keep a row in registers.
-    if (cols == kCols) store(tile, ld, i, rows, j, std::integral_constant<int64_t, kCols>{});
-    else store(tile, ld, i, rows, j, cols);
-  }
-
-  template <class Count>
-  void store(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j, Count cols) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* __restrict from = tile + r * ld;
-      float* __restrict to = C + (i + r) * c_rs + j;
-      if (bias) {
-        const float* __restrict offset = bias + j;
-        if (act == 1)
-          for (int64_t c = 0; c < cols; ++c) {
-            const float value = from[c] + offset[c];
-            to[c] = value < 0 ? 0 : value;  // NaN stays NaN, as in torch.
-          }
-        else
-          for (int64_t c = 0; c < cols; ++c) to[c] = from[c] + offset[c];
-      } else if (mask) {
-        const float* __restrict gate = mask + (i + r) * mask_rs + j;
-        for (int64_t c = 0; c < cols; ++c) to[c] = gate[c] <= 0 ? 0 : from[c];
-      } else if (act == 1) {
-        for (int64_t c = 0; c < cols; ++c) to[c] = from[c] < 0 ? 0 : from[c];
-      } else {
-        for (int64_t c = 0; c < cols; ++c) to[c] = from[c];
-      }
-    }
-  }
-};
-
-template <int kind>
-struct Apply {
-  float *W, *s1, *s2, *G;
-  int64_t w_rs, s_rs;
-  hotloop_update u;
-  float scale;
-
-  static constexpr bool kAlongRows = true;
-
-  // Starts to bring what the update of these rows will need, while a product is computed.
-  void fetch(int64_t begin, int64_t end, int64_t j, int64_t cols) const {
-    for (int64_t r = begin; r < end; ++r)
-      for (int64_t c = j; c < j + cols; c += kLineFloats) {
-        __builtin_prefetch(W + r * w_rs + c, 1, 2);
-        if (kind > 0) __builtin_prefetch(s1 + r * s_rs + c, 1, 2);
-        if (kind == 3 || kind == 4) __builtin_prefetch(s2 + r * s_rs + c, 1, 2);
-      }
-  }
-
-  void operator()(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
-                  int64_t cols) const {
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t at = (i + r) * s_rs + j;
-      update_row<kind>(cols, W + (i + r) * w_rs + j, tile + r * ld, s1 + (kind > 0 ? at : 0),
-                       s2 + (kind == 3 || kind == 4 ? at : 0), u, scale);
-      if (G)
-        for (int64_t c = 0; c < cols; ++c) G[at + c] = tile[r * ld + c] * scale;
-    }
-  }
-};
-
-template <int kind, class Call>
-void by_kind(int32_t wanted, const Call& call) {
-  if constexpr (kind < 7) {
-    if (wanted == kind) call(std::integral_constant<int, kind>{});
-    else by_kind<kind + 1>(wanted, call);
-  }
-}
-
 }  // namespace
+
+#include "finish.h"
 
 extern "C" {
 
@@ -464,8 +390,8 @@ __attribute__((visibility("default"))) void hotloop_gemm_f32(
     int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs, const float* B,
     int64_t b_rs, int64_t b_cs, float* C, int64_t c_rs, const float* bias, int32_t act,
     const float* mask, int64_t mask_rs, int32_t num_threads) {
-  product(M, N, K, A, a_rs, a_cs, B, b_rs, b_cs, num_threads,
-          Store{C, c_rs, bias, act, mask, mask_rs});
+  product<Float32>(M, N, K, A, a_rs, a_cs, B, b_rs, b_cs, num_threads,
+                   Store{C, c_rs, bias, act, mask, mask_rs});
 }
 
 __attribute__((visibility("default"))) void hotloop_gemm_update_f32(
@@ -473,8 +399,8 @@ __attribute__((visibility("default"))) void hotloop_gemm_update_f32(
     int64_t b_rs, int64_t b_cs, float* W, int64_t w_rs, float* s1, float* s2, int64_t s_rs,
     float* G, const hotloop_update* u, float scale, int32_t num_threads) {
   by_kind<0>(u->kind, [&](auto kind) {
-    product(M, N, K, A, a_rs, a_cs, B, b_rs, b_cs, num_threads,
-            Apply<kind>{W, s1, s2, G, w_rs, s_rs, *u, scale});
+    product<Float32>(M, N, K, A, a_rs, a_cs, B, b_rs, b_cs, num_threads,
+                     Apply<kind>{W, s1, s2, G, w_rs, s_rs, *u, scale});
   });
 }
 

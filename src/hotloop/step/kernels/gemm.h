@@ -1,4 +1,4 @@
-// Float32 matrix products with what follows them done while the result is in registers or L1:
+// Matrix products of float32 matrices with what follows them done while the result is in registers or L1:
 // bias and relu, relu's backward mask, or the whole optimizer update of a weight whose gradient the
 // product is. Results do not depend on the number of threads: every sum is taken in one order.
 #pragma once
@@ -28,6 +28,18 @@ void hotloop_gemm_update_f32(int64_t M, int64_t N, int64_t K, const float* A, in
                              int64_t a_cs, const float* B, int64_t b_rs, int64_t b_cs, float* W,
                              int64_t w_rs, float* s1, float* s2, int64_t s_rs, float* G,
                              const hotloop_update* u, float scale, int32_t num_threads);
+
+// The same two with A and B rounded to bfloat16 and summed in float32; only where the processor has
+// an instruction for it, which hotloop_has_bf16 tells.
+int32_t hotloop_has_bf16();
+void hotloop_gemm_bf16(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t a_cs,
+                       const float* B, int64_t b_rs, int64_t b_cs, float* C, int64_t c_rs,
+                       const float* bias, int32_t act, const float* mask, int64_t mask_rs,
+                       int32_t num_threads);
+void hotloop_gemm_update_bf16(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs,
+                              int64_t a_cs, const float* B, int64_t b_rs, int64_t b_cs, float* W,
+                              int64_t w_rs, float* s1, float* s2, int64_t s_rs, float* G,
+                              const hotloop_update* u, float scale, int32_t num_threads);
 
 // The same update by a gradient that lies in memory, n adjacent elements.
 void hotloop_update_f32(int64_t n, float* w, const float* g, float* s1, float* s2,

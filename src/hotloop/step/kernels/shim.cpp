@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gemm.cpp"
+#include "gemm_bf16.cpp"
 #include "pool.cpp"
 #include "winograd.cpp"
 #include "convolution.cpp"
@@ -109,8 +110,9 @@ int update(AtenTensorHandle w, AtenTensorHandle g, AtenTensorHandle s1, AtenTens
   return 0;
 }
 
-int gemm_update(AtenTensorHandle w, AtenTensorHandle a, AtenTensorHandle b, AtenTensorHandle s1,
-                AtenTensorHandle s2, AtenTensorHandle control, int64_t group) {
+int gemm_update(decltype(hotloop_gemm_update_f32) kernel, AtenTensorHandle w, AtenTensorHandle a,
+                AtenTensorHandle b, AtenTensorHandle s1, AtenTensorHandle s2,
+                AtenTensorHandle control, int64_t group) {
   View vw, va, vb, v1, v2;
   hotloop_update u;
   TRY(row_of(control, group, &u));
@@ -121,14 +123,32 @@ int gemm_update(AtenTensorHandle w, AtenTensorHandle a, AtenTensorHandle b, Aten
   if (s2) TRY(v2.open(s2));
   int64_t m = va.sizes[0], k = va.sizes[1], n = vb.sizes[1];
   if (vw.strides[1] == 1) {
-    hotloop_gemm_update_f32(m, n, k, va.data, va.strides[0], va.strides[1], vb.data, vb.strides[0],
-                            vb.strides[1], vw.data, vw.strides[0], v1.data, v2.data,
-                            vw.strides[0], nullptr, &u, 1.0f, threads);
+    kernel(m, n, k, va.data, va.strides[0], va.strides[1], vb.data, vb.strides[0], vb.strides[1],
+           vw.data, vw.strides[0], v1.data, v2.data, vw.strides[0], nullptr, &u, 1.0f, threads);
   } else {  // A weight kept transposed: its transpose is b^T a^T.
-    hotloop_gemm_update_f32(n, m, k, vb.data, vb.strides[1], vb.strides[0], va.data, va.strides[1],
-                            va.strides[0], vw.data, vw.strides[1], v1.data, v2.data,
-                            vw.strides[1], nullptr, &u, 1.0f, threads);
+    kernel(n, m, k, vb.data, vb.strides[1], vb.strides[0], va.data, va.strides[1], va.strides[0],
+           vw.data, vw.strides[1], v1.data, v2.data, vw.strides[1], nullptr, &u, 1.0f, threads);
   }
+  return 0;
+}
+
+// a @ b with what follows it, as the compiler hands it over.
+int gemm(decltype(hotloop_gemm_f32) kernel, AtenTensorHandle a, AtenTensorHandle b,
+         AtenTensorHandle* bias, AtenTensorHandle* mask, int64_t act, AtenTensorHandle* result) {
+  View va, vb, vc, vm;
+  TRY(va.open(a));
+  TRY(vb.open(b));
+  int64_t m = va.sizes[0], k = va.sizes[1], n = vb.sizes[1];
+  const int64_t sizes[] = {m, n}, strides[] = {n, 1};
+  TRY(aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(),
+                               aoti_torch_device_type_cpu(), 0, result));
+  TRY(vc.open(*result));
+  void* offset = nullptr;
+  if (bias && *bias) TRY(aoti_torch_get_data_ptr(*bias, &offset));
+  if (mask && *mask) TRY(vm.open(*mask));
+  kernel(m, n, k, va.data, va.strides[0], va.strides[1], vb.data, vb.strides[0], vb.strides[1],
+         vc.data, n, static_cast<float*>(offset), static_cast<int32_t>(act), vm.data,
+         vm.data ? vm.strides[0] : 0, threads);
   return 0;
 }
 
@@ -145,33 +165,25 @@ EXPORT int aoti_torch_cpu_update1_(H w, H g, H s1, H c, H* scale, int64_t group,
 EXPORT int aoti_torch_cpu_update2_(H w, H g, H s1, H s2, H c, H* scale, int64_t group, H*) {
   return update(w, g, s1, s2, c, scale, group);
 }
-EXPORT int aoti_torch_cpu_gemm_update0_(H w, H a, H b, H c, int64_t group, H*) {
-  return gemm_update(w, a, b, nullptr, nullptr, c, group);
-}
-EXPORT int aoti_torch_cpu_gemm_update1_(H w, H a, H b, H s1, H c, int64_t group, H*) {
-  return gemm_update(w, a, b, s1, nullptr, c, group);
-}
-EXPORT int aoti_torch_cpu_gemm_update2_(H w, H a, H b, H s1, H s2, H c, int64_t group, H*) {
-  return gemm_update(w, a, b, s1, s2, c, group);
-}
-
-EXPORT int aoti_torch_cpu_gemm(H a, H b, H* bias, H* mask, int64_t act, H* result) {
-  View va, vb, vc, vm;
-  TRY(va.open(a));
-  TRY(vb.open(b));
-  int64_t m = va.sizes[0], k = va.sizes[1], n = vb.sizes[1];
-  const int64_t sizes[] = {m, n}, strides[] = {n, 1};
-  TRY(aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(),
-                               aoti_torch_device_type_cpu(), 0, result));
-  TRY(vc.open(*result));
-  void* offset = nullptr;
-  if (bias && *bias) TRY(aoti_torch_get_data_ptr(*bias, &offset));
-  if (mask && *mask) TRY(vm.open(*mask));
-  hotloop_gemm_f32(m, n, k, va.data, va.strides[0], va.strides[1], vb.data, vb.strides[0],
-                   vb.strides[1], vc.data, n, static_cast<float*>(offset),
-                   static_cast<int32_t>(act), vm.data, vm.data ? vm.strides[0] : 0, threads);
-  return 0;
-}
+// `format`: f32 or bf16, `infix`: of the operator's name.
+#define PRODUCTS(format, infix)                                                                    \
+  EXPORT int aoti_torch_cpu_gemm##infix##_update0_(H w, H a, H b, H c, int64_t group, H*) {        \
+    return gemm_update(hotloop_gemm_update_##format, w, a, b, nullptr, nullptr, c, group);         \
+  }                                                                                                \
+  EXPORT int aoti_torch_cpu_gemm##infix##_update1_(H w, H a, H b, H s1, H c, int64_t group, H*) {  \
+    return gemm_update(hotloop_gemm_update_##format, w, a, b, s1, nullptr, c, group);              \
+  }                                                                                                \
+  EXPORT int aoti_torch_cpu_gemm##infix##_update2_(H w, H a, H b, H s1, H s2, H c, int64_t group,  \
+                                                   H*) {                                           \
+    return gemm_update(hotloop_gemm_update_##format, w, a, b, s1, s2, c, group);                   \
+  }                                                                                                \
+  EXPORT int aoti_torch_cpu_gemm##infix(H a, H b, H* bias, H* mask, int64_t act, H* result) {      \
+    return gemm(hotloop_gemm_##format, a, b, bias, mask, act, result);                             \
+  }
+PRODUCTS(f32, )
+#if defined(__AVX512BF16__)
+PRODUCTS(bf16, _bf16)
+#endif
 
 // oneDNN's product. Inductor's own lowering of it wants a constant weight; this one does not. Weak: a
 // torch without oneDNN has no such entry, and then no graph calls it.
