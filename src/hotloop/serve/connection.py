@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .hub import Hub
 
 _NEVER = float("inf")
+_MAX_PIECES = 64
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -39,6 +40,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_active",
         "_body",
+        "_came_s",
         "_chunks",
         "_fed_bytes",
         "_headers",
@@ -47,6 +49,7 @@ class Connection(asyncio.Protocol):
         "_in_headers",
         "_parser",
         "_paused",
+        "_pieces",
         "_queue",
         "_receiving",
         "_refusal",
@@ -56,6 +59,7 @@ class Connection(asyncio.Protocol):
         "_stopped",
         "_target",
         "_transport",
+        "_turn",
         "due_at",
     )  # fmt: skip
 
@@ -73,10 +77,13 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._size = 0
         self._body: bytes | bytearray = b""
+        self._pieces: list[bytes] | None = None  # Of the body, behind ``_body``.
         self._held_bytes = 0
         self._chunks = 0
         self._refusal: Refusal | None = None
         self._started_s = 0.0
+        self._came_s = 0.0
+        self._turn = 0
         self._stopped = False
         self._paused = False
         self.due_at = _NEVER
@@ -98,6 +105,9 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         hub.connections[self] = None
+        # What it sent at once has waited for as long as the connection has.
+        self._came_s = hub.accepted_at()
+        self._turn = hub.turn + 1
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone; whatever it waited for need not be computed."""
@@ -107,7 +117,7 @@ class Connection(asyncio.Protocol):
         self._held_bytes = 0
         waiting = [*([self._active] if self._active else []), *(self._queue or ())]
         self._active, self._queue, self._request, self._parser = None, None, None, None
-        self._body = b""
+        self._body, self._pieces = b"", None
         for request in waiting:
             self._release(len(request.body))
             self._hub.unanswered -= 1
@@ -136,6 +146,9 @@ class Connection(asyncio.Protocol):
             return
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
+        came_s = self._hub.came_at()
+        if self._turn < self._hub.turn:
+            self._came_s = came_s
         if self._fed_bytes == 0 and self._active is None and not self._receiving:
             self.due_at = time.monotonic() + self._hub.limits.header_timeout_s
             self._in_headers = True
@@ -177,9 +190,9 @@ class Connection(asyncio.Protocol):
                 last.keep_alive = False
             raise _Stop
         self._receiving = self._in_headers = True
-        self._started_s = time.monotonic()
+        self._started_s = self._came_s
         self._target, self._headers, self._size = b"", {}, 0
-        self._body, self._chunks, self._refusal = b"", 0, None
+        self._body, self._pieces, self._chunks, self._refusal = b"", None, 0, None
         self._request = None
 
     def on_url(self, url: bytes) -> None:
@@ -253,9 +266,7 @@ class Connection(asyncio.Protocol):
             if not self._body:
                 self._body = body  # Most bodies come whole: no copy.
             else:
-                if isinstance(self._body, bytes):
-                    self._body = bytearray(self._body)
-                self._body += body
+                self._add_piece(body)
             if hub.buffered_bytes > hub.limits.max_buffered_bytes:
                 self._drop_body()
                 self._refusal = busy(503, "too much is waiting", 1.0, "buffered bytes")
@@ -269,6 +280,9 @@ class Connection(asyncio.Protocol):
         self._request = None
         self._fed_bytes = 0
         self._receiving = False
+        if self._pieces:
+            self._body = b"".join([self._body, *self._pieces])
+            self._pieces = None
         request.body, self._body = self._body, b""
         request.error = self._refusal
         self._held_bytes -= len(request.body)
@@ -430,10 +444,21 @@ class Connection(asyncio.Protocol):
         if self._in_headers and self._size > self._hub.limits.max_header_bytes:
             self._raise(_too_many_header_bytes(self._hub.limits))
 
+    def _add_piece(self, body: bytes) -> None:
+        """Pieces are joined once, at the end: to let thousands of bodies grow scatters the heap."""
+        if self._pieces is None:
+            self._pieces = []
+        self._pieces.append(body)
+        if len(self._pieces) == _MAX_PIECES:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += b"".join(self._pieces)
+            self._pieces = None
+
     def _drop_body(self) -> None:
         self._release(self._held_bytes)
         self._held_bytes = 0
-        self._body = b""
+        self._body, self._pieces = b"", None
 
     def _release(self, size: int) -> None:
         self._hub.buffered_bytes -= size

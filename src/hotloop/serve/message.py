@@ -65,7 +65,7 @@ class Request:
         method, path, query: of the request line; the path is not decoded.
         headers: names in lower case.
         body: all of it.
-        arrived_s: monotonic seconds at which its first byte was read.
+        arrived_s: monotonic seconds at which its first byte came, see ``Hub.came_at``.
         on_gone: called if the client goes before it is answered.
     """
 
