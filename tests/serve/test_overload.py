@@ -249,3 +249,31 @@ def test_a_body_in_pieces_is_put_together(pieces):
         got = json.loads(answer)["outputs"][0]["data"]
         np.testing.assert_allclose(got, 2 * rows.ravel(), rtol=1e-6)
         assert served.server.app.hub.buffered_bytes == 0
+
+
+def test_bodies_on_their_way_count_as_waiting_while_they_come_quickly(monkeypatch):
+    monkeypatch.setattr("hotloop.serve.batcher._COMING_S", 3.0)
+    with Running(Doubler(num_instances=1), batch=BatchOptions(max_queue=3)) as served:
+        batcher = served.server.model.lane.batcher
+        whole = request_bytes("POST", INFER, BODY)
+        clients = [served.connect() for _ in range(3)]
+        for at, client in enumerate(clients):
+            client.send(whole[:-5])
+            served.until(lambda at=at: len(batcher._coming) == at + 1)
+        assert served.ask("POST", INFER, BODY)[0] == 429
+        clients[0].send(whole[-5:])
+        assert clients[0].answer()[0] == 200
+        served.still_serves()
+        clients[1].socket.close()  # One that goes is no longer waited for,
+        served.until(lambda: len(batcher._coming) == 1)
+        clients[0].send(b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: localhost\r\n"
+                        b"Transfer-Encoding: chunked\r\n\r\nnot a length\r\n")  # fmt: skip
+        assert clients[0].answer()[0] == 400  # nor is one that breaks off,
+        served.until(lambda: len(batcher._coming) == 1)
+        monkeypatch.setattr("hotloop.serve.batcher._COMING_S", 0.0)
+        served.still_serves()  # nor one that takes its time.
+        assert not batcher._coming
+        clients[2].send(whole[-5:])
+        assert clients[2].answer()[0] == 200
+        for client in clients:
+            client.socket.close()

@@ -121,7 +121,9 @@ class App:
                 raise busy(503, "the server is stopping", 1.0, "stopping")
             if request.route != "load":
                 # Before the body is kept: under overload most of the work would be for nothing.
-                self.model.lane.batcher.check(request.arrived_s + _header_timeout_s(request))
+                batcher = self.model.lane.batcher
+                batcher.expect(request, request.arrived_s + _header_timeout_s(request))
+                request.on_whole = batcher.has_come
 
     def handle(self, request: Request) -> None:
         """Answer now, or have it answered later."""

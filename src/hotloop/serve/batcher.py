@@ -34,6 +34,8 @@ _MARGIN_S = 0.002  # From an answer's last byte here to the client, beside what 
 _LAG_HALVED_S = 0.5  # A lag of the loop is expected again for about as long.
 _PROBE_S = 1.0  # An estimate that has kept the engine idle for so long is put to the test.
 _MANY_GONE = 32
+# A body whose headers were let in is expected for as long; a slower one no longer counts.
+_COMING_S = 1.0
 
 
 class Batcher:
@@ -81,6 +83,7 @@ class Batcher:
         self._running_rows = 0
         # From the end of a call until the loop has written its answers, and when that was seen.
         self._lag_s = self._lag_seen_s = 0.0
+        self._coming: dict[object, float] = {}  # Of the loop's thread alone.
         self._idle_since_s = time.monotonic()
         self.busy_instances = 0
         self._lock = threading.Lock()
@@ -125,17 +128,32 @@ class Batcher:
         """Rows that arrive each second."""
         return self._rate_per_s
 
-    def check(self, deadline_s: float, rows: int = 1) -> None:
-        """Whether a request that comes now would be taken.
+    def expect(self, request: object, deadline_s: float) -> None:
+        """Let a request in on its headers; its body counts among what waits from here on.
+
+        Else thousands would be let in beside each other by a queue that is empty, and refused when
+        their bodies are here: what they took was for nothing.
 
         Args:
-            deadline_s: monotonic seconds. rows: of it, or the least it can have.
+            request: tells it from the others in ``has_come``. deadline_s: monotonic seconds.
 
         Raises:
             Refusal: 429 when the queue is full or the deadline cannot be kept, 503 while closing.
         """
+        now = time.monotonic()
+        coming = self._coming
+        while coming and now - next(iter(coming.values())) > _COMING_S:
+            del coming[next(iter(coming))]
         with self._lock:
-            self._admit(time.monotonic(), deadline_s, rows)
+            if deadline_s == math.inf:
+                self._refuse_if_full()  # All that is known before the body.
+            else:
+                self._admit(now, deadline_s, 1)
+        coming[request] = now
+
+    def has_come(self, request: object) -> None:
+        """The body of a request is whole, or will not be."""
+        self._coming.pop(request, None)
 
     def submit(self, work: Work) -> None:
         """Queue a request.
@@ -163,11 +181,8 @@ class Batcher:
         whatever the curve says. Else an engine that was slow once would never be seen to be fast
         again. The lock is held.
         """
-        if self._closing:
-            raise busy(503, "the server is stopping", 1.0, "stopping")
+        self._refuse_if_full()
         expected = self._wait_s()
-        if self.num_queued >= self.max_queue:
-            raise busy(429, "the queue is full", expected, "queue full")
         if deadline_s == math.inf:
             return expected, False
         idle = not self.num_queued and not self._running_rows
@@ -177,6 +192,12 @@ class Batcher:
                 raise busy(429, "the deadline cannot be kept", expected, "deadline not reachable")
             return expected, True
         return expected, False
+
+    def _refuse_if_full(self) -> None:
+        if self._closing:
+            raise busy(503, "the server is stopping", 1.0, "stopping")
+        if self.num_queued + len(self._coming) >= self.max_queue:
+            raise busy(429, "the queue is full", self._wait_s(), "queue full")
 
     def _lag(self, now: float) -> float:
         """How long the loop may keep an answer that is ready now."""
@@ -463,6 +484,7 @@ class Batcher:
 
     def _wait_s(self) -> float:
         """How long a request that comes now will wait."""
-        rows = self._queued_rows + self._running_rows / 2
-        best = self.best_rows
-        return rows / best * self.curve.cost_s(best) / self.num_instances
+        rows = self._queued_rows + len(self._coming) + self._running_rows / 2
+        return rows and rows * self.curve.cost_s(self.best_rows) / (
+            self.best_rows * self.num_instances
+        )

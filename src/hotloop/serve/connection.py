@@ -30,7 +30,7 @@ class _Stop(Exception):
     """Nothing more of this connection is read."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client. All methods run in the loop's thread.
 
     Attributes:
@@ -115,6 +115,8 @@ class Connection(asyncio.Protocol):
         self._stopped = True
         self._release(self._held_bytes)
         self._held_bytes = 0
+        if self._request is not None and self._request.on_whole is not None:
+            self._request.on_whole(self._request)
         waiting = [*([self._active] if self._active else []), *(self._queue or ())]
         self._active, self._queue, self._request, self._parser = None, None, None, None
         self._body, self._pieces = b"", None
@@ -140,8 +142,15 @@ class Connection(asyncio.Protocol):
         self._set_due()
         self._next()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the loop reads to: one place for all, because it is empty again after each read."""
+        return self._hub.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Bytes of one request, of several, or of part of one."""
+        self._feed(self._hub.read_buffer[:nbytes])
+
+    def _feed(self, data: memoryview) -> None:
         if self._stopped:
             return
         if self._parser is None:
@@ -285,6 +294,8 @@ class Connection(asyncio.Protocol):
             self._pieces = None
         request.body, self._body = self._body, b""
         request.error = self._refusal
+        if request.on_whole is not None:
+            request.on_whole(request)
         self._held_bytes -= len(request.body)
         self._enqueue(request)
 
@@ -424,6 +435,8 @@ class Connection(asyncio.Protocol):
         """Refuse what is being received; requests before it are answered first."""
         self._drop_body()
         request = self._request
+        if request is not None and request.on_whole is not None:
+            request.on_whole(request)
         if request is None:
             request = Request(self, b"GET", b"", b"", {}, self._started_s or time.monotonic())
         request.error = refusal

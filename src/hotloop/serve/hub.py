@@ -12,6 +12,7 @@ from .message import Request
 
 # After a pause of this length the loop has waited for bytes: what it reads has only just come.
 _WAITED_S = 0.05
+_READ_BYTES = 256 * 1024
 
 
 class Hub:
@@ -45,6 +46,7 @@ class Hub:
         self.draining = False
         self.timed_out = 0
         self.evicted = 0
+        self.read_buffer = memoryview(bytearray(_READ_BYTES))
         self._reading = False
         self._turn_at = self._turn_ended_at = self._came_at = 0.0
         self._turn_s = self._turn_before_s = 0.0

@@ -66,6 +66,7 @@ class Request:
         headers: names in lower case.
         body: all of it.
         arrived_s: monotonic seconds at which its first byte came, see ``Hub.came_at``.
+        on_whole: called with it once its body is whole, or will not be.
         on_gone: called if the client goes before it is answered.
     """
 
@@ -80,6 +81,7 @@ class Request:
         "keep_alive",
         "method",
         "on_gone",
+        "on_whole",
         "path",
         "query",
         "route",
@@ -97,6 +99,7 @@ class Request:
         self.keep_alive = True
         self.error: Refusal | None = None
         self.answered = False
+        self.on_whole: Callable[[Request], None] | None = None
         self.on_gone: Callable[[], None] | None = None
         self.route = "other"
         self.handler: Callable[[Request], None] | None = None
