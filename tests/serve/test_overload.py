@@ -1,6 +1,7 @@
 """More than can be answered: who is refused when, what a deadline counts from, places set free."""
 
 import asyncio
+import gc
 import json
 import sys
 import threading
@@ -18,6 +19,8 @@ from serving import Doubler, Running, request_bytes, tensor
 
 from hotloop.serve import BatchOptions, Limits
 from hotloop.serve.hub import Hub
+from hotloop.serve.message import Request
+from hotloop.serve.work import Work
 
 BODY = json.dumps(tensor([[1, 2, 3, 4]])).encode()
 INFER = "/v2/models/m/infer"
@@ -277,3 +280,34 @@ def test_bodies_on_their_way_count_as_waiting_while_they_come_quickly(monkeypatc
         assert clients[2].answer()[0] == 200
         for client in clients:
             client.socket.close()
+
+
+def test_what_is_answered_or_refused_is_free_without_the_collector():
+    def alive():
+        return sum(isinstance(thing, (Request, Work)) for thing in gc.get_objects())
+
+    engine = Doubler(num_instances=1, wait_s=0.02)
+    body = json.dumps(tensor([[1, 2, 3, 4]], parameters={"timeout": 5_000})).encode()
+    with Running(engine) as served:
+        served.still_serves()
+        gc.collect()
+        gc.disable()
+        try:
+            before = alive()
+            for _ in range(30):
+                assert served.ask("POST", INFER, BODY, deadline(3))[0] == 429  # On its headers,
+                assert served.ask("POST", INFER, body)[0] == 429  # with its body,
+                assert served.ask("POST", INFER, b"{")[0] == 400  # for what is in it,
+                assert served.ask("GET", "/nothing")[0] == 404
+            served.still_serves()
+            engine.go.clear()
+            gone = queue(served, 20)
+            engine.go.set()
+            for client in gone:
+                client.socket.close()
+            served.until(lambda: not served.server.app.hub.connections)
+            served.until(lambda: not served.server.model.lane.batcher.busy_instances)
+            served.still_serves()
+            assert alive() - before < 10
+        finally:
+            gc.enable()

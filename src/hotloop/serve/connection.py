@@ -124,8 +124,9 @@ class Connection(asyncio.BufferedProtocol):
             self._release(len(request.body))
             self._hub.unanswered -= 1
             request.answered = True
-            if request.on_gone is not None:
-                request.on_gone()
+            on_gone, request.on_gone = request.on_gone, None
+            if on_gone is not None:
+                on_gone()
 
     def pause_writing(self) -> None:
         """The client reads slowly: it is not read from either until it has caught up."""

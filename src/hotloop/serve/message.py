@@ -122,6 +122,9 @@ class Request:
         """Send an error, in the protocol's form."""
         if refusal.close:
             self.keep_alive = False
+        # Its traceback holds the frames, these the request and its body: a circle that only the
+        # collector would break, and under overload it comes too late for tens of megabytes.
+        refusal.__traceback__ = refusal.__context__ = None
         self.error = refusal
         body = orjson.dumps({"error": refusal.text})
         self.answer(refusal.status, body, JSON, refusal.headers)
