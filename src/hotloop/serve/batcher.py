@@ -31,6 +31,7 @@ from .work import Work
 
 _MAX_SCAN = 256  # Requests looked at for others of the same shape.
 _MARGIN_S = 0.002  # From an answer's last byte here to the client, beside what is measured.
+_LAST_S = 0.001  # From the last look at the clock to the client's side of the socket.
 _LAG_HALVED_S = 0.5  # A lag of the loop is expected again for about as long.
 _PROBE_S = 1.0  # An estimate that has kept the engine idle for so long is put to the test.
 _MANY_GONE = 32
@@ -458,7 +459,7 @@ class Batcher:
             end = start + work.rows
             if work.cancelled:
                 self._stats.dropped["client gone while running"] += 1
-            elif time.monotonic() > work.deadline_s:
+            elif time.monotonic() + _LAST_S > work.deadline_s:
                 work.done(Refusal(504, "the deadline has passed", reason="deadline"))
             elif len(batch) == 1:
                 work.done(outputs)
