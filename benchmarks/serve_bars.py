@@ -10,8 +10,9 @@ Exit code 1 when a bar is missed. Bars run one by one with `--only` gather in th
 
 saturation  most samples/s answered, over what the engine does alone in a fresh process; bar 0.85
 half        p99 from the time a request fell due, at half of the capacity, small, 1 row; bar 5 ms
-overload    ten times the capacity: every request answered, those with 200 within their deadline,
-            resident memory after the first tenth flat within 5 %
+overload    ten times the capacity: every request answered, those with 200 within their deadline
+            (from sending until the client's kernel has the answer; what the generator's own
+            lateness adds is told too), resident memory after the first tenth flat within 5 %
 idle        10,000 connections that say nothing, and requests beside them
 start       from the start of the process to the first 200, and resident memory, cnn; 1 s, 150 MB
 abuse       see serve_abuse.py
