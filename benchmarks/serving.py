@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -105,6 +106,14 @@ class Served:
     def resident_bytes(self) -> int:
         """Of the server's process, now."""
         return self._status("VmRSS")
+
+    def metrics(self) -> dict[str, float]:
+        """The server's own counts: requests by status, and why some were not run."""
+        with urllib.request.urlopen(f"{self.address}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        wanted = ("hotloop_serve_requests_total", "hotloop_serve_dropped_total")
+        found = [line.rsplit(" ", 1) for line in lines if line.startswith(wanted)]
+        return {name: float(value) for name, value in found}
 
     @property
     def peak_bytes(self) -> int:

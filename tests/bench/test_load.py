@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import select
 import socket
 import sys
 import threading
@@ -127,6 +128,47 @@ def test_a_stall_is_seen_whole_and_a_closed_loop_would_have_missed_it():
     assert closed.above(0.1) == 1  # The very same server, and one slow request in 200.
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's stamps are Linux' own")
+def test_the_kernel_says_when_an_answer_came():
+    with SmallServer(lambda _: (200, 0.0)) as server:
+        plain, stamped = run(server), run(server, stamped=True)
+    assert plain.came.count == 0
+    assert stamped.came.count == stamped.service.count == 100
+    # It came before it was read; the clocks agree to less than a millisecond.
+    assert stamped.came.total_s <= stamped.service.total_s + 100 * 1e-3
+    assert stamped.came.total_s > 0
+
+
+def test_a_reader_that_is_late_is_told_from_a_server_that_is(monkeypatch):
+    epoll = select.epoll
+
+    class LateEpoll:
+        """Looks at its sockets 50 ms after they have something to say."""
+
+        def __init__(self):
+            self.inner = epoll()
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.inner.close()
+
+        def poll(self, wait):
+            time.sleep(0.05)
+            return self.inner.poll(wait)
+
+    with SmallServer(lambda _: (200, 0.0)) as server:
+        monkeypatch.setattr(load.select, "epoll", LateEpoll)
+        report = run(server, stamped=True)
+    assert report.outcomes == {"200": 100}
+    assert report.service.quantile_s(0.5) > 0.03
+    assert report.came.quantile_s(0.5) < report.service.quantile_s(0.5) / 2
+
+
 def test_requests_are_sent_while_the_server_stalls():
     with SmallServer(lambda number: (200, 0.5 if number == 0 else 0.0)) as server:
         report = run(server, duration_s=0.4)
@@ -239,7 +281,7 @@ def test_the_ramp_ends_after_two_steps_that_fall_short():
     def at(rate):
         asked.append(rate)
         report = LoadReport(
-            rate, 1.0, 1.0, "fixed", 1, int(rate), {}, *(LatencyHistogram() for _ in range(4)),
+            rate, 1.0, 1.0, "fixed", 1, int(rate), {}, *(LatencyHistogram() for _ in range(5)),
             connections=1, generator_cpu_share=0.1, timeout_s=1.0,
         )  # fmt: skip
         report.latency.count = int(min(rate, 500 if len(asked) == 2 else 1000))

@@ -300,3 +300,27 @@ def test_an_archive_cannot_run_code(tmp_path, attack):
         with pytest.raises(ModelError, match="plain tensors alone"):
             load_engine(target)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(("asked", "told"), [(None, [True]), (False, [False]), (True, [True])])
+def test_a_server_may_have_idle_threads_sleep(tmp_path, exported, monkeypatch, asked, told):
+    from hotloop.infer.engines import onnxruntime as room
+
+    document = json.loads((exported / "model.json").read_text())
+    for entry in document["engines"]:
+        entry["spinning"] = True  # Whatever won the race.
+    (exported / "model.json").write_text(json.dumps(document))
+    seen = []
+
+    class Watched(room.OnnxRuntimeEngine):
+        def __init__(self, path, *, spinning=True, **options):
+            seen.append(spinning)
+            super().__init__(path, spinning=spinning, **options)
+
+    monkeypatch.setattr(room, "OnnxRuntimeEngine", Watched)
+    for path in (exported, exported / "model.onnx"):
+        seen.clear()
+        engine = load_engine(path, spinning=asked)
+        assert seen == told
+        assert engine.run([numpy.zeros((2, 12), "float32")])[0].shape == (2, 3)
+        engine.close()

@@ -11,10 +11,19 @@ class Clock:
 
     def __init__(self):
         self.now = 0.0
+        self.spin_until = 0.0  # Another thread of the process computes until then.
+        self.cpu_s = 0.0
 
     def __call__(self):
         self.now += 1e-9
         return self.now
+
+    def sleep(self, seconds):
+        self.cpu_s += min(seconds, max(0.0, self.spin_until - self.now))
+        self.now += seconds
+
+    def process_time(self):
+        return self.cpu_s
 
     def runner(self, *seconds):
         """Calls that take these seconds in turn."""
@@ -32,6 +41,8 @@ class Clock:
 def clock(monkeypatch):
     made = Clock()
     monkeypatch.setattr(room.time, "perf_counter", made)
+    monkeypatch.setattr(room.time, "sleep", made.sleep)
+    monkeypatch.setattr(room.time, "process_time", made.process_time)
     monkeypatch.setattr(room, "TURN_S", 0.03)
     return made
 
@@ -92,3 +103,25 @@ def test_instances_call_at_once_and_a_failure_is_the_one_that_happened():
 
     with pytest.raises(ValueError, match="no answer"):
         room._turn_together(Runner(broken, num_instances=2))
+
+
+def test_a_turn_begins_when_the_threads_of_the_one_before_sleep(clock):
+    begun = []
+
+    def spinning():
+        clock.now += 1e-3
+        clock.spin_until = clock.now + 0.04
+
+    def watched():
+        clock.now += 1e-3
+        begun.append(clock.now - clock.spin_until)
+
+    assert race([Runner(spinning), Runner(watched)], by_p99=False, budget_s=10) in (0, 1)
+    # The first calls of all choose kernels; those of a turn find a machine at rest.
+    assert min(begun[50:]) >= 0
+
+
+def test_threads_that_never_sleep_are_not_waited_for_without_end(clock):
+    clock.spin_until = 1e9
+    assert race([clock.runner(1e-3), clock.runner(2e-3)], by_p99=False, budget_s=10) == 0
+    assert clock.now < 100

@@ -9,12 +9,16 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 pytest.importorskip("onnxruntime")
 from smoke_serve import tiny_model
 
+import hotloop
 from hotloop.cli.main import main
+from hotloop.infer.archive import write_archive
 
 BODY = json.dumps({"inputs": [[1, 2, 3, 4]]}).encode()
 
@@ -127,3 +131,53 @@ def test_models_that_cannot_be_served(capsys, monkeypatch, tmp_path, path):
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
+
+
+class Sums(nn.Module):
+    """The sum of a row, twice, and its square."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = x.sum(1, keepdim=True)
+        return torch.cat([total, total, total * total], 1)
+
+
+def ask_both_ways(address, name):
+    with urllib.request.urlopen(f"{address}/predict", BODY) as got:
+        assert [*json.load(got)["outputs"].values()] == [[[10, 10, 100]]]
+    with urllib.request.urlopen(f"{address}/v2/models/{name}") as got:
+        (spec,) = json.load(got)["inputs"]
+    assert (spec["datatype"], spec["shape"]) == ("FP32", [-1, 4])
+    tensor = {"name": spec["name"], "datatype": "FP32", "shape": [2, 4], "data": [1.0] * 8}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    with urllib.request.urlopen(f"{address}/v2/models/{name}/infer", body) as got:
+        (out,) = json.load(got)["outputs"]
+    assert (out["shape"], out["data"]) == ([2, 3], [4, 4, 16] * 2)
+
+
+def test_an_export_of_openvino_is_served_without_torch(tmp_path):
+    pytest.importorskip("openvino")
+    example = torch.randn(2, 4)
+    with hotloop.compile_inference(
+        Sums(), example, engines=["openvino"], batch_sizes=[1], cache=False
+    ) as runner:
+        runner.save(tmp_path / "sums")
+    process, told = start(tmp_path / "sums")
+    assert (told["name"], told["engine"]) == ("sums", "openvino")
+    ask_both_ways(told["address"], "sums")
+    maps = Path(f"/proc/{process.pid}/maps").read_text()
+    assert "openvino" in maps
+    assert "libtorch" not in maps
+    assert finish(process, signal.SIGTERM)[0] == 0
+
+
+def test_an_archive_of_torch_export_is_served(tmp_path):
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        Sums().eval(), (torch.randn(3, 4),), dynamic_shapes={"x": {0: batch}}
+    )
+    path = tmp_path / "sums.pt2"
+    write_archive(program, path)
+    process, told = start(path)
+    assert told["name"] == "sums"
+    ask_both_ways(told["address"], "sums")
+    assert finish(process, signal.SIGTERM)[0] == 0

@@ -7,6 +7,8 @@ connection, and its latency counts from the time it fell due.
 
 One thread, sockets that do not block, ``epoll``, and llhttp's parser (``httptools``), because the
 server is often measured on the same CPUs; ``generator_cpu_share`` says what was taken from them.
+Short of CPU this process itself is late, in sending (``lag``) and in reading what has come. Neither
+is the server's doing: with ``stamped`` the kernel says when each answer came (``SO_TIMESTAMPNS``).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import errno
 import random
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +33,9 @@ _RECV_BYTES = 65536
 # A server that lives is told within this.
 _CONNECT_S = 5.0
 _SELECT_LIMIT = 1024
+# Linux: time of arrival beside the bytes, as seconds and nanoseconds; Python has no name for it.
+_SO_TIMESTAMPNS = 35
+_STAMP = struct.Struct("@qq")
 UNANSWERED, CONNECTION_ERROR, NOT_SENT = "unanswered", "connection error", "not sent"
 
 
@@ -48,6 +54,8 @@ class LoadReport:
             ``scheduled``.
         latency: of answers with status 200, from the time they fell due.
         service: of the same, from the time they were sent: what a closed loop would have seen.
+        came: of the same, from the time they were sent until the kernel had the answer; empty
+            without ``stamped``.
         others: latency of all other answers.
         lag: from falling due to being sent.
         connections: most that were open at the same time.
@@ -64,6 +72,7 @@ class LoadReport:
     outcomes: dict[str, int]
     latency: LatencyHistogram
     service: LatencyHistogram
+    came: LatencyHistogram
     others: LatencyHistogram
     lag: LatencyHistogram
     connections: int
@@ -82,7 +91,7 @@ class LoadReport:
             for f in dataclasses.fields(self)
             if not isinstance(getattr(self, f.name), LatencyHistogram)
         }
-        for name in ("latency", "service", "others", "lag"):
+        for name in ("latency", "service", "came", "others", "lag"):
             document[name] = getattr(self, name).to_dict()
         return {
             **document,
@@ -98,11 +107,14 @@ class _State:
     requests: Sequence[bytes]
     epoll: select.epoll
     timeout_s: float
+    stamped: bool = False
+    clock_offset_s: float = 0.0  # Time of day less ``perf_counter``.
     idle: list[_Connection] = field(default_factory=list)
     by_fd: dict[int, _Connection] = field(default_factory=dict)
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
     service: LatencyHistogram = field(default_factory=LatencyHistogram)
+    came: LatencyHistogram = field(default_factory=LatencyHistogram)
     others: LatencyHistogram = field(default_factory=LatencyHistogram)
     lag: LatencyHistogram = field(default_factory=LatencyHistogram)
     sent: int = 0
@@ -126,6 +138,9 @@ class _Connection:
         self.socket = socket.socket(family, socket.SOCK_STREAM)
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if state.stamped:
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self.came: float | None = None
         code = self.socket.connect_ex(address)
         self.failed_at_once = code not in (0, errno.EINPROGRESS)
         self.fd = self.socket.fileno()
@@ -164,7 +179,7 @@ class _Connection:
         """Something happened to the socket."""
         if event & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
             try:
-                data = self.socket.recv(_RECV_BYTES)
+                data = self._receive()
             except BlockingIOError:
                 data = None
             except OSError:
@@ -183,6 +198,16 @@ class _Connection:
             if self.waiting:
                 self._flush()
 
+    def _receive(self) -> bytes:
+        if not self.state.stamped:
+            return self.socket.recv(_RECV_BYTES)
+        data, beside, _, _ = self.socket.recvmsg(_RECV_BYTES, 64)
+        for level, kind, stamp in beside:
+            if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+                seconds, nanoseconds = _STAMP.unpack(stamp)
+                self.came = seconds + 1e-9 * nanoseconds - self.state.clock_offset_s
+        return data
+
     def on_message_complete(self) -> None:
         """Called by the parser: an answer is whole."""
         now, state, due = time.perf_counter(), self.state, self.due
@@ -192,6 +217,8 @@ class _Connection:
         if status == 200:
             state.latency.add(now - due)
             state.service.add(now - self.sent)
+            if self.came is not None:
+                state.came.add(max(0.0, self.came - self.sent))
         else:
             state.others.add(now - due)
         state.outcomes[str(status)] += 1
@@ -232,6 +259,7 @@ def generate(
     timeout_s: float = 10.0,
     samples_per_request: int = 1,
     seed: int = 0,
+    stamped: bool = False,
     on_second: Callable[[int, int], None] = lambda due, ended: None,
 ) -> LoadReport:
     """Send ``requests`` in turn at ``rate_per_s`` for ``duration_s`` and wait for what is due.
@@ -243,6 +271,7 @@ def generate(
         requests: whole HTTP/1.1 requests, head and body.
         arrivals: ``"poisson"``: at random, as many independent clients; ``"fixed"``: evenly.
         timeout_s: from sending, after which a request is unanswered.
+        stamped: have the kernel say when answers came (Linux).
         on_second: called about once a second with requests due and ended so far.
 
     Raises:
@@ -263,7 +292,7 @@ def generate(
     family, address = _address(host, port)
     due_times = _due_times(rate_per_s, arrivals, random.Random(seed))
     with select.epoll() as epoll:
-        state = _State(requests, epoll, timeout_s)
+        state = _State(requests, epoll, timeout_s, stamped, _clock_offset_s())
         try:
             scheduled, wall_s, most, cpu_s = _run(
                 state, family, address, due_times, duration_s, max_connections, on_second
@@ -273,8 +302,8 @@ def generate(
                 connection.close()
     return LoadReport(
         rate_per_s, duration_s, wall_s, arrivals, samples_per_request, scheduled,
-        dict(sorted(state.outcomes.items())), state.latency, state.service, state.others,
-        state.lag, most, cpu_s / wall_s, timeout_s,
+        dict(sorted(state.outcomes.items())), state.latency, state.service, state.came,
+        state.others, state.lag, most, cpu_s / wall_s, timeout_s,
     )  # fmt: skip
 
 
@@ -314,7 +343,7 @@ def _run(
                 most = max(most, len(by_fd))
             else:
                 break
-            connection.ask(backlog.popleft(), now)
+            connection.ask(backlog.popleft(), clock())
             on_their_way.append((now, connection.serial, connection))
         while on_their_way:
             sent, serial, connection = on_their_way[0]
@@ -333,6 +362,7 @@ def _run(
             backlog.clear()
         if now - start > told + 1:
             told = int(now - start)
+            state.clock_offset_s = _clock_offset_s()
             on_second(scheduled, state.ended)
         wait = min(max(0.0, (due if due < end else now + 0.05) - now), 0.05)
         if fine:
@@ -343,6 +373,15 @@ def _run(
             if found is not None:
                 found.on_event(event)
     return scheduled, clock() - start, most, time.process_time() - cpu_before
+
+
+def _clock_offset_s() -> float:
+    """Time of day less ``perf_counter``; it moves, for the time of day is kept right by steps."""
+    looks = []
+    for _ in range(5):
+        before, of_day, after = time.perf_counter(), time.time(), time.perf_counter()
+        looks.append((after - before, of_day - (before + after) / 2))
+    return min(looks)[1]
 
 
 def _address(host: str, port: int) -> tuple[int, tuple[Any, ...]]:

@@ -219,7 +219,11 @@ def local_path(path: str | Path) -> Path:
 
 
 def load_inference(
-    folder: str | Path, *, num_threads: int | None = None, num_instances: int | None = None
+    folder: str | Path,
+    *,
+    num_threads: int | None = None,
+    num_instances: int | None = None,
+    spinning: bool | None = None,
 ) -> InferenceRunner:
     """A runner from a folder of ``runner.save`` or ``hotloop export``.
 
@@ -228,6 +232,8 @@ def load_inference(
     Args:
         folder: the export.
         num_threads, num_instances: other than exported; never more threads than usable CPUs.
+        spinning: ``False``: idle threads of ONNX Runtime sleep at once, whatever won the race;
+            for a process that has other work for those CPUs between two calls.
 
     Raises:
         InputError: the path is an address.
@@ -263,8 +269,9 @@ def load_inference(
         _verify(folder, name, wanted)
         instances = min(num_instances or setting.num_instances, usable)
         threads = min(num_threads or setting.num_threads, usable)
+        opened = setting if spinning is None else dataclasses.replace(setting, spinning=spinning)
         engines[setting] = _open(
-            folder / name, setting, threads, instances, inputs, outputs, structures[0]
+            folder / name, opened, threads, instances, inputs, outputs, structures[0]
         )
     primary = max(report.winners) if report.goal == "throughput" else min(report.winners)
     return InferenceRunner(

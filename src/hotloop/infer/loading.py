@@ -21,6 +21,7 @@ def load_engine(
     *,
     num_threads: int | None = None,
     num_instances: int | None = None,
+    spinning: bool | None = None,
     factory: str | None = None,
 ) -> Engine:
     """An engine that answers, from a file or a folder.
@@ -32,6 +33,7 @@ def load_engine(
         num_threads: threads inside one call; ``None``: as exported, else all usable CPUs over
             ``num_instances``.
         num_instances: calls at the same time; ``None``: as exported, else 1.
+        spinning: ``False``: idle threads of ONNX Runtime sleep at once; ``None``: as exported.
         factory: ``"package.module:function"`` whose result is the ``torch.nn.Module`` that a
             ``.safetensors`` file holds the weights of.
 
@@ -42,13 +44,19 @@ def load_engine(
     """
     path = local_path(path)
     if path.is_dir():
-        return _exported(load_inference(path, num_threads=num_threads, num_instances=num_instances))
+        return _exported(
+            load_inference(
+                path, num_threads=num_threads, num_instances=num_instances, spinning=spinning
+            )
+        )
     instances = num_instances or 1
     threads = num_threads or max(1, Machine.probe().usable_cpus // instances)
     if path.suffix == ".onnx":
         from .engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(path, num_threads=threads, num_instances=instances)
+        return OnnxRuntimeEngine(
+            path, num_threads=threads, num_instances=instances, spinning=spinning is not False
+        )
     if path.suffix == ".xml":
         from .engines.openvino import OpenVinoEngine
 

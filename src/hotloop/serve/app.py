@@ -16,7 +16,6 @@ from ..errors import HotloopError
 from ..monitor.prometheus import CONTENT_TYPE
 from ..version import VERSION
 from .answers import infer_answer, predict_answer
-from .batcher import Work
 from .limits import Limits
 from .log import Log
 from .message import JSON, Refusal, Request, busy
@@ -26,6 +25,7 @@ from .page import assets, docs_page
 from .security import Tokens, check_host
 from .stats import Stats
 from .tensors import InferRequest, parse_infer, parse_predict
+from .work import Work
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -119,9 +119,11 @@ class App:
                 )  # fmt: skip
             if self.draining:
                 raise busy(503, "the server is stopping", 1.0, "stopping")
-            batcher = self.model.lane.batcher
-            if batcher.is_full and request.route != "load":
-                raise batcher.refusal_if_full()
+            if request.route != "load":
+                # Before the body is kept: under overload most of the work would be for nothing.
+                batcher = self.model.lane.batcher
+                batcher.expect(request, request.arrived_s + _header_timeout_s(request))
+                request.on_whole = batcher.has_come
 
     def handle(self, request: Request) -> None:
         """Answer now, or have it answered later."""
@@ -200,8 +202,9 @@ class App:
         )
         arrived = request.arrived_s
         work = Work(asked.arrays, asked.rows, done, arrived, arrived + timeout_s)
-        lane.batcher.submit(work)
-        request.on_gone = work.cancel
+        batcher = lane.batcher
+        batcher.submit(work)
+        request.on_gone = lambda: batcher.cancel(work)
 
     # --- the protocol's other paths
 

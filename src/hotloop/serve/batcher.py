@@ -26,49 +26,17 @@ from .log import Log
 from .message import Refusal, busy
 from .stats import Stats
 from .tensors import Signature
+from .warm import Buffers, make_buffers, warm_up, warm_up_together
+from .work import Work
 
 _MAX_SCAN = 256  # Requests looked at for others of the same shape.
-_WARM_UP_S = 0.25
-_MARGIN_S = 0.002  # From the end of a call to the last byte of the answer.
-
-
-class Work:
-    """One request on its way through the engine.
-
-    Args:
-        arrays: one for each input. rows: of each.
-        done: called in the loop's thread with the outputs, or with a refusal.
-        arrived_s: monotonic seconds. deadline_s: after which nobody wants the answer.
-    """
-
-    __slots__ = (
-        "arrays", "arrived_s", "cancelled", "deadline_s", "done", "expected_s", "key", "queued_s",
-        "rows", "taken_s",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        arrays: Sequence[numpy.ndarray],
-        rows: int,
-        done: Callable[[list[numpy.ndarray] | Refusal], None],
-        arrived_s: float,
-        deadline_s: float = math.inf,
-    ) -> None:
-        self.arrays = arrays
-        self.rows = rows
-        self.done = done
-        self.arrived_s = arrived_s
-        self.deadline_s = deadline_s
-        # Only tensors of the same shape behind the batch go together.
-        self.key = tuple(array.shape[1:] for array in arrays)
-        self.queued_s = 0.0
-        self.taken_s = 0.0
-        self.expected_s = 0.0
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more: it is dropped, unless it is already running."""
-        self.cancelled = True
+_MARGIN_S = 0.002  # From an answer's last byte here to the client, beside what is measured.
+_LAST_S = 0.001  # From the last look at the clock to the client's side of the socket.
+_LAG_HALVED_S = 0.5  # A lag of the loop is expected again for about as long.
+_PROBE_S = 1.0  # An estimate that has kept the engine idle for so long is put to the test.
+_MANY_GONE = 32
+# A body whose headers were let in is expected for as long; a slower one no longer counts.
+_COMING_S = 1.0
 
 
 class Batcher:
@@ -112,7 +80,12 @@ class Batcher:
         self._log = log
         self._queue: deque[Work] = deque()
         self._queued_rows = 0
+        self._num_gone = 0  # Cancelled ones that still lie in the queue; they count nowhere.
         self._running_rows = 0
+        # From the end of a call until the loop has written its answers, and when that was seen.
+        self._lag_s = self._lag_seen_s = 0.0
+        self._coming: dict[object, float] = {}  # Of the loop's thread alone.
+        self._idle_since_s = time.monotonic()
         self.busy_instances = 0
         self._lock = threading.Lock()
         self._some = threading.Condition(self._lock)  # There is work.
@@ -126,7 +99,8 @@ class Batcher:
         self._rate_since = time.monotonic()
         self._population = 1.0
         self._slip = 1.0
-        self._buffers = [self._make_buffers() for _ in range(self.num_instances)]
+        self._buffers = [make_buffers(signature, self.max_batch) for _ in range(self.num_instances)]
+        self._warm = threading.Barrier(self.num_instances + 1)
         self._threads = [
             threading.Thread(
                 target=self._work, args=(at, tuple(cpus[at]) if cpus else ()),
@@ -139,49 +113,59 @@ class Batcher:
 
     def start(self) -> None:
         """Run the engine once with one row and once with many, then take requests."""
-        self._warm_up()
+        warm_up(self.engine, self._buffers[0], self.curve)
         self.best_rows = self.curve.best_rows(self.target_s)
         for thread in self._threads:
             thread.start()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no more may wait."""
-        return len(self._queue) >= self.max_queue
+        self._warm.wait()
 
     @property
     def num_queued(self) -> int:
         """Requests that wait."""
-        return len(self._queue)
+        return len(self._queue) - self._num_gone
 
     @property
     def rate_per_s(self) -> float:
         """Rows that arrive each second."""
         return self._rate_per_s
 
-    def refusal_if_full(self) -> Refusal:
-        """What a client hears when the queue is full."""
-        wait_s = self._wait_s()
-        return busy(429, "the queue is full", wait_s, "queue full")
+    def expect(self, request: object, deadline_s: float) -> None:
+        """Let a request in on its headers; its body counts among what waits from here on.
 
-    def submit(self, work: Work) -> None:
-        """Queue a request.
+        Else thousands would be let in beside each other by a queue that is empty, and refused when
+        their bodies are here: what they took was for nothing.
+
+        Args:
+            request: tells it from the others in ``has_come``. deadline_s: monotonic seconds.
 
         Raises:
             Refusal: 429 when the queue is full or the deadline cannot be kept, 503 while closing.
         """
         now = time.monotonic()
+        coming = self._coming
+        while coming and now - next(iter(coming.values())) > _COMING_S:
+            del coming[next(iter(coming))]
         with self._lock:
-            if self._closing:
-                raise busy(503, "the server is stopping", 1.0, "stopping")
-            if len(self._queue) >= self.max_queue:
-                raise self.refusal_if_full()
-            expected = self._wait_s()
-            needed = expected * self._slip + self.curve.high_s(max(work.rows, self.best_rows))
-            if now + needed + _MARGIN_S > work.deadline_s:
-                raise busy(429, "the deadline cannot be kept", expected, "deadline not reachable")
+            if deadline_s == math.inf:
+                self._refuse_if_full()  # All that is known before the body.
+            else:
+                self._admit(now, deadline_s, 1)
+        coming[request] = now
+
+    def has_come(self, request: object) -> None:
+        """The body of a request is whole, or will not be."""
+        self._coming.pop(request, None)
+
+    def submit(self, work: Work) -> None:
+        """Queue a request.
+
+        Raises:
+            Refusal: as ``check``.
+        """
+        now = time.monotonic()
+        with self._lock:
+            work.expected_s, work.is_probe = self._admit(now, work.deadline_s, work.rows)
             work.queued_s = now
-            work.expected_s = expected
             self._queue.append(work)
             self._queued_rows += work.rows
             self._new_rows += work.rows
@@ -190,6 +174,54 @@ class Batcher:
                     self._enough.notify()
             elif self._sleeping:
                 self._some.notify()
+
+    def _admit(self, now: float, deadline_s: float, rows: int) -> tuple[float, bool]:
+        """How long a request that is taken now will wait, and whether it is a probe.
+
+        One that would be refused while the engine has been idle for long is a probe: it is run
+        whatever the curve says. Else an engine that was slow once would never be seen to be fast
+        again. The lock is held.
+        """
+        self._refuse_if_full()
+        expected = self._wait_s()
+        if deadline_s == math.inf:
+            return expected, False
+        idle = not self.num_queued and not self._running_rows
+        call_s = self.curve.high_s(rows if idle else max(rows, self.best_rows))
+        if now + expected * self._slip + call_s + self._lag(now) + _MARGIN_S > deadline_s:
+            if not idle or now - self._idle_since_s < _PROBE_S or now > deadline_s:
+                raise busy(429, "the deadline cannot be kept", expected, "deadline not reachable")
+            return expected, True
+        return expected, False
+
+    def _refuse_if_full(self) -> None:
+        if self._closing:
+            raise busy(503, "the server is stopping", 1.0, "stopping")
+        if self.num_queued + len(self._coming) >= self.max_queue:
+            raise busy(429, "the queue is full", self._wait_s(), "queue full")
+
+    def _lag(self, now: float) -> float:
+        """How long the loop may keep an answer that is ready now."""
+        return float(self._lag_s * 0.5 ** ((now - self._lag_seen_s) / _LAG_HALVED_S))
+
+    def cancel(self, work: Work) -> None:
+        """Nobody waits for ``work`` any more: its place and memory are free at once.
+
+        If it is running already, its answer is thrown away.
+        """
+        with self._lock:
+            if work.cancelled:
+                return
+            work.cancelled = True
+            if work.taken_s:
+                return
+            work.arrays = ()
+            self._queued_rows -= work.rows
+            self._num_gone += 1
+            if self._num_gone > max(_MANY_GONE, len(self._queue) // 2):
+                self._queue = deque(w for w in self._queue if not w.cancelled)
+                self._num_gone = 0
+        self._stats.dropped["client gone"] += 1
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Finish what is queued, stop the threads, close the engine; whether all was finished.
@@ -207,9 +239,11 @@ class Batcher:
                 thread.join(left)
         finished = not any(thread.is_alive() for thread in self._threads)
         with self._lock:
-            left_over = list(self._queue)
+            left_over = [work for work in self._queue if not work.cancelled]
+            for work in left_over:
+                work.taken_s = time.monotonic()
             self._queue.clear()
-            self._queued_rows = 0
+            self._queued_rows = self._num_gone = 0
         if left_over:
             self._post(
                 self._refuse, left_over, busy(503, "the server is stopping", 1.0, "stopping")
@@ -226,6 +260,10 @@ class Batcher:
                 stack.enter_context(pinned_thread(cpus))
             except Exception as error:
                 self._log.warn("instance not pinned", instance=at, error=str(error))
+            if self.num_instances > 1:
+                warm_up_together(self.engine, self._buffers[at])
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self._warm.wait()
             while (batch := self._next_batch()) is not None:
                 if batch:
                     self._run(batch, self._buffers[at])
@@ -235,6 +273,8 @@ class Batcher:
         with self._lock:
             held_until: float | None = None
             while True:
+                while self._queue and self._queue[0].cancelled:
+                    self._forget_first()
                 if not self._queue:
                     if self._closing:
                         return None
@@ -304,12 +344,20 @@ class Batcher:
         limit = self.best_rows
         queue = self._queue
         # Most deadlines are far away: only the others are looked at closely.
-        soon = now + self.curve.cost_s(self.max_batch)
+        answered = now + self._lag(now)
+        soon = answered + self.curve.cost_s(self.max_batch)
         while queue and len(other) < _MAX_SCAN:
             work = queue[0]
-            if work.cancelled or (
-                work.deadline_s < soon and now + self.curve.cost_s(work.rows) > work.deadline_s
-            ):
+            if work.cancelled:
+                self._forget_first()
+                continue
+            too_late = (
+                work.deadline_s < soon
+                and not work.is_probe
+                and answered + self.curve.cost_s(work.rows) > work.deadline_s
+            )
+            if too_late:
+                work.taken_s = now
                 gone.append(queue.popleft())
                 continue
             if batch and work.key != batch[0].key:
@@ -329,7 +377,12 @@ class Batcher:
             self._slip += 0.05 * (min(4.0, max(0.5, seen)) - self._slip)
         return batch, gone
 
-    def _run(self, batch: list[Work], buffers: list[numpy.ndarray | None]) -> None:
+    def _forget_first(self) -> None:
+        """Take a cancelled request out of the queue."""
+        self._queue.popleft()
+        self._num_gone -= 1
+
+    def _run(self, batch: list[Work], buffers: Buffers) -> None:
         rows = sum(work.rows for work in batch)
         started = time.monotonic()
         outputs: list[numpy.ndarray] | None = None
@@ -341,13 +394,14 @@ class Batcher:
         with self._lock:
             self._running_rows -= rows
             self.busy_instances -= 1
+            self._idle_since_s = ended
             if outputs is not None:
                 self.curve.add(rows, ended - started, ended)
                 self.best_rows = self.curve.best_rows(
                     self.target_s, self._rate_per_s, self.num_instances
                 )
         if outputs is not None:
-            self._post(self._deliver, batch, outputs, rows, ended - started)
+            self._post(self._deliver, batch, outputs, rows, started, ended)
         elif len(batch) == 1:
             self._post(self._refuse, batch, Refusal(500, "the model failed on this input"))
         else:
@@ -358,9 +412,7 @@ class Batcher:
                     self.busy_instances += 1
                 self._run([work], buffers)
 
-    def _call(
-        self, batch: list[Work], rows: int, buffers: list[numpy.ndarray | None]
-    ) -> list[numpy.ndarray]:
+    def _call(self, batch: list[Work], rows: int, buffers: Buffers) -> list[numpy.ndarray]:
         arrays = []
         for at, buffer in enumerate(buffers):
             if buffer is not None and rows <= len(buffer):
@@ -392,28 +444,36 @@ class Batcher:
             self._loop.call_soon_threadsafe(call, *args)
 
     def _deliver(
-        self, batch: list[Work], outputs: list[numpy.ndarray], rows: int, engine_s: float
+        self,
+        batch: list[Work],
+        outputs: list[numpy.ndarray],
+        rows: int,
+        started_s: float,
+        ended_s: float,
     ) -> None:
-        self._stats.batch(rows, engine_s, [work.taken_s - work.queued_s for work in batch])
-        now = time.monotonic()
+        self._stats.batch(
+            rows, ended_s - started_s, [work.taken_s - work.queued_s for work in batch]
+        )
         start = 0
         for work in batch:
             end = start + work.rows
             if work.cancelled:
                 self._stats.dropped["client gone while running"] += 1
-            elif now > work.deadline_s:
+            elif time.monotonic() + _LAST_S > work.deadline_s:
                 work.done(Refusal(504, "the deadline has passed", reason="deadline"))
             elif len(batch) == 1:
                 work.done(outputs)
             else:
                 work.done([output[start:end] for output in outputs])
             start = end
+        now = time.monotonic()
+        lag_s = now - ended_s
+        if lag_s > self._lag(now):
+            self._lag_s, self._lag_seen_s = lag_s, now
 
     def _drop(self, gone: list[Work]) -> None:
         for work in gone:
-            if work.cancelled:
-                self._stats.dropped["client gone"] += 1
-            else:
+            if not work.cancelled:
                 work.done(Refusal(504, "the deadline has passed", reason="deadline"))
 
     def _refuse(self, batch: list[Work], refusal: Refusal) -> None:
@@ -425,33 +485,7 @@ class Batcher:
 
     def _wait_s(self) -> float:
         """How long a request that comes now will wait."""
-        rows = self._queued_rows + self._running_rows / 2
-        best = self.best_rows
-        return rows / best * self.curve.cost_s(best) / self.num_instances
-
-    def _make_buffers(self) -> list[numpy.ndarray | None]:
-        """One array for each input whose size is known but for the batch."""
-        buffers: list[numpy.ndarray | None] = []
-        for spec in self.signature.inputs:
-            rest = spec.shape[1:] if self.signature.batched else spec.shape
-            if not self.signature.batched or any(size is None for size in rest):
-                buffers.append(None)
-            else:
-                shape = [self.max_batch, *(size for size in rest if size is not None)]
-                buffers.append(numpy.zeros(shape, dtype=spec.dtype))
-        return buffers
-
-    def _warm_up(self) -> None:
-        """The first calls allocate and compile; the second ones are measured."""
-        if not self.signature.batched or any(b is None for b in self._buffers[0]):
-            return
-        ends_at = time.monotonic() + _WARM_UP_S
-        for rows in dict.fromkeys((1, self.max_batch)):
-            for repeat in range(4):
-                started = time.monotonic()
-                self.engine.run([b[:rows] for b in self._buffers[0] if b is not None])
-                if repeat:
-                    seconds = time.monotonic() - started
-                    self.curve.anchor(rows, seconds)
-                if repeat and time.monotonic() > ends_at:
-                    break
+        rows = self._queued_rows + len(self._coming) + self._running_rows / 2
+        return rows and rows * self.curve.cost_s(self.best_rows) / (
+            self.best_rows * self.num_instances
+        )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .hub import Hub
 
 _NEVER = float("inf")
+_MAX_PIECES = 64
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -29,7 +30,7 @@ class _Stop(Exception):
     """Nothing more of this connection is read."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client. All methods run in the loop's thread.
 
     Attributes:
@@ -39,6 +40,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_active",
         "_body",
+        "_came_s",
         "_chunks",
         "_fed_bytes",
         "_headers",
@@ -47,6 +49,7 @@ class Connection(asyncio.Protocol):
         "_in_headers",
         "_parser",
         "_paused",
+        "_pieces",
         "_queue",
         "_receiving",
         "_refusal",
@@ -56,6 +59,7 @@ class Connection(asyncio.Protocol):
         "_stopped",
         "_target",
         "_transport",
+        "_turn",
         "due_at",
     )  # fmt: skip
 
@@ -73,10 +77,13 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._size = 0
         self._body: bytes | bytearray = b""
+        self._pieces: list[bytes] | None = None  # Of the body, behind ``_body``.
         self._held_bytes = 0
         self._chunks = 0
         self._refusal: Refusal | None = None
         self._started_s = 0.0
+        self._came_s = 0.0
+        self._turn = 0
         self._stopped = False
         self._paused = False
         self.due_at = _NEVER
@@ -98,6 +105,9 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         hub.connections[self] = None
+        # What it sent at once has waited for as long as the connection has.
+        self._came_s = hub.accepted_at()
+        self._turn = hub.turn + 1
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone; whatever it waited for need not be computed."""
@@ -105,15 +115,18 @@ class Connection(asyncio.Protocol):
         self._stopped = True
         self._release(self._held_bytes)
         self._held_bytes = 0
+        if self._request is not None and self._request.on_whole is not None:
+            self._request.on_whole(self._request)
         waiting = [*([self._active] if self._active else []), *(self._queue or ())]
         self._active, self._queue, self._request, self._parser = None, None, None, None
-        self._body = b""
+        self._body, self._pieces = b"", None
         for request in waiting:
             self._release(len(request.body))
             self._hub.unanswered -= 1
             request.answered = True
-            if request.on_gone is not None:
-                request.on_gone()
+            on_gone, request.on_gone = request.on_gone, None
+            if on_gone is not None:
+                on_gone()
 
     def pause_writing(self) -> None:
         """The client reads slowly: it is not read from either until it has caught up."""
@@ -130,12 +143,22 @@ class Connection(asyncio.Protocol):
         self._set_due()
         self._next()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the loop reads to: one place for all, because it is empty again after each read."""
+        return self._hub.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Bytes of one request, of several, or of part of one."""
+        self._feed(self._hub.read_buffer[:nbytes])
+
+    def _feed(self, data: memoryview) -> None:
         if self._stopped:
             return
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
+        came_s = self._hub.came_at()
+        if self._turn < self._hub.turn:
+            self._came_s = came_s
         if self._fed_bytes == 0 and self._active is None and not self._receiving:
             self.due_at = time.monotonic() + self._hub.limits.header_timeout_s
             self._in_headers = True
@@ -177,9 +200,9 @@ class Connection(asyncio.Protocol):
                 last.keep_alive = False
             raise _Stop
         self._receiving = self._in_headers = True
-        self._started_s = time.monotonic()
+        self._started_s = self._came_s
         self._target, self._headers, self._size = b"", {}, 0
-        self._body, self._chunks, self._refusal = b"", 0, None
+        self._body, self._pieces, self._chunks, self._refusal = b"", None, 0, None
         self._request = None
 
     def on_url(self, url: bytes) -> None:
@@ -253,9 +276,7 @@ class Connection(asyncio.Protocol):
             if not self._body:
                 self._body = body  # Most bodies come whole: no copy.
             else:
-                if isinstance(self._body, bytes):
-                    self._body = bytearray(self._body)
-                self._body += body
+                self._add_piece(body)
             if hub.buffered_bytes > hub.limits.max_buffered_bytes:
                 self._drop_body()
                 self._refusal = busy(503, "too much is waiting", 1.0, "buffered bytes")
@@ -269,8 +290,13 @@ class Connection(asyncio.Protocol):
         self._request = None
         self._fed_bytes = 0
         self._receiving = False
+        if self._pieces:
+            self._body = b"".join([self._body, *self._pieces])
+            self._pieces = None
         request.body, self._body = self._body, b""
         request.error = self._refusal
+        if request.on_whole is not None:
+            request.on_whole(request)
         self._held_bytes -= len(request.body)
         self._enqueue(request)
 
@@ -410,6 +436,8 @@ class Connection(asyncio.Protocol):
         """Refuse what is being received; requests before it are answered first."""
         self._drop_body()
         request = self._request
+        if request is not None and request.on_whole is not None:
+            request.on_whole(request)
         if request is None:
             request = Request(self, b"GET", b"", b"", {}, self._started_s or time.monotonic())
         request.error = refusal
@@ -430,10 +458,21 @@ class Connection(asyncio.Protocol):
         if self._in_headers and self._size > self._hub.limits.max_header_bytes:
             self._raise(_too_many_header_bytes(self._hub.limits))
 
+    def _add_piece(self, body: bytes) -> None:
+        """Pieces are joined once, at the end: to let thousands of bodies grow scatters the heap."""
+        if self._pieces is None:
+            self._pieces = []
+        self._pieces.append(body)
+        if len(self._pieces) == _MAX_PIECES:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += b"".join(self._pieces)
+            self._pieces = None
+
     def _drop_body(self) -> None:
         self._release(self._held_bytes)
         self._held_bytes = 0
-        self._body = b""
+        self._body, self._pieces = b"", None
 
     def _release(self, size: int) -> None:
         self._hub.buffered_bytes -= size

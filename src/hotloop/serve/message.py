@@ -65,7 +65,8 @@ class Request:
         method, path, query: of the request line; the path is not decoded.
         headers: names in lower case.
         body: all of it.
-        arrived_s: monotonic seconds at which its first byte was read.
+        arrived_s: monotonic seconds at which its first byte came, see ``Hub.came_at``.
+        on_whole: called with it once its body is whole, or will not be.
         on_gone: called if the client goes before it is answered.
     """
 
@@ -80,6 +81,7 @@ class Request:
         "keep_alive",
         "method",
         "on_gone",
+        "on_whole",
         "path",
         "query",
         "route",
@@ -97,6 +99,7 @@ class Request:
         self.keep_alive = True
         self.error: Refusal | None = None
         self.answered = False
+        self.on_whole: Callable[[Request], None] | None = None
         self.on_gone: Callable[[], None] | None = None
         self.route = "other"
         self.handler: Callable[[Request], None] | None = None
@@ -119,6 +122,9 @@ class Request:
         """Send an error, in the protocol's form."""
         if refusal.close:
             self.keep_alive = False
+        # Its traceback holds the frames, these the request and its body: a circle that only the
+        # collector would break, and under overload it comes too late for tens of megabytes.
+        refusal.__traceback__ = refusal.__context__ = None
         self.error = refusal
         body = orjson.dumps({"error": refusal.text})
         self.answer(refusal.status, body, JSON, refusal.headers)
