@@ -22,10 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from about import about
+
 from hotloop.cli.recipe import Recipe, trial_source
 from hotloop.machine import Machine
 from hotloop.plan import Plan
-from hotloop.train.report import versions
 from hotloop.train.trials import PlanTrials
 from hotloop.train.tuner import tune_source
 from hotloop.tuning import compare, key_of, text_of
@@ -82,16 +83,7 @@ def run_tune(model: str, machine: Machine) -> None:
         )  # fmt: skip
     document = result.to_dict()
     document["wall_s"] = time.monotonic() - began_s
-    about = {
-        "versions": versions(),
-        "cpu_model": machine.cpu_model,
-        "usable_cpus": machine.usable_cpus,
-        "fingerprint": machine.fingerprint(),
-        "batch_size": 64,
-        "data": "mnist",
-        "budget_s": BUDGET_S,
-    }
-    save(model, "about", about)
+    save(model, "about", {**about(), "batch_size": 64, "data": "mnist", "budget_s": BUDGET_S})
     save(model, "tune", document)
     save(model, "grid", {})
     print(f"{document['wall_s']:.0f} s: {text_of(result.best)}; {result.summary()}")

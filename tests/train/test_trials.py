@@ -155,6 +155,23 @@ def test_what_cannot_run_or_differs_is_told_and_processes_end(planted):
     assert child.poll() is not None
 
 
+def test_another_precision_is_told_with_what_decided_it(planted):
+    auto, low = {"step.precision": "auto"}, {"step.precision": "bfloat16"}
+    with trials_of(planted, check_results=True) as trials:
+        failures = trials.prepare([PRESENT, auto, low])
+        # Only what is compiled is probed, so it would run as the present plan does.
+        assert failures == {key_of(auto): "precision auto is float32 on the plain path"}
+    with trials_of(planted) as trials:
+        found = prove(trials, low, budget_s=0.1)
+        assert found.exact is False
+        assert "as the plan says, which nothing has probed" in found.precision_reason
+        assert found.numerics.endswith(found.precision_reason)
+        assert found.to_dict()["precision_reason"] in found.proof().numerics
+        assert prove(trials, {"cpu.queue_size": 16}, budget_s=0.1).precision_reason is None
+        found = prove(trials, auto, budget_s=0.1)
+        assert found.numerics.endswith("last bit; precision auto is float32 on the plain path")
+
+
 def test_a_trial_ends_with_its_parent(planted, tmp_path):
     code = textwrap.dedent(f"""
         import os, sys

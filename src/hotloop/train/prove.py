@@ -23,12 +23,14 @@ class Proven:
         loss_difference: greatest relative difference between the losses of the first steps;
             ``None``: they cannot be compared (another batch size).
         steps: how many steps those were.
+        precision_reason: where the change is one of precision, what decided the precision.
     """
 
     change: dict[str, Any]
     comparison: Comparison
     loss_difference: float | None
     steps: int
+    precision_reason: str | None = None
 
     @property
     def exact(self) -> bool | None:
@@ -39,11 +41,13 @@ class Proven:
     def numerics(self) -> str:
         """For people: how the results compare."""
         if self.loss_difference is None:
-            return "another batch size: losses cannot be compared"
-        if self.loss_difference == 0:
-            return f"losses of {self.steps} steps equal to the last bit"
-        how = "equal to" if self.exact else "NOT equal: they differ by"
-        return f"losses of {self.steps} steps {how} {self.loss_difference:.1e}"
+            text = "another batch size: losses cannot be compared"
+        elif self.loss_difference == 0:
+            text = f"losses of {self.steps} steps equal to the last bit"
+        else:
+            how = "equal to" if self.exact else "NOT equal: they differ by"
+            text = f"losses of {self.steps} steps {how} {self.loss_difference:.1e}"
+        return text if self.precision_reason is None else f"{text}; {self.precision_reason}"
 
     def proof(self) -> Proof:
         """As a suggestion carries it."""
@@ -77,6 +81,7 @@ class Proven:
             "steps_compared": self.steps,
             "exact": self.exact,
             "numerics": self.numerics,
+            "precision_reason": self.precision_reason,
         }
 
 
@@ -124,7 +129,19 @@ def prove(
         difference, steps = loss_difference(
             trials.losses[key_of(without)], trials.losses[key_of(with_it)]
         )
-    return Proven(change=with_it, comparison=found, loss_difference=difference, steps=steps)
+    return Proven(
+        change=with_it, comparison=found, loss_difference=difference, steps=steps,
+        precision_reason=_precision(trials, with_it, without),
+    )  # fmt: skip
+
+
+def _precision(trials: PlanTrials, with_it: Candidate, without: Candidate) -> str | None:
+    """What decided the precision where the two sides name different ones."""
+    asked = [trials.plan_of(side).step.precision for side in (without, with_it)]
+    if asked[0] == asked[1]:
+        return None
+    used, reason = trials.precision_of(with_it)
+    return reason or f"computed in {used} as the plan says, which nothing has probed"
 
 
 def _listed(change: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from ..machine import Machine
 from ..plan import Plan
 from ..tuning import (
     BATCH_SIZE,
+    PRECISION,
     PRESENT,
     Candidate,
     LrRule,
@@ -77,11 +78,15 @@ class Facts:
     Attributes:
         steps_per_call: steps that one call of the step makes. peak_bytes: most memory resident.
         fingerprint: of the work, see ``tuned.trainer_fingerprint``.
+        precision: of forward and backward. precision_reason: what the probe of precision ``auto``
+            found; ``None``: nothing was probed.
     """
 
     steps_per_call: int
     peak_bytes: int | None
     fingerprint: str
+    precision: str = "float32"
+    precision_reason: str | None = None
 
 
 class PlanTrials:
@@ -94,7 +99,8 @@ class PlanTrials:
         source: the work. present: the plan that candidates are differences to.
         lr_rule: of candidates with another batch size.
         check_results: refuse candidates whose first losses are not those of the present plan to
-            rounding; those with another precision or batch size are not held against it.
+            rounding, but for those with another precision or batch size; and such with another
+            precision that come to compute in the present one.
         slice_s: seconds of a measurement.
         on_start: told what is being prepared.
         free_bytes: memory that is free now; ``None``: not known.
@@ -223,6 +229,11 @@ class PlanTrials:
         """Of a candidate's work."""
         return self._facts_of(candidate).fingerprint
 
+    def precision_of(self, candidate: Candidate) -> tuple[str, str | None]:
+        """What a candidate computes in, and what the probe of precision ``auto`` found."""
+        facts = self._facts_of(candidate)
+        return facts.precision, facts.precision_reason
+
     def _facts_of(self, candidate: Candidate) -> Facts:
         if key_of(candidate) not in self.facts:
             self.require([candidate])
@@ -260,15 +271,25 @@ class PlanTrials:
         child.tell(do="build")
         answer = child.answer(_BUILD_S)
         self.facts[key] = Facts(
-            answer["steps_per_call"], answer["peak_bytes"], answer["fingerprint"]
-        )
+            answer["steps_per_call"], answer["peak_bytes"], answer["fingerprint"],
+            answer["precision"], answer["precision_reason"],
+        )  # fmt: skip
         self.losses[key] = answer["losses"]
         self._running[key] = child
         self._check(candidate)
 
     def _check(self, candidate: Candidate) -> None:
-        may_differ = "step.precision" in candidate or BATCH_SIZE in candidate
-        if not self.check_results or may_differ:
+        if not self.check_results:
+            return
+        if PRECISION in candidate:
+            facts, present = self.facts[key_of(candidate)], self.facts[key_of(PRESENT)]
+            if facts.precision == present.precision:
+                raise RunError(
+                    "a candidate with another precision must come to compute in it",
+                    got=facts.precision_reason or f"precision is {facts.precision} as it is",
+                )
+            return
+        if BATCH_SIZE in candidate:
             return
         difference, steps = loss_difference(
             self.losses[key_of(PRESENT)], self.losses[key_of(candidate)]
