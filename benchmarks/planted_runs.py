@@ -62,9 +62,6 @@ def trained(
     return Outcome(monitor, rate, report.peak_resident_bytes)
 
 
-# Loops whose batches are large take their tensors from the arena: else page faults come along.
-
-
 def looped(
     model: nn.Module,
     loader: Any,
@@ -144,17 +141,17 @@ def noisy_neighbour(variant: str, plan: dict[str, Any]) -> Outcome:
 
 
 def swap(variant: str, plan: dict[str, Any]) -> Outcome:
-    """Activations of a batch of 1024 above the memory limit of a control group."""
+    """Activations of a batch of 512 above the memory limit of a control group."""
     torch.set_num_threads(CPUS)
     layers: list[nn.Module] = [nn.Conv2d(1, 32, 3, padding=1)]
-    for _ in range(4):
+    for _ in range(10):
         layers += [nn.Tanh(), nn.Conv2d(32, 32, 1)]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
-    x, y = images(4096)
-    batches = list(zip(x.split(1024), y.split(1024), strict=True))
+    x, y = images(2048)
+    batches = list(zip(x.split(512), y.split(512), strict=True))
     micro = 64 if variant == "fixed" else None
-    with hotloop.TensorArena():
-        return looped(model, batches, epochs=4, batch_size=1024, micro_batch=micro)
+    with hotloop.TensorArena():  # Else page faults are planted along.
+        return looped(model, batches, epochs=3, batch_size=512, micro_batch=micro)
 
 
 def tiny_batches(variant: str, plan: dict[str, Any]) -> Outcome:
@@ -197,7 +194,7 @@ def wrong_layout(variant: str, plan: dict[str, Any]) -> Outcome:
         x = x.to(memory_format=torch.channels_last)
     batches = list(zip(x.split(64), y.split(64), strict=True))
     layout = "channels_last" if last else "contiguous"
-    with hotloop.TensorArena():
+    with hotloop.TensorArena():  # Else page faults are planted along.
         return looped(
             model, batches, epochs=5, batch_size=64, has_convolutions=True, memory_format=layout
         )
