@@ -141,17 +141,16 @@ def noisy_neighbour(variant: str, plan: dict[str, Any]) -> Outcome:
 
 
 def swap(variant: str, plan: dict[str, Any]) -> Outcome:
-    """Activations of a batch of 512 above the memory limit of a control group."""
+    """Activations of a batch of 1024 above the memory limit; healthy: in micro-batches."""
     torch.set_num_threads(CPUS)
     layers: list[nn.Module] = [nn.Conv2d(1, 32, 3, padding=1)]
-    for _ in range(10):
+    for _ in range(4):
         layers += [nn.Tanh(), nn.Conv2d(32, 32, 1)]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
-    x, y = images(2048)
-    batches = list(zip(x.split(512), y.split(512), strict=True))
-    micro = 64 if variant == "fixed" else None
-    with hotloop.TensorArena():  # Else page faults are planted along.
-        return looped(model, batches, epochs=3, batch_size=512, micro_batch=micro)
+    x, y = images(4096)
+    batches = list(zip(x.split(1024), y.split(1024), strict=True))
+    micro = None if variant == "planted" else 64
+    return looped(model, batches, epochs=3, batch_size=1024, micro_batch=micro)
 
 
 def tiny_batches(variant: str, plan: dict[str, Any]) -> Outcome:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,9 +20,10 @@ from hotloop.cli.tune import _text
 from hotloop.errors import InputError, ModelError, PlanError, RunError
 from hotloop.machine import Machine
 from hotloop.monitor.optimization import Change, Evidence, Optimization
+from hotloop.train.losses import equal_to_rounding, loss_difference
 from hotloop.train.prove import Proven, prove
 from hotloop.train.trial_worker import KEPT_LOSSES, Slices
-from hotloop.train.trials import PlanTrials, Source, loss_difference, pickled_source
+from hotloop.train.trials import PlanTrials, Source, pickled_source
 from hotloop.train.tuner import heading, tune_source
 from hotloop.tuning import PRESENT, Group, compare, key_of
 
@@ -390,7 +392,18 @@ def test_the_difference_of_losses():
     assert loss_difference([1.0, 2.0], [1.0, 2.0, 3.0]) == (0.0, 2)
     assert loss_difference([1.0, 2.0], [1.0, 1.9])[0] == pytest.approx(0.05)
     assert loss_difference([1.0, 0.0], [1.0, 1e-12])[0] < 1e-4
-    found = Proven(
-        change={}, comparison=compare(lambda: 1.0, lambda: 1.0), loss_difference=3e-8, steps=16
-    )
-    assert found.numerics == "losses of 16 steps equal to 3.0e-08"
+    assert equal_to_rounding([2.3, 2.4, 1.9], [2.3, 2.4001, 1.9003])
+    assert not equal_to_rounding([2.3, 2.4], [2.301, 2.4])  # Nothing has grown yet.
+    assert not equal_to_rounding([2.3, 2.4, 1.9], [2.3, 2.4, 1.902])
+    assert not equal_to_rounding([2.3, math.nan], [2.3, 2.4])
+    assert not equal_to_rounding([], [])
+    same = {"change": {}, "comparison": compare(lambda: 1.0, lambda: 1.0), "steps": 16}
+    found = [
+        Proven(**same, loss_difference=size, exact=exact).numerics
+        for size, exact in ((3e-8, True), (2e-3, True), (2e-3, False))
+    ]
+    assert found == [
+        "losses of 16 steps equal to 3.0e-08",
+        "losses of 16 steps equal to rounding, which grew to 2.0e-03",
+        "losses of 16 steps NOT equal: they differ by 2.0e-03",
+    ]

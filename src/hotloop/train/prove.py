@@ -10,7 +10,8 @@ from typing import Any
 from ..errors import PlanError
 from ..monitor.optimization import Optimization, Proof
 from ..tuning import PRESENT, Candidate, Comparison, compare, key_of, knobs_of
-from .trials import ROUNDING, PlanTrials, loss_difference
+from .losses import ROUNDING, equal_to_rounding, loss_difference
+from .trials import PlanTrials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Proven:
         loss_difference: greatest relative difference between the losses of the first steps;
             ``None``: they cannot be compared (another batch size).
         steps: how many steps those were.
+        exact: whether the losses are the same to float32 rounding; ``None``: not known.
         precision_reason: where the change is one of precision, what decided the precision.
     """
 
@@ -30,12 +32,8 @@ class Proven:
     comparison: Comparison
     loss_difference: float | None
     steps: int
+    exact: bool | None
     precision_reason: str | None = None
-
-    @property
-    def exact(self) -> bool | None:
-        """Whether the losses are the same to float32 rounding; ``None``: not known."""
-        return None if self.loss_difference is None else self.loss_difference <= ROUNDING
 
     @property
     def numerics(self) -> str:
@@ -45,7 +43,10 @@ class Proven:
         elif self.loss_difference == 0:
             text = f"losses of {self.steps} steps equal to the last bit"
         else:
-            how = "equal to" if self.exact else "NOT equal: they differ by"
+            how = "NOT equal: they differ by"
+            if self.exact:
+                grown = self.loss_difference > ROUNDING
+                how = "equal to rounding, which grew to" if grown else "equal to"
             text = f"losses of {self.steps} steps {how} {self.loss_difference:.1e}"
         return text if self.precision_reason is None else f"{text}; {self.precision_reason}"
 
@@ -124,13 +125,13 @@ def prove(
         margin=margin,
         on_pair=on_pair,
     )
-    difference, steps = None, 0
+    difference, steps, exact = None, 0, None
     if trials.batch_size_of(with_it) == trials.batch_size_of(without):
-        difference, steps = loss_difference(
-            trials.losses[key_of(without)], trials.losses[key_of(with_it)]
-        )
+        losses = trials.losses[key_of(without)], trials.losses[key_of(with_it)]
+        difference, steps = loss_difference(*losses)
+        exact = equal_to_rounding(*losses)
     return Proven(
-        change=with_it, comparison=found, loss_difference=difference, steps=steps,
+        change=with_it, comparison=found, loss_difference=difference, steps=steps, exact=exact,
         precision_reason=_precision(trials, with_it, without),
     )  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import runpy
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from ..tuning import (
     text_of,
 )
 from .child import Child
+from .losses import equal_to_rounding, loss_difference
 
 if TYPE_CHECKING:
     from ..data import PackedDataset
@@ -38,8 +38,6 @@ _IMPORT_S, _BUILD_S = 120.0, 900.0
 # A slice is this long; far longer ones only where one step is.
 SLICE_S = 0.25
 _SLICE_LIMIT_S = 300.0
-# Relative; float32 has 6e-8, and some steps of training make more of it.
-ROUNDING = 1e-4
 _SCRIPT = "__hotloop_trial__"
 # Of the memory that is free, what trials may take together.
 _MEMORY_SHARE = 0.7
@@ -291,10 +289,9 @@ class PlanTrials:
             return
         if BATCH_SIZE in candidate:
             return
-        difference, steps = loss_difference(
-            self.losses[key_of(PRESENT)], self.losses[key_of(candidate)]
-        )
-        if not difference <= ROUNDING:
+        losses = self.losses[key_of(PRESENT)], self.losses[key_of(candidate)]
+        if not equal_to_rounding(*losses):
+            difference, steps = loss_difference(*losses)
             raise RunError(
                 "a candidate must compute what the present plan computes",
                 got=f"losses of the first {steps} steps differ by {difference:.1e}",
@@ -303,16 +300,6 @@ class PlanTrials:
     def _needed_bytes(self) -> int | None:
         """What the largest trial so far took."""
         return max((f.peak_bytes or 0 for f in self.facts.values()), default=None)
-
-
-def loss_difference(a: list[float], b: list[float]) -> tuple[float, int]:
-    """Greatest relative difference over the steps that both have, and how many those are."""
-    pairs = list(zip(a, b, strict=False))
-    scale = max((abs(x) for x in a), default=0.0) * 1e-6  # A loss that reached 0 has no relation.
-    return max(
-        (abs(x - y) / max(abs(x), abs(y), scale) if x != y else 0.0 for x, y in pairs),
-        default=math.nan,
-    ), len(pairs)
 
 
 def pickled_source(trainer: Trainer, data: PackedDataset, batch_size: int, seed: int,

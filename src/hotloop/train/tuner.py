@@ -372,6 +372,7 @@ def _to_journal(proven: Proven) -> dict[str, Any]:
         "comparison": proven.comparison.to_dict(),
         "loss_difference": proven.loss_difference,
         "steps": proven.steps,
+        "exact": proven.exact,
         "precision_reason": proven.precision_reason,
     }
 
