@@ -1,7 +1,8 @@
 """``hotloop tune`` in 120 s against an exhaustive grid over a coarse space, each model in pieces.
 
     python benchmarks/tune_grid.py tune small      # 120 s; keeps the result
-    python benchmarks/tune_grid.py grid small 0    # a piece of the grid beside the tuned plan
+    python benchmarks/tune_grid.py grid small 0    # a piece of the grid beside the tuned plan;
+                                                   # --plans N: of so many plans
     python benchmarks/tune_grid.py final small     # the grid's best three against the tuned plan
 
 Every piece measures its plans and the tuned plan in rounds, one slice each in turn, in fresh
@@ -33,7 +34,6 @@ from hotloop.tuning import compare, key_of, text_of
 
 RESULTS = Path(__file__).parent / "results" / "tune.json"
 BUDGET_S = 120.0
-PIECE = 11
 
 
 def grid(machine: Machine) -> list[dict[str, Any]]:
@@ -98,10 +98,10 @@ def run_tune(model: str, machine: Machine) -> None:
     print(f"{document['wall_s']:.0f} s: {text_of(result.best)}; {result.summary()}")
 
 
-def run_piece(model: str, machine: Machine, piece: int) -> None:
-    rows = grid(machine)[piece * PIECE : (piece + 1) * PIECE]
+def run_piece(model: str, machine: Machine, piece: int, plans: int) -> None:
+    rows = grid(machine)[piece * plans : (piece + 1) * plans]
     if not rows:
-        raise SystemExit(f"the grid has {math.ceil(len(grid(machine)) / PIECE)} pieces")
+        raise SystemExit(f"the grid has {math.ceil(len(grid(machine)) / plans)} pieces")
     tuned = Plan.from_dict(load()[model]["tune"]["plan"])
     kept = load()[model]["grid"]
     with PlanTrials(source_of(model), tuned) as trials:
@@ -160,12 +160,13 @@ def main() -> None:
     parser.add_argument("what", choices=("tune", "grid", "final"))
     parser.add_argument("model", choices=("small", "big", "cnn"))
     parser.add_argument("piece", type=int, nargs="?", default=0)
+    parser.add_argument("--plans", type=int, default=11, help="of a piece")
     args = parser.parse_args()
     machine = Machine.probe()
     if args.what == "tune":
         run_tune(args.model, machine)
     elif args.what == "grid":
-        run_piece(args.model, machine, args.piece)
+        run_piece(args.model, machine, args.piece, args.plans)
     else:
         run_final(args.model)
 
