@@ -265,9 +265,11 @@ def planted(name: str, rounds: int, swap_file: Path | None) -> dict[str, Any]:
     }
 
 
-def healthy(name: str, pairs: int) -> dict[str, Any]:
-    """Suggestions on a healthy run, each exact one raced."""
+def healthy(name: str, pairs: int) -> dict[str, Any] | None:
+    """Suggestions on a healthy run, each exact one raced; ``None``: strangers ran beside it."""
     first = one(name, "healthy", {}, {}, None)
+    if first["strangers_share"] >= MOST_STRANGERS:
+        return None
     races = {}
     for suggestion in first["suggestions"]:
         how, plan, env, _ = applied(suggestion)
@@ -341,6 +343,9 @@ def main() -> int:
             )
         else:
             row = healthy(name, args.pairs)
+            if row is None:
+                print(f"{name:34} not recorded: never undisturbed in {TRIES} runs", flush=True)
+                continue
             document["healthy"][name] = row
             print(f"{name:34} suggests {row['suggestions']}, proven {row['proven']}", flush=True)
         document["what"] = "first suggestion, what was lost and what applying it recovers"

@@ -221,7 +221,7 @@ def test_nothing_is_called_proven_without_its_interval(said, proof, shown):
 
 def test_what_was_measured_to_bring_nothing_is_no_lead_and_nothing_found_is_said():
     report = samples.full_report()
-    proven, _, slower = report["optimizations"]
+    _, proven, slower = report["optimizations"]
     unclear = {**proven, "state": "hypothesis", "proof": {**proven["proof"], "low": 0.98}}
     for only in (slower, unclear):
         report["optimizations"] = [only]
