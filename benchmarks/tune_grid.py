@@ -113,18 +113,26 @@ def run_piece(model: str, machine: Machine, piece: int, plans: int) -> None:
             costs = {key_of(row): trials.measure(row) for row in order}
             for row in ready:
                 ratios[key_of(row)].append(costs[key_of({})] / costs[key_of(row)])
+            # After each round: what is stopped keeps what it has measured.
+            found = {key_of(row): recorded(row, ratios, failures) for row in rows}
+            save(model, "grid", kept | found)
     for row in rows:
-        values = ratios.get(key_of(row), [])
-        kept[key_of(row)] = {
-            "candidate": row,
-            "ratio": statistics.median(values) if values else None,
-            "min": min(values, default=None),
-            "max": max(values, default=None),
-            "n": len(values),
-            "failed": failures.get(key_of(row)),
-        }
-        print(f"{kept[key_of(row)]['ratio'] or 0:.3f}  {text_of(row)}")
-    save(model, "grid", kept)
+        print(f"{found[key_of(row)]['ratio'] or 0:.3f}  {text_of(row)}")
+
+
+def recorded(
+    row: dict[str, Any], ratios: dict[str, list[float]], failures: dict[str, str]
+) -> dict[str, Any]:
+    """What is recorded of a plan of the grid; ratios: its speed over the tuned plan's."""
+    values = ratios.get(key_of(row), [])
+    return {
+        "candidate": row,
+        "ratio": statistics.median(values) if values else None,
+        "min": min(values, default=None),
+        "max": max(values, default=None),
+        "n": len(values),
+        "failed": failures.get(key_of(row)),
+    }
 
 
 def run_final(model: str) -> None:
