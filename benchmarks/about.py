@@ -3,11 +3,13 @@
 from typing import Any
 
 from hotloop.machine import Machine
+from hotloop.train.report import versions
 
 
-def machine_summary(machine: Machine) -> dict[str, Any]:
-    """What decides a figure, without the rest of the machine."""
-    return {
+def about() -> dict[str, Any]:
+    """``machine``, what of it decides a figure, and ``versions`` of a record made here and now."""
+    machine = Machine.probe()
+    summary = {
         "fingerprint": machine.fingerprint(),
         "cpu_model": machine.cpu_model,
         "usable_cpus": machine.usable_cpus,
@@ -15,3 +17,4 @@ def machine_summary(machine: Machine) -> dict[str, Any]:
         "tee": machine.tee,
         "allocator": machine.allocator,
     }
+    return {"machine": summary, "versions": versions()}

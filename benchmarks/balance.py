@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from about import about
 
 import hotloop
 from hotloop.parallel import BatchSizeAdjuster, ParallelStep
@@ -170,15 +170,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))[:2]
-    machine = hotloop.Machine.probe()
     document = {
         "model": options.model, "batch_size": BATCH, "chunk_size": CHUNK, "cpus": cpus,
         "with_neighbours": [measured(options.model, cpus, n, options.rounds) for n in (0, 1, 2)],
         "settling": settling(options.model, cpus),
         "simulated_share_of_sum_8_workers_1_2_4": simulated(),
-        "machine": {"cpu_model": machine.cpu_model, "usable_cpus": machine.usable_cpus},
-        "versions": {"hotloop": hotloop.__version__, "torch": str(torch.__version__),
-                     "python": platform.python_version()},
+        **about(),
     }  # fmt: skip
     text = json.dumps(document, indent=1)
     print(text)

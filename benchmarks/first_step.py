@@ -18,11 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from about import machine_summary
+from about import about
 
 from hotloop.files import write_text_atomically
-from hotloop.machine import Machine
-from hotloop.train.report import versions
 
 
 def one(model: str) -> tuple[float, float, str]:
@@ -53,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    document: dict[str, Any] = {"machine": machine_summary(Machine.probe()), "versions": versions()}
+    document: dict[str, Any] = about()
     for model in args.models.split(","):
         one(model)
         runs = [one(model) for _ in range(args.rounds)]

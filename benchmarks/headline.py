@@ -9,7 +9,6 @@ the time is that of the whole command, start of the interpreter and reading of t
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,9 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import hotloop
+from about import about
 
 HERE = Path(__file__).parent
 RECIPE = [
@@ -73,13 +70,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    machine = hotloop.Machine.probe()
     document = {
         "recipe": " ".join(RECIPE),
         **run(options.data.resolve(), options.seeds),
-        "machine": machine.cpu_model,
-        "usable_cpus": machine.usable_cpus,
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        **about(),
     }
     text = json.dumps(document, indent=1)
     print(text)

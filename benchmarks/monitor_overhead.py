@@ -16,13 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from about import machine_summary
+from about import about
 from torch.nn import functional as F
 
 import hotloop
 from hotloop.monitor import PerformanceMonitor
 from hotloop.monitor.sinks import JsonLines
-from hotloop.train.report import versions
 from hotloop.train.zoo import build_model
 
 EPOCHS = {"small": 60, "cnn": 1, "plain": 20}
@@ -96,8 +95,7 @@ def main() -> int:
         document = {
             "what": "throughput with the monitor over without, paired; plain: small, not compiled",
             "rows": rows,
-            "machine": machine_summary(hotloop.Machine.probe()),
-            "versions": versions(),
+            **about(),
         }
         args.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0

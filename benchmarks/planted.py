@@ -1,24 +1,25 @@
 """Planted problems: does the first suggestion name the cause, and does applying it help?
 
-    python benchmarks/planted.py [--only NAME] [--rounds 3] [--json benchmarks/results/planted.json]
+    python benchmarks/planted.py [--only NAME] [--rounds 3] [--pairs 6] [--swap-file FILE]
+        [--json benchmarks/results/planted.json]
 
 For each problem three variants take turns, each in a fresh process: healthy, planted, and fixed:
 planted with the first suggestion of the planted run applied, as a plan, as environment, as a
 command (renice), or as the line of the script it names. Recovered: (fixed - planted) / (healthy -
 planted), of medians.
 
-For each healthy run, each exact suggestion is raced against the run as it is; it is proven when the
-95 % interval of the mean log ratio of the pairs lies above 1.
+For each healthy run, each exact suggestion is raced against the run as it is, by ``compare``, as
+``hotloop prove`` does.
 
-The quota is real where control groups (v1 or v2) may be made, the neighbour is a process of ours.
-Swap is not planted here: ``tests/monitor`` has its report, made by hand. Results are merged into
-the JSON file, so that parts can be run one by one.
+Quota and memory limit are real where control groups (v1 or v2) may be made, the neighbour is a
+process of ours. Swap needs ``--swap-file FILE``, which must not exist: it is made, used and removed
+(root only), and only the limited group can come to use it unless the whole machine is short of
+memory. Results are merged into the JSON file, so that parts can be run one by one.
 """
 
 import argparse
 import contextlib
 import json
-import math
 import os
 import shlex
 import statistics
@@ -35,19 +36,9 @@ CGROUPS = Path("/sys/fs/cgroup")
 BURN = "import time\nwhile True: pass"
 # A run during which others took more of a CPU is made again, so often.
 MOST_STRANGERS, TRIES = 0.1, 5
-# Two-sided 95 % of Student's t by degrees of freedom.
-STUDENT = {
-    2: 4.30,
-    3: 3.18,
-    4: 2.78,
-    5: 2.57,
-    6: 2.45,
-    7: 2.36,
-    8: 2.31,
-    9: 2.26,
-    10: 2.23,
-    11: 2.20,
-}
+# Seconds that a race may take past its least number of pairs.
+RACE_S = 120.0
+SWAP_BYTES = 4 * 2**30
 
 
 @contextlib.contextmanager
@@ -63,20 +54,49 @@ def neighbour() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def quota_group(cpus: float) -> Iterator[Path]:
-    """A control group that may use ``cpus``; its file of processes."""
-    v1 = CGROUPS / "cpu" / "cpu.cfs_quota_us"
-    folder = (CGROUPS / "cpu" if v1.exists() else CGROUPS) / "hotloop-planted"
+def control_group(controller: str, v1: dict[str, str], v2: dict[str, str]) -> Iterator[Path]:
+    """A control group with these settings; its file of processes."""
+    is_v1 = (CGROUPS / controller / next(iter(v1))).exists()
+    folder = (CGROUPS / controller if is_v1 else CGROUPS) / "hotloop-planted"
     folder.mkdir()
     try:
-        if v1.exists():
-            (folder / "cpu.cfs_period_us").write_text("100000")
-            (folder / "cpu.cfs_quota_us").write_text(str(int(cpus * 100_000)))
-        else:
-            (folder / "cpu.max").write_text(f"{int(cpus * 100_000)} 100000")
+        for name, value in (v1 if is_v1 else v2).items():
+            (folder / name).write_text(value)
         yield folder / "cgroup.procs"
     finally:
         folder.rmdir()
+
+
+def quota_group(cpus: float) -> contextlib.AbstractContextManager[Path]:
+    """A control group that may use ``cpus``."""
+    quota = str(int(cpus * 100_000))
+    return control_group(
+        "cpu",
+        {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": quota},
+        {"cpu.max": f"{quota} 100000"},
+    )
+
+
+@contextlib.contextmanager
+def swapping_group(limit_bytes: int, file: Path | None) -> Iterator[Path]:
+    """A control group with a memory limit, what is above it goes to a swap file of ours."""
+    if file is None:
+        raise SystemExit("swap is planted with --swap-file FILE (root only)")
+    with file.open("xb") as opened:
+        os.posix_fallocate(opened.fileno(), 0, SWAP_BYTES)
+    try:
+        file.chmod(0o600)
+        subprocess.run(["mkswap", str(file)], check=True, capture_output=True)
+        subprocess.run(["swapon", str(file)], check=True)
+        try:
+            limit = str(limit_bytes)
+            v2 = {"memory.high": limit, "memory.swap.max": "max"}
+            with control_group("memory", {"memory.limit_in_bytes": limit}, v2) as group:
+                yield group
+        finally:
+            subprocess.run(["swapoff", str(file)], check=True)
+    finally:
+        file.unlink()
 
 
 def child(name: str, variant: str, plan: str) -> int:
@@ -185,7 +205,7 @@ def applied(suggestion: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, 
     return "script", {}, {}, []
 
 
-def planted(name: str, rounds: int) -> dict[str, Any]:
+def planted(name: str, rounds: int, swap_file: Path | None) -> dict[str, Any]:
     """All variants of one problem, taking turns."""
     sys.path.insert(0, str(HERE.parent))
     import planted_runs
@@ -197,6 +217,8 @@ def planted(name: str, rounds: int) -> dict[str, Any]:
         with contextlib.ExitStack() as stack:
             group = stack.enter_context(quota_group(problem.quota)) if problem.quota else None
             runs["healthy"].append(one(name, "healthy", {}, {}, group))
+            if problem.limit_bytes:
+                group = stack.enter_context(swapping_group(problem.limit_bytes, swap_file))
             other = stack.enter_context(neighbour()) if problem.neighbour else None
             runs["planted"].append(one(name, "planted", {}, {}, group, other))
             found = runs["planted"][-1]["suggestions"]
@@ -243,9 +265,11 @@ def planted(name: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def healthy(name: str, rounds: int) -> dict[str, Any]:
-    """Suggestions on a healthy run, each exact one raced."""
+def healthy(name: str, pairs: int) -> dict[str, Any] | None:
+    """Suggestions on a healthy run, each exact one raced; ``None``: strangers ran beside it."""
     first = one(name, "healthy", {}, {}, None)
+    if first["strangers_share"] >= MOST_STRANGERS:
+        return None
     races = {}
     for suggestion in first["suggestions"]:
         how, plan, env, _ = applied(suggestion)
@@ -255,32 +279,27 @@ def healthy(name: str, rounds: int) -> dict[str, Any]:
         elif how not in ("plan", "environment"):
             races[title] = f"not raced: {suggestion['change']['command']}"
         else:
-            pairs = []
-            for number in range(rounds):
-                order = [({}, {}), (plan, env)]
-                rates = {}
-                for side in (0, 1) if number % 2 == 0 else (1, 0):
-                    rates[side] = one(name, "healthy", *order[side], None)["samples_per_s"]
-                pairs.append(rates[1] / rates[0])
-            races[title] = verdict(pairs)
+            races[title] = race(name, plan, env, pairs)
     return {
         "suggestions": [s["name"] for s in first["suggestions"]],
         "kinds": [s["kind"] for s in first["suggestions"]],
         "races": races,
-        "proven": [t for t, r in races.items() if isinstance(r, dict) and r["proven"]],
+        "proven": [t for t, r in races.items() if isinstance(r, dict) and r["verdict"] == "proven"],
         "samples_per_s": first["samples_per_s"],
         "metrics": first["metrics"],
     }
 
 
-def verdict(pairs: list[float]) -> dict[str, Any]:
-    """Whether the pairs' ratios show a gain."""
-    logs = [math.log(ratio) for ratio in pairs]
-    mean = statistics.fmean(logs)
-    half = STUDENT[len(logs) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
-    low, high = math.exp(mean - half), math.exp(mean + half)
-    return {"ratios": pairs, "median": statistics.median(pairs), "low": low, "high": high,
-            "confidence": 0.95, "n": len(pairs), "proven": low > 1.0}  # fmt: skip
+def race(name: str, plan: dict[str, Any], env: dict[str, str], pairs: int) -> dict[str, Any]:
+    """A healthy run against the same with a suggestion applied."""
+    from hotloop.tuning import compare
+
+    comparison = compare(
+        lambda: 1 / one(name, "healthy", {}, {}, None)["samples_per_s"],
+        lambda: 1 / one(name, "healthy", plan, env, None)["samples_per_s"],
+        budget_s=RACE_S, min_pairs=pairs, max_pairs=2 * pairs,
+    )  # fmt: skip
+    return comparison.to_dict()
 
 
 def summary(runs: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
@@ -296,6 +315,7 @@ def main() -> int:
     parser.add_argument("--only", action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--swap-file", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child")
     parser.add_argument("--variant", default="planted")
@@ -305,10 +325,7 @@ def main() -> int:
         return child(args.child, args.variant, args.plan)
     sys.path.insert(0, str(HERE.parent))
     import planted_runs
-    from about import machine_summary
-
-    from hotloop.machine import Machine
-    from hotloop.train.report import versions
+    from about import about
 
     document: dict[str, Any] = {"planted": {}, "healthy": {}}
     if args.json and args.json.exists():
@@ -316,7 +333,7 @@ def main() -> int:
     names = args.only or [*planted_runs.PLANTED, *planted_runs.HEALTHY]
     for name in names:
         if name in planted_runs.PLANTED:
-            row = planted(name, args.rounds)
+            row = planted(name, args.rounds, args.swap_file)
             document["planted"][name] = row
             recovered = "-" if row["recovered"] is None else f"{row['recovered']:.0%}"
             print(
@@ -326,11 +343,13 @@ def main() -> int:
             )
         else:
             row = healthy(name, args.pairs)
+            if row is None:
+                print(f"{name:34} not recorded: never undisturbed in {TRIES} runs", flush=True)
+                continue
             document["healthy"][name] = row
             print(f"{name:34} suggests {row['suggestions']}, proven {row['proven']}", flush=True)
         document["what"] = "first suggestion, what was lost and what applying it recovers"
-        document["machine"] = machine_summary(Machine.probe())
-        document["versions"] = versions()
+        document |= about()
         if args.json:
             args.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0

@@ -68,6 +68,7 @@ def looped(
     *,
     epochs: int,
     prepare: Callable[..., Any] = lambda x: x,
+    micro_batch: int | None = None,
     **facts: Any,
 ) -> Outcome:
     """The loop people write, with a monitor around it."""
@@ -81,7 +82,9 @@ def looped(
             for x, y in monitor.watch(loader):
                 x = prepare(x)
                 optimizer.zero_grad()
-                F.cross_entropy(model(x), y).backward()
+                for part, target in parts(x, y, micro_batch):
+                    share = len(part) / len(x)
+                    (F.cross_entropy(model(part), target) * share).backward()
                 monitor.lap("compute")
                 optimizer.step()
                 monitor.lap("update")
@@ -91,13 +94,11 @@ def looped(
     return Outcome(monitor, rates[len(rates) // 2], hotloop.monitor.peak_resident_bytes())
 
 
-def flop_per_step(model: nn.Module, x: torch.Tensor) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        model(x).sum().backward()
-    model.zero_grad()
-    return int(counter.get_total_flops())
+def parts(x: torch.Tensor, y: torch.Tensor, size: int | None) -> Any:
+    """The batch, or micro-batches of it."""
+    if size is None:
+        return ((x, y),)
+    return zip(x.split(size), y.split(size), strict=True)
 
 
 # The planted problems.
@@ -137,6 +138,19 @@ def noisy_neighbour(variant: str, plan: dict[str, Any]) -> Outcome:
     x, y = images(6400)
     batches = list(zip(x.split(64), y.split(64), strict=True))
     return looped(build_model("small"), batches, epochs=40, batch_size=64)
+
+
+def swap(variant: str, plan: dict[str, Any]) -> Outcome:
+    """Activations of a batch of 1024 above the memory limit; healthy: in micro-batches."""
+    torch.set_num_threads(CPUS)
+    layers: list[nn.Module] = [nn.Conv2d(1, 32, 3, padding=1)]
+    for _ in range(4):
+        layers += [nn.Tanh(), nn.Conv2d(32, 32, 1)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    x, y = images(4096)
+    batches = list(zip(x.split(1024), y.split(1024), strict=True))
+    micro = None if variant == "planted" else 64
+    return looped(model, batches, epochs=3, batch_size=1024, micro_batch=micro)
 
 
 def tiny_batches(variant: str, plan: dict[str, Any]) -> Outcome:
@@ -179,8 +193,7 @@ def wrong_layout(variant: str, plan: dict[str, Any]) -> Outcome:
         x = x.to(memory_format=torch.channels_last)
     batches = list(zip(x.split(64), y.split(64), strict=True))
     layout = "channels_last" if last else "contiguous"
-    # From the arena, so that page faults are not planted along.
-    with hotloop.TensorArena():
+    with hotloop.TensorArena():  # Else page faults are planted along.
         return looped(
             model, batches, epochs=5, batch_size=64, has_convolutions=True, memory_format=layout
         )
@@ -255,6 +268,7 @@ class Planted:
 
     Attributes:
         neighbour: whether another process computes on CPU 1. quota: CPUs of a control group.
+        limit_bytes: memory of a control group, of the planted and the fixed run, with swap.
         in_memory: whether what is lost is memory, not time.
     """
 
@@ -262,6 +276,7 @@ class Planted:
     rule: str
     neighbour: bool = False
     quota: float | None = None
+    limit_bytes: int | None = None
     in_memory: bool = False
 
 
@@ -270,6 +285,7 @@ PLANTED: dict[str, Planted] = {
     "quota 1.5 with 16 threads": Planted(quota, "quota", quota=1.5),
     "page-fault storm": Planted(page_faults, "page-faults"),
     "DataLoader with too many workers": Planted(loader_workers, "loader-workers"),
+    "swap": Planted(swap, "swap", limit_bytes=700 * 2**20),
     "noisy neighbour on one core": Planted(noisy_neighbour, "noisy-neighbour", neighbour=True),
     "tiny batches": Planted(tiny_batches, "batch-size"),
     "huge queue": Planted(huge_queue, "queue-size", in_memory=True),

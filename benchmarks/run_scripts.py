@@ -16,11 +16,10 @@ import statistics
 import sys
 from pathlib import Path
 
-import torch
+from about import about
 
 from hotloop.files import write_text_atomically
 from hotloop.launch import compare
-from hotloop.machine import Machine
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "scripts"
 SCRIPTS = {
@@ -101,17 +100,11 @@ def main():
     args = parser.parse_args()
     if args.rounding and args.out is None:
         parser.error("--rounding adds to the file of --out")
-    machine = Machine.probe()
     document = {}
     if args.out is not None and args.out.is_file():
         document = json.loads(args.out.read_text())
-    document["machine"] = {
-        "cpu": machine.cpu_model,
-        "usable_cpus": machine.usable_cpus,
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "data": "MNIST" if os.environ.get("HOTLOOP_DATA") else "drawn",
-    }
+    document |= about()
+    document["data"] = "MNIST" if os.environ.get("HOTLOOP_DATA") else "drawn"
     for name in args.names if args.rounding else []:
         row = document["scripts"][name]
         row["plain_with_one_thread"] = rounding(name)

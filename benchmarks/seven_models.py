@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from about import about
 from models import build
 from torch import nn
 
@@ -25,7 +26,6 @@ import hotloop
 from hotloop.files import write_text_atomically
 from hotloop.machine import Machine
 from hotloop.train.child import Child
-from hotloop.train.report import versions
 
 MODELS = ("small", "big", "cnn", "residual", "transformer", "gru", "autoencoder")
 BATCH, BATCHES, SLICE_S, COMPARED = 64, 20, 1.5, 100
@@ -135,14 +135,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    machine = Machine.probe()
     document: dict[str, Any] = {}
     if args.out is not None and args.out.is_file():
         document = json.loads(args.out.read_text())
     document["about"] = {
-        "cpu": machine.cpu_model, "usable_cpus": machine.usable_cpus,
-        "fingerprint": machine.fingerprint(), "versions": versions(), "batch_size": BATCH,
-        "optimizer": "Adam", "compared_steps": COMPARED,
+        **about(), "batch_size": BATCH, "optimizer": "Adam", "compared_steps": COMPARED,
     }  # fmt: skip
     for name in args.models.split(","):
         row = document.setdefault("models", {})[name] = race(name, args.rounds)

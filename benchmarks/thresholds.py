@@ -16,10 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from about import machine_summary
-
-import hotloop
-from hotloop.train.report import versions
+from about import about
 
 SIZE, ROUNDS = 64 * 2**20, 15
 PAGES = SIZE // mmap.PAGESIZE
@@ -75,8 +72,7 @@ def main() -> int:
         document = {
             "what": "seconds of a minor page fault of 4 KiB, zeroing and giving back included",
             "rows": rows,
-            "machine": machine_summary(hotloop.Machine.probe()),
-            "versions": versions(),
+            **about(),
         }
         args.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0

@@ -1,7 +1,8 @@
 """``hotloop tune`` in 120 s against an exhaustive grid over a coarse space, each model in pieces.
 
     python benchmarks/tune_grid.py tune small      # 120 s; keeps the result
-    python benchmarks/tune_grid.py grid small 0    # a piece of the grid beside the tuned plan
+    python benchmarks/tune_grid.py grid small 0    # a piece of the grid beside the tuned plan;
+                                                   # --plans N: of so many plans
     python benchmarks/tune_grid.py final small     # the grid's best three against the tuned plan
 
 Every piece measures its plans and the tuned plan in rounds, one slice each in turn, in fresh
@@ -22,21 +23,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+from about import about
+
 from hotloop.cli.recipe import Recipe, trial_source
 from hotloop.machine import Machine
 from hotloop.plan import Plan
-from hotloop.train.report import versions
 from hotloop.train.trials import PlanTrials
 from hotloop.train.tuner import tune_source
 from hotloop.tuning import compare, key_of, text_of
 
 RESULTS = Path(__file__).parent / "results" / "tune.json"
 BUDGET_S = 120.0
-PIECE = 14
 
 
 def grid(machine: Machine) -> list[dict[str, Any]]:
-    """Who computes x compiled or not x arena x huge pages, each as a difference to the default."""
+    """Who computes x compiled or not x arena x huge pages, each as a difference to the default.
+
+    What is not compiled, or on one thread of several, is there with the default's arena and pages
+    alone: either takes 1.6 times as long or more, which neither makes good, and each plan of the
+    grid costs a process.
+    """
     cpus = machine.usable_cpus
     who: list[dict[str, Any]] = [
         {"cpu.num_threads": n, "cpu.thread_affinity": a, "parallel.num_workers": None}
@@ -49,12 +55,16 @@ def grid(machine: Machine) -> list[dict[str, Any]]:
             for a in ("none", "compact")
         ]
     product = itertools.product(who, ("always", "off"), ("try", "never"), ("never", "try"))
-    return [
-        {**w, "step.compile": c, "memory.tensor_arena": a, "memory.huge_pages": h}
-        for w, c, a, h in product
+    found = []
+    for w, c, a, h in product:
+        by_workers = w["parallel.num_workers"] is not None
+        slow = c == "off" or (w["cpu.num_threads"] == 1 < cpus and not by_workers)
         # Workers that are not compiled take the plain path on one thread: the same plan as that.
-        if not (c == "off" and w["parallel.num_workers"] is not None)
-    ]
+        if (c == "off" and by_workers) or (slow and (a, h) != ("try", "never")):
+            continue
+        knobs = {"step.compile": c, "memory.tensor_arena": a, "memory.huge_pages": h}
+        found.append({**w, **knobs})
+    return found
 
 
 def load() -> dict[str, Any]:
@@ -82,25 +92,16 @@ def run_tune(model: str, machine: Machine) -> None:
         )  # fmt: skip
     document = result.to_dict()
     document["wall_s"] = time.monotonic() - began_s
-    about = {
-        "versions": versions(),
-        "cpu_model": machine.cpu_model,
-        "usable_cpus": machine.usable_cpus,
-        "fingerprint": machine.fingerprint(),
-        "batch_size": 64,
-        "data": "mnist",
-        "budget_s": BUDGET_S,
-    }
-    save(model, "about", about)
+    save(model, "about", {**about(), "batch_size": 64, "data": "mnist", "budget_s": BUDGET_S})
     save(model, "tune", document)
     save(model, "grid", {})
     print(f"{document['wall_s']:.0f} s: {text_of(result.best)}; {result.summary()}")
 
 
-def run_piece(model: str, machine: Machine, piece: int) -> None:
-    rows = grid(machine)[piece * PIECE : (piece + 1) * PIECE]
+def run_piece(model: str, machine: Machine, piece: int, plans: int) -> None:
+    rows = grid(machine)[piece * plans : (piece + 1) * plans]
     if not rows:
-        raise SystemExit(f"the grid has {math.ceil(len(grid(machine)) / PIECE)} pieces")
+        raise SystemExit(f"the grid has {math.ceil(len(grid(machine)) / plans)} pieces")
     tuned = Plan.from_dict(load()[model]["tune"]["plan"])
     kept = load()[model]["grid"]
     with PlanTrials(source_of(model), tuned) as trials:
@@ -112,18 +113,26 @@ def run_piece(model: str, machine: Machine, piece: int) -> None:
             costs = {key_of(row): trials.measure(row) for row in order}
             for row in ready:
                 ratios[key_of(row)].append(costs[key_of({})] / costs[key_of(row)])
+            # After each round: what is stopped keeps what it has measured.
+            found = {key_of(row): recorded(row, ratios, failures) for row in rows}
+            save(model, "grid", kept | found)
     for row in rows:
-        values = ratios.get(key_of(row), [])
-        kept[key_of(row)] = {
-            "candidate": row,
-            "ratio": statistics.median(values) if values else None,
-            "min": min(values, default=None),
-            "max": max(values, default=None),
-            "n": len(values),
-            "failed": failures.get(key_of(row)),
-        }
-        print(f"{kept[key_of(row)]['ratio'] or 0:.3f}  {text_of(row)}")
-    save(model, "grid", kept)
+        print(f"{found[key_of(row)]['ratio'] or 0:.3f}  {text_of(row)}")
+
+
+def recorded(
+    row: dict[str, Any], ratios: dict[str, list[float]], failures: dict[str, str]
+) -> dict[str, Any]:
+    """What is recorded of a plan of the grid; ratios: its speed over the tuned plan's."""
+    values = ratios.get(key_of(row), [])
+    return {
+        "candidate": row,
+        "ratio": statistics.median(values) if values else None,
+        "min": min(values, default=None),
+        "max": max(values, default=None),
+        "n": len(values),
+        "failed": failures.get(key_of(row)),
+    }
 
 
 def run_final(model: str) -> None:
@@ -159,12 +168,13 @@ def main() -> None:
     parser.add_argument("what", choices=("tune", "grid", "final"))
     parser.add_argument("model", choices=("small", "big", "cnn"))
     parser.add_argument("piece", type=int, nargs="?", default=0)
+    parser.add_argument("--plans", type=int, default=11, help="of a piece")
     args = parser.parse_args()
     machine = Machine.probe()
     if args.what == "tune":
         run_tune(args.model, machine)
     elif args.what == "grid":
-        run_piece(args.model, machine, args.piece)
+        run_piece(args.model, machine, args.piece, args.plans)
     else:
         run_final(args.model)
 

@@ -73,6 +73,19 @@ def test_prove_takes_a_suggestion_of_a_report(tmp_path, capsys):
     assert proven.proof.n == found["comparison"]["n"] >= 4
     states = {"proven": "proven", "regression": "regression", "no difference": "hypothesis"}
     assert proven.state == states[found["verdict"]]
+    assert json.loads(path.read_text()) == document  # Written only when asked to.
+
+    code, text, _ = run(
+        capsys, "prove", "--from", path, "--name", "queue-size", "--json", "--quiet", "--save",
+        "--budget-s", 0.5,
+    )  # fmt: skip
+    assert code == 0
+    document["optimizations"][1] = json.loads(text)["optimization"]
+    assert document["optimizations"][1]["proof"]["n"] >= 4
+    assert json.loads(path.read_text()) == document
+    code, text, _ = run(capsys, "report", folder)
+    assert code == 0
+    assert "times as fast" in text
 
     code, _, err = run(capsys, "prove", "--from", path, "--name", "swap")
     assert code == 2
@@ -124,6 +137,7 @@ def test_tune_in_no_time_writes_a_plan_and_tells_what_it_could_not_try(tmp_path,
         (["prove", "mnist", "--set", "cpu.queue_size=8", "--confidence", "95"], "confidence"),
         (["prove", "--from", "/nowhere/report.json"], "report of hotloop train"),
         (["prove", "mnist", "--set", "cpu.queue_size=8", "--from", "x"], "needs a change"),
+        (["prove", "mnist", "--set", "cpu.queue_size=8", "--save"], "--from report.json"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(capsys, argv, expect):

@@ -200,10 +200,11 @@ def test_suggestions_are_shown_with_evidence_change_and_proof():
     ("said", "proof", "shown"),
     [
         ("proven", None, "hypothesis, not measured here"),
-        ("proven", (1.2, 0.99, 1.4), "hypothesis, not measured here"),
+        ("proven", (1.2, 0.99, 1.4), "measured: no clear difference"),
         ("proven", (1.2, 1.01, 1.4), "proven here"),
-        ("regression", (0.9, 0.8, 1.1), "hypothesis, not measured here"),
+        ("regression", (0.9, 0.8, 1.1), "measured: no clear difference"),
         ("regression", (0.9, 0.8, 0.99), "measured: slower"),
+        ("hypothesis", (1.02, 0.9, 1.1), "measured: no clear difference"),
         ("hypothesis", (1.2, 1.1, 1.4), "hypothesis, not measured here"),
         ("wonderful", (1.2, 1.1, 1.4), "hypothesis, not measured here"),
     ],
@@ -218,12 +219,15 @@ def test_nothing_is_called_proven_without_its_interval(said, proof, shown):
     assert page_of(report).of_class("badge")[0].text == shown
 
 
-def test_only_regressions_are_no_lead_and_nothing_found_is_said():
+def test_what_was_measured_to_bring_nothing_is_no_lead_and_nothing_found_is_said():
     report = samples.full_report()
-    report["optimizations"] = [report["optimizations"][2]]
-    page = page_of(report)
-    assert not page.of_class("lead")
-    assert len(page.of_class("card")) == 1
+    _, proven, slower = report["optimizations"]
+    unclear = {**proven, "state": "hypothesis", "proof": {**proven["proof"], "low": 0.98}}
+    for only in (slower, unclear):
+        report["optimizations"] = [only]
+        page = page_of(report)
+        assert not page.of_class("lead")
+        assert len(page.of_class("card")) == 1
     report["optimizations"] = []
     assert "Nothing was found that would help." in page_of(report).words()
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,9 +20,10 @@ from hotloop.cli.tune import _text
 from hotloop.errors import InputError, ModelError, PlanError, RunError
 from hotloop.machine import Machine
 from hotloop.monitor.optimization import Change, Evidence, Optimization
+from hotloop.train.losses import equal_to_rounding, loss_difference
 from hotloop.train.prove import Proven, prove
 from hotloop.train.trial_worker import KEPT_LOSSES, Slices
-from hotloop.train.trials import PlanTrials, Source, loss_difference, pickled_source
+from hotloop.train.trials import PlanTrials, Source, pickled_source
 from hotloop.train.tuner import heading, tune_source
 from hotloop.tuning import PRESENT, Group, compare, key_of
 
@@ -153,6 +155,23 @@ def test_what_cannot_run_or_differs_is_told_and_processes_end(planted):
         assert trials.measure(PRESENT) > 0  # Started anew.
         child = trials._running[key_of(PRESENT)]._process
     assert child.poll() is not None
+
+
+def test_another_precision_is_told_with_what_decided_it(planted):
+    auto, low = {"step.precision": "auto"}, {"step.precision": "bfloat16"}
+    with trials_of(planted, check_results=True) as trials:
+        failures = trials.prepare([PRESENT, auto, low])
+        # Only what is compiled is probed, so it would run as the present plan does.
+        assert failures == {key_of(auto): "precision auto is float32 on the plain path"}
+    with trials_of(planted) as trials:
+        found = prove(trials, low, budget_s=0.1)
+        assert found.exact is False
+        assert "as the plan says, which nothing has probed" in found.precision_reason
+        assert found.numerics.endswith(found.precision_reason)
+        assert found.to_dict()["precision_reason"] in found.proof().numerics
+        assert prove(trials, {"cpu.queue_size": 16}, budget_s=0.1).precision_reason is None
+        found = prove(trials, auto, budget_s=0.1)
+        assert found.numerics.endswith("last bit; precision auto is float32 on the plain path")
 
 
 def test_a_trial_ends_with_its_parent(planted, tmp_path):
@@ -373,7 +392,18 @@ def test_the_difference_of_losses():
     assert loss_difference([1.0, 2.0], [1.0, 2.0, 3.0]) == (0.0, 2)
     assert loss_difference([1.0, 2.0], [1.0, 1.9])[0] == pytest.approx(0.05)
     assert loss_difference([1.0, 0.0], [1.0, 1e-12])[0] < 1e-4
-    found = Proven(
-        change={}, comparison=compare(lambda: 1.0, lambda: 1.0), loss_difference=3e-8, steps=16
-    )
-    assert found.numerics == "losses of 16 steps equal to 3.0e-08"
+    assert equal_to_rounding([2.3, 2.4, 1.9], [2.3, 2.4001, 1.9003])
+    assert not equal_to_rounding([2.3, 2.4], [2.301, 2.4])  # Nothing has grown yet.
+    assert not equal_to_rounding([2.3, 2.4, 1.9], [2.3, 2.4, 1.902])
+    assert not equal_to_rounding([2.3, math.nan], [2.3, 2.4])
+    assert not equal_to_rounding([], [])
+    same = {"change": {}, "comparison": compare(lambda: 1.0, lambda: 1.0), "steps": 16}
+    found = [
+        Proven(**same, loss_difference=size, exact=exact).numerics
+        for size, exact in ((3e-8, True), (2e-3, True), (2e-3, False))
+    ]
+    assert found == [
+        "losses of 16 steps equal to 3.0e-08",
+        "losses of 16 steps equal to rounding, which grew to 2.0e-03",
+        "losses of 16 steps NOT equal: they differ by 2.0e-03",
+    ]

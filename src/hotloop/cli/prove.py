@@ -41,6 +41,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     group.add_argument("--name", help="of the suggestion (default: the first that can be proven)")
     group.add_argument(
+        "--save", action="store_true",
+        help="with --from: write the proof into the report, for hotloop report to show",
+    )  # fmt: skip
+    group.add_argument(
         "--budget-s", type=float, default=60.0, metavar="S",
         help="seconds of measuring at most (default: 60)",
     )  # fmt: skip
@@ -71,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
             "hotloop prove needs a change",
             next_step="--set parallel.num_workers=2, or --from report.json",
         )
+    if args.save and args.report is None:
+        raise InputError("--save writes into a report", next_step="name it with --from report.json")
     suggestion: Optimization | None = None
     plan = plan_from_flags(args)
     if args.report is not None:
@@ -102,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
                 margin=args.margin,
                 on_pair=on_pair,
             )
+    if args.save and suggestion is not None:
+        _save(args.report, suggestion, proven.applied_to(suggestion))
     if args.json:
         document = {
             **proven.to_dict(),
@@ -152,8 +160,7 @@ def _from_report(args: argparse.Namespace, plan: Plan) -> tuple[Optimization, Re
     path: Path = args.report
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        listed = document.get("optimizations") or document.get("suggestions") or []
-        found = [Optimization.from_dict(entry) for entry in listed]
+        found = [Optimization.from_dict(entry) for entry in document.get("optimizations") or []]
         run_plan = Plan.from_dict(document["plan"]) if "plan" in document else plan
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
@@ -164,6 +171,21 @@ def _from_report(args: argparse.Namespace, plan: Plan) -> tuple[Optimization, Re
     named = args.dataset is not None or args.data is not None
     recipe = recipe_for_trials(args, NAME) if named else Recipe.load(path.parent / "recipe.json")
     return suggestion, recipe, run_plan if args.plan == AUTO else plan
+
+
+def _save(path: Path, suggestion: Optimization, proven: Optimization) -> None:
+    """Put the suggestion as it is now in the place of the one it was; the rest stays as it is.
+
+    Raises:
+        StorageError: the report cannot be written.
+    """
+    from ..files import write_text_atomically
+    from ..monitor.optimization import Optimization
+
+    document = json.loads(path.read_text(encoding="utf-8"))
+    found = [Optimization.from_dict(entry) for entry in document["optimizations"]]
+    document["optimizations"][found.index(suggestion)] = proven.to_dict()
+    write_text_atomically(path, json.dumps(document, indent=2) + "\n")
 
 
 def _chosen(found: list[Optimization], name: str | None, path: Path) -> Optimization:

@@ -291,7 +291,8 @@ class Work(Record):
         batch_size: samples a step. steps_per_call: steps in one call of the step.
         num_threads: threads inside an operation, as torch has it.
         path: ``"compiled"``, ``"compiled gradients"``, ``"plain"``, ...; ``None``: not hotloop's.
-        path_reason: why. precision: of forward and backward.
+        path_reason: why. precision: of forward and backward. precision_reason: what the probe of
+            precision ``"auto"`` found; ``None``: nothing was probed.
         memory_format: of four-dimensional inputs: ``"contiguous"``, ``"channels_last"``; ``None``:
             there are none.
         operations: longest operations of a step, as ``TrainReport.operations`` has them.
@@ -314,6 +315,7 @@ class Work(Record):
     path: str | None = None
     path_reason: str | None = None
     precision: str | None = None
+    precision_reason: str | None = None
     memory_format: str | None = None
     operations: tuple[dict[str, Any], ...] = ()
     flop_per_step: float | None = None

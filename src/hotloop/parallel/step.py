@@ -104,7 +104,7 @@ class ParallelStep(TrainStep):
         elif plan.memory.micro_batch_size is not None:
             self.reason = "micro-batches are run one after the other"
         elif plan.step.precision != "float32":
-            self.reason = "workers compute in float32"
+            self.reason = self.precision_reason = "workers compute in float32"
         elif len(x) % self.chunk_size:
             self.reason = f"batches of {len(x)} are not whole chunks of {self.chunk_size}"
         else:

@@ -48,6 +48,7 @@ class TrainStep:
         path: ``"compiled"`` or ``"plain"``.
         reason: why this path.
         precision: ``"float32"``, or ``"bfloat16"`` for forward and backward.
+        precision_reason: what decided it where the plan said ``"auto"``, else ``None``.
         between: called when the gradients are there, before they are clipped and used.
         arena: entered around each call: where its tensors come from.
     """
@@ -74,6 +75,7 @@ class TrainStep:
         self.between = between
         self.arena: AbstractContextManager[Any] = nullcontext()
         self.reason = "the compiled path was not asked for"
+        self.precision_reason: str | None = None
         self._compiled: CompiledStep | CudaStep | None = None
         self._layout_of: Any = None
         self._laid_out: Callable[[torch.Tensor], torch.Tensor] = preferred(model, torch.empty(0))
@@ -265,15 +267,15 @@ def compile_step(
     if wanted != "auto":
         return step
     if step.path == "plain":
-        step.reason += "; precision auto is float32 on the plain path"
-        return step
-    if batches is None and x.device.type == "meta":
-        step.reason += "; precision auto is float32: no batches to probe bfloat16 with"
-        return step
-    verdict = probe(make, model, optimizer, batches or (lambda: [_cut(x, y, plan)]))
-    if verdict.accepted:
-        step = make(model, optimizer, "bfloat16")
-    step.reason += f"; {verdict.reason}"
+        step.precision_reason = "precision auto is float32 on the plain path"
+    elif batches is None and x.device.type == "meta":
+        step.precision_reason = "precision auto is float32: no batches to probe bfloat16 with"
+    else:
+        verdict = probe(make, model, optimizer, batches or (lambda: [_cut(x, y, plan)]))
+        if verdict.accepted:
+            step = make(model, optimizer, "bfloat16")
+        step.precision_reason = verdict.reason
+    step.reason += f"; {step.precision_reason}"
     return step
 
 

@@ -62,6 +62,7 @@ def _describe(
         path=step.path,
         path_reason=step.reason,
         precision=step.precision,
+        precision_reason=step.precision_reason,
         flop_per_step=budget.flop_per_step,
         step_bytes=budget.model_parameters_bytes
         + budget.gradient_buffers_bytes

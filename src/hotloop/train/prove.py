@@ -10,7 +10,8 @@ from typing import Any
 from ..errors import PlanError
 from ..monitor.optimization import Optimization, Proof
 from ..tuning import PRESENT, Candidate, Comparison, compare, key_of, knobs_of
-from .trials import ROUNDING, PlanTrials, loss_difference
+from .losses import ROUNDING, equal_to_rounding, loss_difference
+from .trials import PlanTrials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,27 +24,31 @@ class Proven:
         loss_difference: greatest relative difference between the losses of the first steps;
             ``None``: they cannot be compared (another batch size).
         steps: how many steps those were.
+        exact: whether the losses are the same to float32 rounding; ``None``: not known.
+        precision_reason: where the change is one of precision, what decided the precision.
     """
 
     change: dict[str, Any]
     comparison: Comparison
     loss_difference: float | None
     steps: int
-
-    @property
-    def exact(self) -> bool | None:
-        """Whether the losses are the same to float32 rounding; ``None``: not known."""
-        return None if self.loss_difference is None else self.loss_difference <= ROUNDING
+    exact: bool | None
+    precision_reason: str | None = None
 
     @property
     def numerics(self) -> str:
         """For people: how the results compare."""
         if self.loss_difference is None:
-            return "another batch size: losses cannot be compared"
-        if self.loss_difference == 0:
-            return f"losses of {self.steps} steps equal to the last bit"
-        how = "equal to" if self.exact else "NOT equal: they differ by"
-        return f"losses of {self.steps} steps {how} {self.loss_difference:.1e}"
+            text = "another batch size: losses cannot be compared"
+        elif self.loss_difference == 0:
+            text = f"losses of {self.steps} steps equal to the last bit"
+        else:
+            how = "NOT equal: they differ by"
+            if self.exact:
+                grown = self.loss_difference > ROUNDING
+                how = "equal to rounding, which grew to" if grown else "equal to"
+            text = f"losses of {self.steps} steps {how} {self.loss_difference:.1e}"
+        return text if self.precision_reason is None else f"{text}; {self.precision_reason}"
 
     def proof(self) -> Proof:
         """As a suggestion carries it."""
@@ -77,6 +82,7 @@ class Proven:
             "steps_compared": self.steps,
             "exact": self.exact,
             "numerics": self.numerics,
+            "precision_reason": self.precision_reason,
         }
 
 
@@ -119,12 +125,24 @@ def prove(
         margin=margin,
         on_pair=on_pair,
     )
-    difference, steps = None, 0
+    difference, steps, exact = None, 0, None
     if trials.batch_size_of(with_it) == trials.batch_size_of(without):
-        difference, steps = loss_difference(
-            trials.losses[key_of(without)], trials.losses[key_of(with_it)]
-        )
-    return Proven(change=with_it, comparison=found, loss_difference=difference, steps=steps)
+        losses = trials.losses[key_of(without)], trials.losses[key_of(with_it)]
+        difference, steps = loss_difference(*losses)
+        exact = equal_to_rounding(*losses)
+    return Proven(
+        change=with_it, comparison=found, loss_difference=difference, steps=steps, exact=exact,
+        precision_reason=_precision(trials, with_it, without),
+    )  # fmt: skip
+
+
+def _precision(trials: PlanTrials, with_it: Candidate, without: Candidate) -> str | None:
+    """What decided the precision where the two sides name different ones."""
+    asked = [trials.plan_of(side).step.precision for side in (without, with_it)]
+    if asked[0] == asked[1]:
+        return None
+    used, reason = trials.precision_of(with_it)
+    return reason or f"computed in {used} as the plan says, which nothing has probed"
 
 
 def _listed(change: Mapping[str, Any]) -> str:

@@ -115,12 +115,14 @@ def main() -> int:
 
 
 def _run(setup: dict[str, Any], say: Callable[..., None]) -> None:
-    from ..monitor import peak_resident_bytes
+    from ..monitor import PerformanceMonitor, peak_resident_bytes
     from ..plan import Plan
 
     module, _, name = setup["target"].partition(":")
     plan = Plan.from_dict(setup["plan"])
     work = getattr(importlib.import_module(module), name)(setup["arguments"], plan)
+    # Told of the step, but looking at nothing: a held trial must take no time of the processor.
+    monitor = PerformanceMonitor(work.trainer.machine, look_every_s=None, hardware_counters=False)
 
     def facts() -> dict[str, Any]:
         return {
@@ -128,14 +130,16 @@ def _run(setup: dict[str, Any], say: Callable[..., None]) -> None:
             "steps_per_call": slices.steps_per_call,
             "peak_bytes": peak_resident_bytes(),
             "fingerprint": work.fingerprint,
+            "precision": monitor.work.precision,
+            "precision_reason": monitor.work.precision_reason,
             "losses": slices.losses,
         }
 
     lead = plan.cpu.queue_size + 1
     slices = Slices(say, sys.stdin.readline, lead, facts)
     work.trainer.fit(
-        work.data, work.batch_size, _FOREVER, seed=work.seed, on_losses=slices
-    )  # fmt: skip
+        work.data, work.batch_size, _FOREVER, seed=work.seed, monitor=monitor, on_losses=slices
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import runpy
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from ..machine import Machine
 from ..plan import Plan
 from ..tuning import (
     BATCH_SIZE,
+    PRECISION,
     PRESENT,
     Candidate,
     LrRule,
@@ -28,6 +28,7 @@ from ..tuning import (
     text_of,
 )
 from .child import Child
+from .losses import equal_to_rounding, loss_difference
 
 if TYPE_CHECKING:
     from ..data import PackedDataset
@@ -37,8 +38,6 @@ _IMPORT_S, _BUILD_S = 120.0, 900.0
 # A slice is this long; far longer ones only where one step is.
 SLICE_S = 0.25
 _SLICE_LIMIT_S = 300.0
-# Relative; float32 has 6e-8, and some steps of training make more of it.
-ROUNDING = 1e-4
 _SCRIPT = "__hotloop_trial__"
 # Of the memory that is free, what trials may take together.
 _MEMORY_SHARE = 0.7
@@ -77,11 +76,15 @@ class Facts:
     Attributes:
         steps_per_call: steps that one call of the step makes. peak_bytes: most memory resident.
         fingerprint: of the work, see ``tuned.trainer_fingerprint``.
+        precision: of forward and backward. precision_reason: what the probe of precision ``auto``
+            found; ``None``: nothing was probed.
     """
 
     steps_per_call: int
     peak_bytes: int | None
     fingerprint: str
+    precision: str = "float32"
+    precision_reason: str | None = None
 
 
 class PlanTrials:
@@ -94,7 +97,8 @@ class PlanTrials:
         source: the work. present: the plan that candidates are differences to.
         lr_rule: of candidates with another batch size.
         check_results: refuse candidates whose first losses are not those of the present plan to
-            rounding; those with another precision or batch size are not held against it.
+            rounding, but for those with another precision or batch size; and such with another
+            precision that come to compute in the present one.
         slice_s: seconds of a measurement.
         on_start: told what is being prepared.
         free_bytes: memory that is free now; ``None``: not known.
@@ -223,6 +227,11 @@ class PlanTrials:
         """Of a candidate's work."""
         return self._facts_of(candidate).fingerprint
 
+    def precision_of(self, candidate: Candidate) -> tuple[str, str | None]:
+        """What a candidate computes in, and what the probe of precision ``auto`` found."""
+        facts = self._facts_of(candidate)
+        return facts.precision, facts.precision_reason
+
     def _facts_of(self, candidate: Candidate) -> Facts:
         if key_of(candidate) not in self.facts:
             self.require([candidate])
@@ -260,20 +269,29 @@ class PlanTrials:
         child.tell(do="build")
         answer = child.answer(_BUILD_S)
         self.facts[key] = Facts(
-            answer["steps_per_call"], answer["peak_bytes"], answer["fingerprint"]
-        )
+            answer["steps_per_call"], answer["peak_bytes"], answer["fingerprint"],
+            answer["precision"], answer["precision_reason"],
+        )  # fmt: skip
         self.losses[key] = answer["losses"]
         self._running[key] = child
         self._check(candidate)
 
     def _check(self, candidate: Candidate) -> None:
-        may_differ = "step.precision" in candidate or BATCH_SIZE in candidate
-        if not self.check_results or may_differ:
+        if not self.check_results:
             return
-        difference, steps = loss_difference(
-            self.losses[key_of(PRESENT)], self.losses[key_of(candidate)]
-        )
-        if not difference <= ROUNDING:
+        if PRECISION in candidate:
+            facts, present = self.facts[key_of(candidate)], self.facts[key_of(PRESENT)]
+            if facts.precision == present.precision:
+                raise RunError(
+                    "a candidate with another precision must come to compute in it",
+                    got=facts.precision_reason or f"precision is {facts.precision} as it is",
+                )
+            return
+        if BATCH_SIZE in candidate:
+            return
+        losses = self.losses[key_of(PRESENT)], self.losses[key_of(candidate)]
+        if not equal_to_rounding(*losses):
+            difference, steps = loss_difference(*losses)
             raise RunError(
                 "a candidate must compute what the present plan computes",
                 got=f"losses of the first {steps} steps differ by {difference:.1e}",
@@ -282,16 +300,6 @@ class PlanTrials:
     def _needed_bytes(self) -> int | None:
         """What the largest trial so far took."""
         return max((f.peak_bytes or 0 for f in self.facts.values()), default=None)
-
-
-def loss_difference(a: list[float], b: list[float]) -> tuple[float, int]:
-    """Greatest relative difference over the steps that both have, and how many those are."""
-    pairs = list(zip(a, b, strict=False))
-    scale = max((abs(x) for x in a), default=0.0) * 1e-6  # A loss that reached 0 has no relation.
-    return max(
-        (abs(x - y) / max(abs(x), abs(y), scale) if x != y else 0.0 for x, y in pairs),
-        default=math.nan,
-    ), len(pairs)
 
 
 def pickled_source(trainer: Trainer, data: PackedDataset, batch_size: int, seed: int,

@@ -22,6 +22,7 @@ from ..machine.ceilings import installed_torch_version
 from ..plan import Plan
 from ..tuning import (
     BATCH_SIZE,
+    PRECISION,
     PRESENT,
     Candidate,
     Comparison,
@@ -46,8 +47,6 @@ from .tune_result import Line, TuneResult
 # Of the budget, what the search may take; the rest proves what it found.
 _SEARCH_SHARE = 0.6
 _OVERALL = "the plan"
-# Plans are taken over unasked by "auto", so one that changes results is not remembered.
-_INEXACT = ("step.precision",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,15 +350,15 @@ class _Tuner:
     def _remember(
         self, space: Sequence[Group], best: Candidate, plan: Plan, overall: Proven | None
     ) -> bool:
-        changed = [name for name in _INEXACT if name in best]
-        if changed or (overall is not None and overall.exact is False):
+        # Plans are taken over unasked by "auto", so one that changes results is not remembered.
+        if PRECISION in best or (overall is not None and overall.exact is False):
             self.notes.append(
                 "not remembered for plan auto, which is exact: pass --plan with the file"
             )
             return False
         searched = {name for group in space for choice in group.choices for name in choice}
         now = knobs_of(plan)
-        knobs = {name: now[name] for name in sorted(searched - {BATCH_SIZE, *_INEXACT})}
+        knobs = {name: now[name] for name in sorted(searched - {BATCH_SIZE, PRECISION})}
         proof = "nothing tried was faster than the plan it began with"
         if overall is not None:
             proof = overall.comparison.text()
@@ -373,6 +372,8 @@ def _to_journal(proven: Proven) -> dict[str, Any]:
         "comparison": proven.comparison.to_dict(),
         "loss_difference": proven.loss_difference,
         "steps": proven.steps,
+        "exact": proven.exact,
+        "precision_reason": proven.precision_reason,
     }
 
 

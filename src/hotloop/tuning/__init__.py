@@ -19,10 +19,11 @@ from .interval import always_valid_interval
 from .journal import Journal
 from .plan_text import plan_with_comments
 from .search import SearchProgress, SearchResult, Trial, Tried, search
-from .space import BATCH_SIZE, LrRule, knobs_of, learning_rate_factor, space_of
+from .space import BATCH_SIZE, PRECISION, LrRule, knobs_of, learning_rate_factor, space_of
 
 __all__ = [
     "BATCH_SIZE",
+    "PRECISION",
     "PRESENT",
     "Candidate",
     "Comparison",

@@ -15,6 +15,8 @@ from .candidate import Candidate, Group
 LrRule = Literal["linear", "sqrt", "none"]
 # Not a knob of the plan: it changes what is computed. A trial knows it by this name.
 BATCH_SIZE = "batch_size"
+# The one knob that changes results and is one of the plan.
+PRECISION = "step.precision"
 _QUEUE_SIZES = (1, 16)
 
 
@@ -86,7 +88,7 @@ def space_of(
         ),
     ]
     if allow_precision:
-        auto = {"step.precision": "auto"}
+        auto = {PRECISION: "auto"}
         choices = (auto, {**auto, "parallel.num_workers": None})
         groups.insert(3, Group("precision", choices))
     return tuple(g for g in groups if g.choices)

@@ -11,6 +11,7 @@ from .elements import Child, facts, note, section, tag
 STATES = {
     "proven": "proven here",
     "hypothesis": "hypothesis, not measured here",
+    "unclear": "measured: no clear difference",
     "regression": "measured: slower",
 }
 _ORDER = tuple(STATES)
@@ -18,14 +19,16 @@ KINDS = {"problem": "a loss that was seen", "opportunity": "no loss was seen: so
 
 
 def state(optimization: Document) -> str:
-    """Key of ``STATES``; a hypothesis unless an interval that excludes 1 says more."""
+    """Key of ``STATES``: what the interval of the proof says; a hypothesis where there is none."""
     said = optimization.text("state")
     low, high = optimization.number("proof", "low"), optimization.number("proof", "high")
-    if said == "proven" and low is not None and high is not None and 1 < low <= high:
+    if low is None or high is None or low > high:
+        return "hypothesis"
+    if said == "proven" and low > 1:
         return "proven"
-    if said == "regression" and low is not None and high is not None and low <= high < 1:
+    if said == "regression" and high < 1:
         return "regression"
-    return "hypothesis"
+    return "unclear" if low <= 1 <= high else "hypothesis"
 
 
 def ordered(report: Document) -> list[Document]:
@@ -54,7 +57,7 @@ def change_lines(report: Document, optimization: Document, arrow: str = "→") -
 
 def lead(report: Document) -> Element | None:
     """The first suggestion in one line below the headline; ``None``: there is none to follow."""
-    found = [o for o in ordered(report) if state(o) != "regression"]
+    found = [o for o in ordered(report) if state(o) in ("proven", "hypothesis")]
     if not found:
         return None
     first = found[0]
