@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import math
 import sys
 import threading
 import time
@@ -102,7 +103,7 @@ def test_what_waited_for_a_busy_loop_has_used_its_deadline():
             assert late.answer()[0] == 200
             first.send(request_bytes("GET", "/v2"))
             time.sleep(0.2)  # The loop has found the first request and sleeps in it.
-            late.send(request_bytes("POST", INFER, BODY, deadline(300)))
+            late.send(request_bytes("POST", INFER, BODY, deadline(500)))
             assert first.answer()[0] == 200
             status, headers, _ = late.answer()
             assert (status, headers[b"retry-after"]) == (429, b"1")
@@ -153,7 +154,8 @@ def test_thousands_that_go_do_not_lie_in_the_queue():
         served.still_serves()
 
 
-def test_what_cannot_be_answered_in_time_is_refused_before_its_body():
+def test_what_cannot_be_answered_in_time_is_refused_before_its_body(monkeypatch):
+    monkeypatch.setattr("hotloop.serve.batcher._PROBE_S", math.inf)
     engine = Doubler(num_instances=1, wait_s=0.05)
     with Running(engine) as served, served.connect() as client:
         head = request_bytes("POST", INFER, BODY, [*deadline(5), ("Expect", "100-continue")])
@@ -173,25 +175,29 @@ def test_an_engine_that_was_slow_once_is_tried_again():
                 batcher.curve.add(1, 5.0, time.monotonic() + 0.001 * at)
             batcher._idle_since_s = time.monotonic() + 60
         ran = len(engine.rows)
-        assert served.ask("POST", INFER, BODY, deadline(500))[0] == 429
+        assert served.ask("POST", INFER, BODY, deadline(3000))[0] == 429
         assert len(engine.rows) == ran
         batcher._idle_since_s = time.monotonic() - 2
-        assert served.ask("POST", INFER, BODY, deadline(500))[0] == 200
+        assert served.ask("POST", INFER, BODY, deadline(3000))[0] == 200
         assert len(engine.rows) == ran + 1
         assert batcher.curve.cost_s(1) < 5.0
         # One is enough to see; the next is judged by what it showed.
         batcher._idle_since_s = time.monotonic() + 60
-        assert served.ask("POST", INFER, BODY, deadline(500))[0] == 429
+        assert served.ask("POST", INFER, BODY, deadline(3000))[0] == 429
 
 
-def test_a_lag_of_the_loop_is_expected_again_but_not_for_ever():
+def test_a_lag_of_the_loop_is_expected_again_but_not_for_ever(monkeypatch):
+    # However long this test is kept waiting, the lag is as it was.
+    monkeypatch.setattr("hotloop.serve.batcher._LAG_HALVED_S", 1e6)
+    monkeypatch.setattr("hotloop.serve.batcher._PROBE_S", math.inf)
     with Running(Doubler(num_instances=1)) as served:
         batcher = served.server.model.lane.batcher
         with batcher._lock:
-            batcher._lag_s, batcher._lag_seen_s = 0.8, time.monotonic()
-        assert served.ask("POST", INFER, BODY, deadline(300))[0] == 429
+            batcher._lag_s, batcher._lag_seen_s = 8.0, time.monotonic()
+        assert served.ask("POST", INFER, BODY, deadline(3000))[0] == 429
+        monkeypatch.undo()
         batcher._lag_seen_s -= 60
-        assert served.ask("POST", INFER, BODY, deadline(300))[0] == 200
+        assert served.ask("POST", INFER, BODY, deadline(3000))[0] == 200
 
 
 def test_under_overload_every_request_gets_an_answer_and_the_counts_agree():
