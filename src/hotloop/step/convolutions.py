@@ -18,7 +18,7 @@ from torch import fx
 
 from ..machine.threads import num_threads as threads_set
 from ..memory import TensorArena
-from .routes import Route, remembered
+from .routes import Route, address, remembered
 from .stopwatch import least_seconds
 
 _aten = torch.ops.aten
@@ -146,7 +146,11 @@ def _backward(
             rest = call(node.target, (g, x, w, sizes, *options, left))
             rest.meta.update(node.meta)
             _hand_over(graph, rest, {n: results[n] for n in results if left[n]}, 0)
-        elif g.target is _own.pool_backward.default and g.args[4:6] == (2, 2):
+        elif (
+            g.target is _own.pool_backward.default
+            and g.args[4:6] == (2, 2)
+            and (_adjacent(g.args[0]) or g.args[0].meta["val"].is_contiguous())
+        ):
             g, places = g.args[:2]
         if ours[1]:
             last = not results[1].meta["val"].is_contiguous()
@@ -244,9 +248,6 @@ def run(
         *work.x, work.w[0], *work.padding, relu, image[0], image[2], image[3], *weight, *results,
         *given,
     )  # fmt: skip
-
-    def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-        return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
     x_at, w_at, g_at, places_at = (address(t) for t in (x, w, g, places))
     arguments: tuple[Any, ...]

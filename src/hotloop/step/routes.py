@@ -204,9 +204,6 @@ def gemm(
     """
     from .program import kernels
 
-    def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-        return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
-
     integer = ctypes.c_int64
     own = kernels().hotloop_gemm_bf16 if rounds else kernels().hotloop_gemm_f32
     own(
@@ -216,6 +213,11 @@ def gemm(
         address(out), integer(out.stride(0)), address(bias), ctypes.c_int32(act),
         address(mask), integer(0 if mask is None else mask.stride(0)), ctypes.c_int32(num_threads),
     )  # fmt: skip
+
+
+def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor lies, as a kernel takes it; null for none."""
+    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 @functools.cache
