@@ -199,7 +199,7 @@ class Residual(nn.Module):
 
 
 class Turned(nn.Module):
-    """Rows and columns change places behind the pooling: its gradient is laid out in neither way."""
+    """Rows and columns change places behind the pooling: its gradient is laid out neither way."""
 
     def __init__(self):
         super().__init__()

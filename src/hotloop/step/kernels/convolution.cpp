@@ -76,10 +76,9 @@ const float* side_by_side(const float* g, int64_t N, int64_t C, int64_t pixels, 
 // The gradient of the results: as it lies, or that of their pooling.
 Image gradient_image(const hotloop_conv_shape& s, const float* g, const uint8_t* places,
                      int64_t channels, int64_t H, int64_t W, int num_threads) {
-  if (!places) return {s.N, channels, H, W, s.gn, s.gh, s.gw, g};
+  if (!places || s.gc == 1) return {s.N, channels, H, W, s.gn, s.gh, s.gw, g, places};
   const int64_t PH = H / 2, PW = W / 2;
-  if (s.gc != 1) g = side_by_side(g, s.N, channels, PH * PW, s.gn, s.gc, num_threads);
-  else return {s.N, channels, H, W, s.gn, s.gh, s.gw, g, places};
+  g = side_by_side(g, s.N, channels, PH * PW, s.gn, s.gc, num_threads);
   return {s.N, channels, H, W, PH * PW * channels, PW * channels, channels, g, places};
 }
 
