@@ -1,6 +1,7 @@
 """Predicted against measured peak memory: five models, batch 16 to 512, each in a fresh process.
 
 python benchmarks/memory_budget.py [--json FILE] [--models cnn,...] [--batches 16,64,...]
+    [--compile always]
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 BATCHES = (16, 64, 128, 256, 512)
 
 
-def measure(model_name: str, batch_size: int, arena: str) -> dict[str, object]:
+def measure(model_name: str, batch_size: int, arena: str, compiles: str) -> dict[str, object]:
     import torch
     from models import build
 
@@ -22,7 +23,7 @@ def measure(model_name: str, batch_size: int, arena: str) -> dict[str, object]:
     torch.manual_seed(0)
     model = build(model_name)
     optimizer = torch.optim.Adam(model.parameters())
-    plan = Plan.auto().replace({"memory.tensor_arena": arena})
+    plan = Plan.auto().replace({"memory.tensor_arena": arena, "step.compile": compiles})
     trainer = Trainer(model, torch.nn.functional.cross_entropy, optimizer, plan)
     data = load_mnist("train", prefer="shipped", num_samples=max(2048, 4 * batch_size))
     test = load_mnist("test", prefer="shipped", num_samples=1000)
@@ -35,6 +36,7 @@ def measure(model_name: str, batch_size: int, arena: str) -> dict[str, object]:
         "error": report.prediction_error,
         "budget": report.budget.to_dict(),
         "arena": report.arena,
+        "path": report.path,
         "machine": report.machine,
         "versions": report.versions,
     }
@@ -46,16 +48,18 @@ def main() -> int:
     parser.add_argument("--models", default="small,big,cnn,residual,transformer")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
     parser.add_argument("--arena", default="try")
+    parser.add_argument("--compile", default="auto", choices=("auto", "always", "off"))
     parser.add_argument("--child", nargs=2)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(measure(args.child[0], int(args.child[1]), args.arena)))
+        print(json.dumps(measure(args.child[0], int(args.child[1]), args.arena, args.compile)))
         return 0
     rows = []
     print(f"{'model':12} {'batch':>5} {'predicted':>10} {'measured':>10} {'error':>7}")
     for model in args.models.split(","):
         for batch in args.batches.split(","):
-            command = [sys.executable, __file__, "--arena", args.arena, "--child", model, batch]
+            command = [sys.executable, __file__, "--arena", args.arena, "--compile", args.compile]
+            command += ["--child", model, batch]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             row = json.loads(done.stdout)
             rows.append(row)

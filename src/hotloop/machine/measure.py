@@ -7,7 +7,6 @@ or a neighbour's load hits all candidates alike.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import re
 import time
@@ -23,6 +22,7 @@ from .ceilings import (
     Measurement,
     installed_torch_version,
 )
+from .heap import give_back_memory
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,8 @@ def measure(
         _time_in_turn(candidates, rounds, began_s + budget_s)
     done = [c.finish(Measurement.of(c.rates)) for c in candidates if c.rates]
     del candidates
-    _give_back_memory()
+    gc.collect()
+    give_back_memory()
     return Ceilings(
         matmul=tuple(c for c in done if isinstance(c, MatmulCeiling)),
         bandwidth=tuple(c for c in done if isinstance(c, BandwidthCeiling)),
@@ -87,13 +88,6 @@ def measure(
         measured_at_s=time.time(),
         wall_s=time.perf_counter() - began_s,
     )
-
-
-def _give_back_memory() -> None:
-    """Let the C library return what the matrices took: a run that follows needs it (180 MiB)."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def thread_counts(machine: Machine) -> tuple[int, ...]:

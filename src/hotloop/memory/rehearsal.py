@@ -50,11 +50,13 @@ def _layers() -> list[tuple[str, nn.Module, tuple[int, ...]]]:
 
 
 def _run(layer: nn.Module, x: torch.Tensor, *, training: bool, optimizer: bool) -> None:
-    layer.train(training)
+    # A run evaluates too, by kernels of its own.
+    layer.eval()
+    with torch.inference_mode():
+        layer(x)
     if not training:
-        with torch.inference_mode():
-            layer(x)
         return
+    layer.train()
     output = layer(x)
     torch.nn.functional.cross_entropy(
         output.flatten(1), torch.zeros(len(x), dtype=torch.int64)

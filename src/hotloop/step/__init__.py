@@ -8,6 +8,7 @@ updates       optimizer rules in that graph
 operators     hotloop's own operators, and the passes that put them there
 graph_file    a graph as plain values
 compile_worker  the process that compiles
+rehearsal     a small step captured before memory is predicted
 program       compiled code: load, bind, run one step or many
 operations    where the time goes: products and convolutions, timed alone
 cuda          the step on a GPU, captured in a CUDA graph

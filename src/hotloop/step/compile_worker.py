@@ -7,6 +7,7 @@ and its random state is never touched.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import sys
@@ -55,7 +56,35 @@ def compile_request(request: dict[str, Any], target: Path, keep: str | None = No
         # Renamed within one file system: seen whole or not at all.
         staged = target.with_name(f".{target.name}.{os.getpid()}")
         staged.write_bytes(Path(str(made)).read_bytes())
+        working_bytes = rehearsed(staged, inputs, request["num_threads"])
+        if working_bytes is not None:
+            note = staged.with_suffix(f"{staged.suffix}.json")
+            note.write_text(json.dumps({"working_bytes": working_bytes}))
+            note.replace(target.with_suffix(".json"))
         staged.replace(target)
+
+
+def rehearsed(library: Path, inputs: list[Any], num_threads: int) -> int | None:
+    """What one step on zeros takes beside its inputs: how far it reaches in the tensor arena, and
+    what hotloop's kernels keep for packed factors.
+
+    ``None``: there is no arena here, or the step fails on zeros.
+    """
+    from ..errors import RunError
+    from ..memory import TensorArena
+    from .program import Program, kernels
+
+    *bound, x, y = inputs
+    try:
+        program = Program(library, num_threads)
+        program.bind(bound, bound[-1], [])
+        with TensorArena() as arena:
+            if arena.reason is not None:
+                return None
+            program.run(x, y, None)
+            return arena.stats().peak_top_bytes + int(kernels().hotloop_scratch_bytes())
+    except RunError:
+        return None
 
 
 def main() -> int:

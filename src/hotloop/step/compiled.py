@@ -11,7 +11,7 @@ from ..errors import RunError
 from . import convolutions
 from .capture import Captured, LossFn, NotCapturable, capture
 from .operations import Operation, operations
-from .program import Program, compile_captured, compiled_path
+from .program import Program, compile_captured, compiled_path, working_bytes
 from .rounding import covers, rounds_products
 from .routes import route
 from .updates import Update, reason_outside
@@ -97,6 +97,11 @@ class CompiledStep:
     def is_cached(self) -> bool:
         """Whether the compiled code lies in the cache."""
         return compiled_path(self.captured, self.num_threads).is_file()
+
+    @property
+    def working_bytes(self) -> int | None:
+        """Of one step, beside weights, optimizer state and batch; ``None``: not known."""
+        return working_bytes(compiled_path(self.captured, self.num_threads))
 
     def load(self) -> None:
         """Compile, or take from the cache, and load.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import hashlib
+import json
 import os
 import pickle
 import platform
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import RunError
 from ..machine import Machine
@@ -56,6 +60,7 @@ def kernels() -> ctypes.CDLL:
         ),
         mode=ctypes.RTLD_GLOBAL,
     )
+    library.hotloop_scratch_bytes.restype = ctypes.c_int64
     library.hotloop_program_open.restype = ctypes.c_void_p
     library.hotloop_program_close.argtypes = [ctypes.c_void_p]
     return library
@@ -69,13 +74,28 @@ def _machine_key() -> str:
 def compiled_path(captured: Captured, num_threads: int) -> Path:
     """Where the compiled step of this graph lies, or would lie, for this machine."""
     facts = [captured.key, torch.__version__, str(num_threads), str(_FORMAT), platform.machine()]
-    name = "-".join([_machine_key(), *facts])
+    shapes = _shapes_key(captured.weights, captured.example[-2:])
+    name = "-".join([_machine_key(), shapes, *facts])
     return cache_dir() / "steps" / f"{name}.so"
 
 
-def has_compiled_steps() -> bool:
-    """Whether the cache holds any compiled step of this machine."""
-    return any((cache_dir() / "steps").glob(f"{_machine_key()}-*.so"))
+def working_bytes(library: Path) -> int | None:
+    """What a compiled step takes beside its inputs, as noted when it was compiled."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(library.with_suffix(".json").read_text())["working_bytes"])
+    return None
+
+
+def may_be_compiled(model: nn.Module, batch: Sequence[torch.Tensor]) -> bool:
+    """Whether the cache holds a step of such weights on such a batch: a look before capturing."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    pattern = f"{_machine_key()}-{_shapes_key(weights, batch)}-*.so"
+    return any((cache_dir() / "steps").glob(pattern))
+
+
+def _shapes_key(weights: Sequence[torch.Tensor], batch: Sequence[torch.Tensor]) -> str:
+    facts = [tuple(w.shape) for w in weights], [(*t.shape, *t.stride(), t.dtype) for t in batch]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 
 
 def compile_captured(captured: Captured, num_threads: int) -> Path:

@@ -20,7 +20,7 @@ from .compiled import CompiledStep, try_compiled
 from .cuda import CudaStep, try_cuda
 from .operations import Operation
 from .precision import Batches, probe
-from .program import has_compiled_steps
+from .program import may_be_compiled
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Called with loss, samples and seconds when gradients are there; gives the loss of all hosts.
@@ -95,6 +95,12 @@ class TrainStep:
     def makes_many(self) -> bool:
         """Whether ``many`` works on batches of the captured shape."""
         return self._compiled is not None and self._compiled.whole
+
+    @property
+    def working_bytes(self) -> int | None:
+        """What the compiled path takes beside weights, optimizer state and batch, as measured when
+        it was compiled; ``None``: the plain path, or not known."""
+        return getattr(self._compiled, "working_bytes", None)
 
     def operations(self) -> list[Operation]:
         """Matrix products and convolutions of the compiled graph: kernel, seconds, FLOP."""
@@ -312,18 +318,12 @@ def _step(
         arena = TensorArena(huge_pages=plan.memory.huge_pages, keep_pages=True)
         step.arena = arena
         weakref.finalize(step, arena.trim).atexit = False
-    if plan.step.compile == "off":
-        step.reason = "compile is off in the plan"
-        return step
-    auto = plan.step.compile == "auto"
-    short = auto and expected_s is not None and expected_s < PAYS_BACK_S
-    too_short = f"about {expected_s or 0:.0f} s of training cannot pay the compiler back"
-    if short and not has_compiled_steps():
-        step.reason = too_short
+    refused = why_plain(model, x, y, plan, expected_s)
+    if refused is not None:
+        step.reason = refused
         return step
     whole = micro is None or micro >= len(x)
-    if not whole:
-        x, y = x[:micro], y[:micro]
+    x, y = _cut(x, y, plan)
     if step.device.type == "cuda":
         cuda, step.reason = try_cuda(
             model, loss_fn, optimizer, x, y, whole=whole, autocast=precision == "bfloat16",
@@ -347,8 +347,8 @@ def _step(
     if compiled is None:
         step.reason = reason
         return step
-    if short and not compiled.is_cached:
-        step.reason = too_short
+    if _is_short(plan, expected_s) and not compiled.is_cached:
+        step.reason = _too_short(expected_s)
         return step
     try:
         compiled.load()
@@ -357,6 +357,29 @@ def _step(
         return step
     step.use(compiled, reason)
     return step
+
+
+def why_plain(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, plan: Plan, expected_s: float | None
+) -> str | None:
+    """Why the step is not even captured, known beforehand; ``None``: it is.
+
+    The arguments are those of ``compile_step``; of x and y only shapes, strides and dtypes count.
+    """
+    if plan.step.compile == "off":
+        return "compile is off in the plan"
+    if _is_short(plan, expected_s) and not may_be_compiled(model, _cut(x, y, plan)):
+        return _too_short(expected_s)
+    return None
+
+
+def _is_short(plan: Plan, expected_s: float | None) -> bool:
+    auto = plan.step.compile == "auto"
+    return auto and expected_s is not None and expected_s < PAYS_BACK_S
+
+
+def _too_short(expected_s: float | None) -> str:
+    return f"about {expected_s or 0:.0f} s of training cannot pay the compiler back"
 
 
 def _check_example(example: Any) -> tuple[torch.Tensor, torch.Tensor]:

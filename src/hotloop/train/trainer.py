@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from ..step import TrainStep, compile_step
 from ..step.check import check_classes, check_parts
 from ..step.cuda import page_locked
 from ..step.precision import Batches
-from ..step.step import LossFn
+from ..step.rehearsal import rehearse_capture
+from ..step.step import LossFn, why_plain
 from ..units import MIB
 from .arguments import check_alike, check_arguments
 from .checkpoint import Checkpoint, CheckpointStore
@@ -30,6 +32,7 @@ from .hosts import newest_of, plan_of, step_of
 from .loop import TrainLoop
 from .loop_report import report_of
 from .observed import monitor_of, run_observed
+from .planned import planned
 from .progress import Progress, RunState, Stopwatch
 from .report import TrainReport
 from .snapshot import RunIdentity, restore
@@ -174,7 +177,23 @@ class Trainer:
             tuned = None
             if hosts is None:
                 plan, tuned = with_tuned(self, plan, found, batch_size, example)
-            plan, budget = self._budget(example, dataset, tested, batch_size, plan, fit_memory)
+            layouts = dataset.layouts(batch_size, line_bytes=plan.memory.line_bytes or 64)
+            # Rows are padded to the line: the graph is made for the strides of the buffers.
+            shapes = tuple(
+                layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8, device="meta"))
+                for layout in layouts
+            )
+            expected_s = functools.partial(
+                _expected_s, dataset, batch_size, epochs, max_steps, threads_of(plan)
+            )
+
+            def load(flop_per_step: int | None) -> None:
+                if self._captures(shapes, plan, expected_s(flop_per_step)):
+                    rehearse_capture()
+
+            plan, budget = self._budget(
+                example, dataset, tested, batch_size, plan, fit_memory, load
+            )
             classes = [d.num_classes for d in (dataset, tested) if d and d.num_classes]
             check_classes(self.loss_fn, budget.output_shape, max(classes, default=None))
             if hosts is not None:
@@ -194,17 +213,10 @@ class Trainer:
             notes += [tuned.note] if tuned else []
             reset_peak_resident()
             with surroundings(self.model, self.machine, plan, seed, notes) as (stop, arena):
-                line_bytes = plan.memory.line_bytes or 64
-                layouts = dataset.layouts(batch_size, line_bytes=line_bytes)
-                # Rows are padded to the line: the graph is made for the strides of the buffers.
-                shapes = tuple(
-                    layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8, device="meta"))
-                    for layout in layouts
-                )
                 step = self._make_step(
                     shapes,
                     plan,
-                    _expected_s(budget, dataset, batch_size, epochs, max_steps, plan),
+                    expected_s(budget.flop_per_step),
                     lambda: _first_batches(dataset, layouts, plan, seed),
                     hosts,
                 )
@@ -213,16 +225,30 @@ class Trainer:
                     bytes_of_batch = sum(layout.total_bytes for layout in layouts)
                     steps_per_call = max(1, min(_MOST_STEPS, _CALL_BYTES // bytes_of_batch))
                 if steps_per_call > 1:
+                    less = MemoryPool.predict_bytes(layouts, num_buffers)
                     num_buffers = _CALL_BUFFERS
-                    layouts = dataset.layouts(batch_size * steps_per_call, line_bytes=line_bytes)
-                    more = MemoryPool.predict_bytes(
-                        layouts, num_buffers
-                    ) - MemoryPool.predict_bytes(
-                        dataset.layouts(batch_size, line_bytes=line_bytes), pool_buffers(plan)
+                    layouts = dataset.layouts(
+                        batch_size * steps_per_call, line_bytes=plan.memory.line_bytes or 64
                     )
+                    more = MemoryPool.predict_bytes(layouts, num_buffers) - less
                     budget = dataclasses.replace(
                         budget, batch_data_bytes=budget.batch_data_bytes + more
                     )
+                batches, left = divmod(dataset.num_samples, batch_size)
+                whole_epoch = max_steps is None or max_steps >= batches + (left > 0)
+                budget = planned(
+                    budget,
+                    step,
+                    self.model,
+                    self.loss_fn,
+                    self.optimizer,
+                    example,
+                    plan,
+                    last_batch_size=left if whole_epoch else 0,
+                    evaluates=whole_epoch and tested is not None,
+                    data_resident_bytes=_resident_bytes(dataset, tested),
+                    arena=arena,
+                )
                 pool = MemoryPool(layouts, num_buffers, huge_pages=plan.memory.huge_pages)
                 loop = TrainLoop(
                     model=self.model,
@@ -266,6 +292,17 @@ class Trainer:
                 peak = peak_resident_bytes()
                 arena_use = None if arena is None else dataclasses.asdict(arena.stats())
             return report_of(loop, budget, self.ceilings, self.machine, peak, arena_use, notes)
+
+    def _captures(
+        self, example: tuple[torch.Tensor, ...], plan: Plan, expected_s: float | None
+    ) -> bool:
+        """Whether the step will be captured for the compiler, which takes memory of its own."""
+        if next(self.model.parameters()).device.type != "cpu":
+            return False
+        if plan.parallel.num_workers is not None:
+            return plan.step.compile != "off"
+        x, y = example
+        return why_plain(self.model, x, y, plan, expected_s) is None
 
     def _make_step(
         self,
@@ -339,13 +376,14 @@ class Trainer:
         batch_size: int,
         plan: Plan,
         fit_memory: bool,
+        rehearsal: Callable[[int | None], None],
     ) -> tuple[Plan, Budget]:
         options: dict[str, Any] = {
             "loss_fn": self.loss_fn,
             "optimizer": self.optimizer,
-            "data_resident_bytes": dataset.resident_bytes
-            + (validation.resident_bytes if validation else 0),
+            "data_resident_bytes": _resident_bytes(dataset, validation),
             "machine": self.machine,
+            "rehearsal": rehearsal,
         }
         budget = Budget.predict(self.model, example, batch_size, "train", plan, **options)
         limit = plan.memory_limit_bytes(self.machine)
@@ -356,6 +394,10 @@ class Trainer:
             budget.require_fit(limit, None if best is None else best[0])
         assert best is not None
         return plan.replace({"memory.micro_batch_size": best[0]}), best[1]
+
+
+def _resident_bytes(dataset: PackedDataset, validation: PackedDataset | None) -> int:
+    return dataset.resident_bytes + (validation.resident_bytes if validation else 0)
 
 
 def _first_batches(
@@ -373,21 +415,21 @@ def _first_batches(
 
 
 def _expected_s(
-    budget: Budget,
     dataset: PackedDataset,
     batch_size: int,
     epochs: int,
     max_steps: int | None,
-    plan: Plan,
+    num_threads: int,
+    flop_per_step: int | None,
 ) -> float | None:
     """Seconds of the run on the plain path, for the choice of path; ``None``: not countable.
 
     A nominal rate, not a measured one: the same run must take the same path every time.
     """
-    if budget.flop_per_step is None:
+    if flop_per_step is None:
         return None
     steps = epochs * -(-dataset.num_samples // batch_size)
     if max_steps is not None:
         steps = min(steps, max_steps)
-    per_step = budget.flop_per_step / (_NOMINAL_FLOP_PER_S * threads_of(plan)) + _NOMINAL_STEP_S
+    per_step = flop_per_step / (_NOMINAL_FLOP_PER_S * num_threads) + _NOMINAL_STEP_S
     return steps * per_step

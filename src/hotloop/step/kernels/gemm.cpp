@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -41,19 +42,26 @@ constexpr double kOneThread = 1e5;
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
 
+std::atomic<int64_t> scratch_bytes{0};  // Of all threads.
+
 struct Scratch {
   float* data = nullptr;
   int64_t count = 0;
   float* need(int64_t wanted) {
     if (wanted > count) {
-      std::free(data);
+      release();
       count = (wanted + 1023) / 1024 * 1024;
       data = static_cast<float*>(std::aligned_alloc(64, count * sizeof(float)));
       if (!data) std::abort();
+      scratch_bytes += count * sizeof(float);
     }
     return data;
   }
-  ~Scratch() { std::free(data); }
+  void release() {
+    std::free(data);
+    scratch_bytes -= count * sizeof(float);
+  }
+  ~Scratch() { release(); }
 };
 thread_local Scratch resident_scratch, panel_scratch, tile_scratch;
 

@@ -417,6 +417,9 @@ EXPORT int hotloop_program_bind(void* opened, const int64_t* tensors, int64_t co
 
 EXPORT void hotloop_set_threads(int32_t count) { threads = count; }
 
+// What the kernels of all threads keep for packed factors and sums.
+EXPORT int64_t hotloop_scratch_bytes() { return scratch_bytes; }
+
 // Runs `steps` steps. Batch i is rows [i * rows, (i + 1) * rows) of x and y (two tensors in
 // `batch`, described as for one batch; x_step and y_step are bytes from one batch to the next).
 // Before step i, row i of `tables` is copied to `control`. Losses go to `losses`; counters[j], the
