@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__AVX__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -121,7 +121,13 @@ void pack(const float* src, int64_t rs, int64_t ks, int64_t rows, int64_t depth,
 // multiplications; all at once they fill the queue of misses, and the multiplications wait behind them
 // (an update from memory is the exception: measured, notes/bfloat16.md).
 struct Nothing {
+  template <class... Ignored>
+  explicit Nothing(Ignored&&...) {}
   void operator()() {}
+  // As an update's Behind (finish.h).
+  void allow(int64_t) {}
+  void complete() {}
+  void take(const float*, int64_t, int64_t, int64_t, int64_t, int64_t) {}
 };
 
 // Rows of kCols floats, `stride` apart.
@@ -234,6 +240,14 @@ Range share(int64_t count, int64_t grain, int index, int parts) {
           std::min(count, grains * (index + 1) / parts * grain)};
 }
 
+// Whether each thread packs the resident side, of so many floats, for itself. What another has packed
+// comes from that one's cache: up to a quarter of a small product where the two share none
+// (docs/notes/fused-update.md). A long side to stream past pays for packing twice; a large resident
+// side would not stay in a second-level cache, and is better shared in the third.
+bool packs_alone(int64_t floats, int64_t streamed, int num_threads) {
+  return floats <= 128 * 1024 && streamed >= 32 * num_threads;
+}
+
 int vectors_for(int64_t cols) { return static_cast<int>((cols + kLanes - 1) / kLanes); }
 
 // out[r][c] = tile[c][r]: what `flat` has computed, turned.
@@ -259,19 +273,24 @@ void flat(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t
   using Unit = typename Format::Unit;
   constexpr int64_t kFold = Format::kFold, kDeep = kFlatDepth * kFold;
   const int64_t strips = (M + kFlatCols - 1) / kFlatCols, units = (K + kFold - 1) / kFold;
-  Unit* packed = reinterpret_cast<Unit*>(resident_scratch.need(strips * kFlatCols * units));
+  const int64_t need = strips * kFlatCols * units;
+  const bool alone = packs_alone(need, N, num_threads);
+  Unit* shared = alone ? nullptr : reinterpret_cast<Unit*>(resident_scratch.need(need));
 #pragma omp parallel num_threads(num_threads)
   {
     const int me = omp_get_thread_num(), all = omp_get_num_threads();
+    Unit* packed = alone ? reinterpret_cast<Unit*>(resident_scratch.need(need)) : shared;
     const auto width = [&](int64_t strip) {
       return vectors_for(std::min(kFlatCols, M - strip * kFlatCols)) * kLanes;
     };
-    const Range depths = share(K, kLanes, me, all);
+    const Range depths = alone ? Range{0, K} : share(K, kLanes, me, all);
     for (int64_t s = 0; s < strips; ++s)
       Format::pack(A + s * kFlatCols * a_rs + depths.begin * a_cs, a_rs, a_cs,
                    std::min(kFlatCols, M - s * kFlatCols), depths.end - depths.begin,
                    packed + s * kFlatCols * units + depths.begin / kFold * width(s), width(s));
+    if (!alone) {
 #pragma omp barrier
+    }
     const Range mine = share(N, kLanes, me, all);
     float* tile = tile_scratch.need(2 * kFlatGroup * kFlatCols);
     float* turned = tile + kFlatGroup * kFlatCols;
@@ -306,16 +325,22 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
   const bool walk = M >= N || (Finish::kAlongRows && M >= 4 * kRows * num_threads);
   if (!walk) {
     // A is resident; each thread owns columns and packs B's panels as it comes to them.
-    Unit* packed = reinterpret_cast<Unit*>(resident_scratch.need(row_tiles * kRows * units));
+    const int64_t need = row_tiles * kRows * units;
+    const bool alone = packs_alone(need, N, num_threads);
+    Unit* shared = alone ? nullptr : reinterpret_cast<Unit*>(resident_scratch.need(need));
 #pragma omp parallel num_threads(num_threads)
     {
       const int me = omp_get_thread_num(), all = omp_get_num_threads();
-      const Range part = share(row_tiles, 1, me, all);
+      Unit* packed = alone ? reinterpret_cast<Unit*>(resident_scratch.need(need)) : shared;
+      const Range part = alone ? Range{0, row_tiles} : share(row_tiles, 1, me, all);
       for (int64_t t = part.begin; t < part.end; ++t)
         Format::pack(A + t * kRows * a_rs, a_rs, a_cs, std::min<int64_t>(kRows, M - t * kRows), K,
                      packed + t * kRows * units, kRows);
+      if (!alone) {
 #pragma omp barrier
+      }
       const Range mine = share(N, kLanes, me, all);
+      [[maybe_unused]] const typename Finish::Mode mode;
       Unit* panel = reinterpret_cast<Unit*>(panel_scratch.need(kDepth * kCols));
       float* tiles = tile_scratch.need(row_tiles * kRows * kCols);
       for (int64_t j = mine.begin; j < mine.end; j += kCols) {
@@ -347,24 +372,32 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
     }
   } else {
     // B is resident; each thread owns rows, and walks along them.
-    Unit* packed = reinterpret_cast<Unit*>(resident_scratch.need(col_tiles * kCols * units));
+    const int64_t need = col_tiles * kCols * units;
+    const bool alone = packs_alone(need, M, num_threads);
+    Unit* shared = alone ? nullptr : reinterpret_cast<Unit*>(resident_scratch.need(need));
 #pragma omp parallel num_threads(num_threads)
     {
       const int me = omp_get_thread_num(), all = omp_get_num_threads();
-      const Range part = share(col_tiles, 1, me, all);
+      Unit* packed = alone ? reinterpret_cast<Unit*>(resident_scratch.need(need)) : shared;
+      const Range part = alone ? Range{0, col_tiles} : share(col_tiles, 1, me, all);
       for (int64_t t = part.begin; t < part.end; ++t) {
         const int64_t cols = std::min<int64_t>(kCols, N - t * kCols);
         Format::pack(B + t * kCols * b_cs, b_cs, b_rs, cols, K, packed + t * kCols * units,
                      vectors_for(cols) * kLanes);
       }
+      if (!alone) {
 #pragma omp barrier
+      }
       const Range mine = share(M, kRows, me, all);
+      [[maybe_unused]] const typename Finish::Mode mode;
+      typename Finish::Behind behind(finish);
       Unit* panel = reinterpret_cast<Unit*>(panel_scratch.need(kRows * units));
       const int64_t floats = Finish::kAlongRows ? kUpdateBlock : kStoreBlock;
       const int64_t block = std::clamp<int64_t>(floats / (kCols * K), 1, col_tiles);
       // A line more than the block: rows 4 KiB apart would push each other out of the cache.
       const int64_t ld = Finish::kAlongRows ? block * kCols + kLanes : kCols;
-      float* sums = tile_scratch.need(kRows * ld);
+      float* sums = tile_scratch.need(2 * kRows * ld);
+      float* others = sums + kRows * ld;
       for (int64_t first = 0; first < col_tiles; first += block) {
         const int64_t end = std::min(col_tiles, first + block), start = first * kCols;
         for (int64_t i = mine.begin; i < mine.end; i += kRows) {
@@ -372,18 +405,19 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
           Format::pack(A + i * a_rs, a_rs, a_cs, rows, K, panel, kRows);
           for (int64_t t = first; t < end; ++t) {
             const int64_t j = t * kCols, cols = std::min<int64_t>(kCols, N - j);
-            if (Finish::kAlongRows)
-              finish.fetch(i + kRows, std::min(i + 2 * kRows, mine.end), j, cols);
             float* tile = Finish::kAlongRows ? sums + j - start : sums;
-            Nothing none;
+            behind.allow(end - t);
             Format::multiply(vectors_for(cols), units, panel, packed + j * units, tile, ld, false,
-                             none);
-            if (!Finish::kAlongRows) finish(tile, ld, i, rows, j, cols);
+                             behind);
+            behind.complete();
+            if constexpr (!Finish::kAlongRows) finish(tile, ld, i, rows, j, cols);
           }
-          if (Finish::kAlongRows)
-            finish(sums, ld, i, rows, start, std::min(N, end * kCols) - start);
+          behind.take(sums, ld, i, rows, start, std::min(N, end * kCols) - start);
+          if (Finish::kAlongRows) std::swap(sums, others);
         }
       }
+      behind.allow(1);
+      behind.complete();
     }
   }
 }
@@ -408,7 +442,7 @@ __attribute__((visibility("default"))) void hotloop_gemm_update_f32(
     float* G, const hotloop_update* u, float scale, int32_t num_threads) {
   by_kind<0>(u->kind, [&](auto kind) {
     product<Float32>(M, N, K, A, a_rs, a_cs, B, b_rs, b_cs, num_threads,
-                     Apply<kind>{W, s1, s2, G, w_rs, s_rs, *u, scale});
+                     Apply<kind>{W, s1, s2, G, w_rs, s_rs, {*u, scale}});
   });
 }
 
@@ -422,8 +456,9 @@ __attribute__((visibility("default"))) void hotloop_update_f32(int64_t n, float*
     {
       const Range mine = share(n, 16, omp_get_thread_num(), omp_get_num_threads());
       const int64_t at = mine.begin;
+      [[maybe_unused]] const FlushDenormals mode;
       update_row<kind>(mine.end - at, w + at, g + at, s1 + (kind > 0 ? at : 0),
-                       s2 + (kind == 3 || kind == 4 ? at : 0), *u, scale);
+                       s2 + (kind == 3 || kind == 4 ? at : 0), Scalars(*u, scale));
     }
   });
 }

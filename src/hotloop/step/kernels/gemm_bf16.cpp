@@ -186,7 +186,7 @@ __attribute__((visibility("default"))) void hotloop_gemm_update_bf16(
     float* G, const hotloop_update* u, float scale, int32_t num_threads) {
   by_kind<0>(u->kind, [&](auto kind) {
     product<Bfloat16>(M, N, K, A, a_rs, a_cs, B, b_rs, b_cs, num_threads,
-                      Apply<kind>{W, s1, s2, G, w_rs, s_rs, *u, scale});
+                      Apply<kind>{W, s1, s2, G, w_rs, s_rs, {*u, scale}});
   });
 }
 }

@@ -1,0 +1,111 @@
+"""The update fused into the product of its gradient, against torch.optim in double precision."""
+
+import ctypes
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hotloop.memory import native
+from hotloop.step.program import UpdateRule, kernels
+from hotloop.step.routes import address
+from hotloop.step.updates import COLUMNS, Update
+
+if not native.has_compiler():
+    pytest.skip("no C++ compiler here", allow_module_level=True)
+
+LR = 0.05
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=LR, weight_decay=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=LR, momentum=0.9, dampening=0.2),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=LR, momentum=0.8, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=LR, eps=1e-3, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=LR, eps=1e-3, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=LR, eps=1e-3),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=LR, eps=1e-3, lr_decay=0.01),
+}
+NAMES = ("momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg", "sum")
+sides = st.integers(1, 200)
+
+
+def rule_of(optimizer, weight, steps_done):
+    update = Update(optimizer, [weight])
+    update.bind()
+    (row,) = update.rows(steps_done, 1, None)[0].tolist()
+    values = dict(zip(COLUMNS, row, strict=False))
+    return UpdateRule(**values | {n: int(values[n]) for n in ("kind", "first_step")})
+
+
+def fused(rule, a, b, w, states, *, threads, kept=None):
+    first, second = [*states, None, None][:2]
+    integers = [ctypes.c_int64(v) for v in (a.shape[0], b.shape[1], a.shape[1])]
+    kernels().hotloop_gemm_update_f32(
+        *integers, address(a), *map(ctypes.c_int64, a.stride()),
+        address(b), *map(ctypes.c_int64, b.stride()), address(w), ctypes.c_int64(w.stride(0)),
+        address(first), address(second), ctypes.c_int64(w.stride(0)), address(kept),
+        ctypes.byref(rule), ctypes.c_float(1.0), ctypes.c_int32(threads),
+    )  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    name=st.sampled_from(sorted(OPTIMIZERS)), m=sides, k=st.integers(1, 100), n=sides,
+    threads=st.integers(1, 3), padding=st.integers(0, 3), keep=st.booleans(),
+)  # fmt: skip
+def test_a_fused_update_is_torchs(
+    name: str, m: int, k: int, n: int, threads: int, padding: int, keep: bool
+) -> None:
+    draw = torch.Generator().manual_seed(m * 7919 + k * 31 + n)
+    weight = torch.randn(m, n, generator=draw, dtype=torch.float64).requires_grad_()
+    optimizer = OPTIMIZERS[name]([weight])
+    for _ in range(2):
+        weight.grad = torch.randn(m, n, generator=draw, dtype=torch.float64)
+        optimizer.step()
+    a, b = torch.randn(k, m, generator=draw).t(), torch.randn(k, n, generator=draw)
+
+    def laid_out(value):
+        return torch.empty(m, n + padding).fill_(-7)[:, :n].copy_(value)
+
+    ours = laid_out(weight.detach())
+    state = optimizer.state[weight]
+    states = [laid_out(state[key]) for key in NAMES if key in state]
+    kept = torch.empty(m, n + padding)[:, :n] if keep else None
+    rule = rule_of(optimizer, weight, 2.0)
+    again = [t.clone() if not padding else laid_out(t) for t in (ours, *states)]
+    fused(rule, a, b, ours, states, threads=threads, kept=kept)
+    fused(rule, a, b, again[0], again[1:], threads=4 - threads)
+    weight.grad = a.double() @ b.double()
+    optimizer.step()
+    expected = [weight.detach(), *(state[key] for key in NAMES if key in state)]
+    for mine, theirs in zip((ours, *states), expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
+    # A result does not depend on the number of threads.
+    assert all(map(torch.equal, (ours, *states), again))
+    if kept is not None:
+        torch.testing.assert_close(kept.double(), weight.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_moments_that_have_faded_are_zero_and_arithmetic_elsewhere_is_as_before(
+    threads: int,
+) -> None:
+    weight = torch.ones(64, 64, requires_grad=True)
+    optimizer = torch.optim.Adam([weight])
+    rule = rule_of(optimizer, weight, 2000.0)
+    faded = torch.full((64, 64), 1e-40)
+    w, m, v = torch.ones(64, 64), faded.clone(), faded.clone()
+    fused(rule, torch.zeros(64, 8), torch.zeros(8, 64), w, [m, v], threads=threads)
+    assert not m.any()
+    assert not v.any()
+    assert torch.equal(w, torch.ones(64, 64))
+    none = torch.zeros(4096)
+    alone = [torch.ones(4096), torch.full((4096,), 1e-40), torch.full((4096,), 1e-40)]
+    kernels().hotloop_update_f32(
+        ctypes.c_int64(4096), address(alone[0]), address(none), address(alone[1]),
+        address(alone[2]), ctypes.byref(rule), ctypes.c_float(1.0), ctypes.c_int32(threads),
+    )  # fmt: skip
+    assert not alone[1].any()
+    assert not alone[2].any()
+    # The processor's mode was put back, in this thread and in the pool's.
+    assert (torch.full((100_000,), 1e-40) * 0.5).all()
