@@ -117,9 +117,8 @@ void pack(const float* src, int64_t rs, int64_t ks, int64_t rows, int64_t depth,
   }
 }
 
-// Called at each unit of a sum: asks for a line of what is needed next. A few at a time, between the
-// multiplications; all at once they fill the queue of misses, and the multiplications wait behind them
-// (an update from memory is the exception: measured, notes/bfloat16.md).
+// Called at each unit of a sum, between the multiplications: what can be done meanwhile, a little at a
+// time. Nothing, here.
 struct Nothing {
   template <class... Ignored>
   explicit Nothing(Ignored&&...) {}
@@ -130,21 +129,48 @@ struct Nothing {
   void take(const float*, int64_t, int64_t, int64_t, int64_t, int64_t) {}
 };
 
-// Rows of kCols floats, `stride` apart.
-struct Lines {
+// Packs a panel, a vector at each unit of the products of the panel before; memory is asked first.
+template <class Format>
+struct Packing {
+  const float* from = nullptr;
+  typename Format::Unit* to = nullptr;  // Null: there is nothing to pack.
+  int64_t stride = 0, cols = 0, left = 0, at = 0, allowed = 0;
+
+  // `depth` rows of so many adjacent floats; where they fill whole vectors.
+  void plan(const float* rows, int64_t apart, int64_t num_cols, int64_t depth,
+            typename Format::Unit* panel) {
+    if (num_cols % kLanes || depth % Format::kFold) return;
+    from = rows, stride = apart, cols = num_cols, to = panel;
+    left = depth / Format::kFold * (cols / kLanes);
+  }
+  void allow(int64_t turns) { allowed = (left + turns - 1) / turns; }
+  void complete() {
+    while (allowed > 0) (*this)();
+  }
+  inline __attribute__((always_inline)) void operator()() {
+    if (allowed <= 0) return;
+    --allowed, --left;
+    constexpr int64_t kAhead = 32;  // Rows: more than a turn packs.
+    for (int64_t fold = 0; fold < Format::kFold; ++fold)
+      __builtin_prefetch(from + (kAhead + fold) * stride + at, 0, 2);
+    Format::unit(from + at, stride, to);
+    to += kLanes, at += kLanes;
+    if (at == cols) at = 0, from += Format::kFold * stride;
+  }
+};
+
+// Asks for the lines of the next rows, whose elements are adjacent, while as many rows are used.
+struct NextRows {
   const float* row;
-  int64_t stride, left;
-  int64_t at = 0;
+  int64_t stride, rows, at = 0;
+
+  NextRows(const float* row, int64_t stride, int64_t rows)
+      : row(row), stride(stride), rows(rows) {}
 
   void operator()() {
-    if (left <= 0) return;
-    __builtin_prefetch(row + at, 0, 2);
-    at += kLineFloats;
-    if (at >= kCols) {
-      at = 0;
-      row += stride;
-      --left;
-    }
+    const int64_t r = at % kLineFloats;
+    if (r < rows) __builtin_prefetch(row + r * stride + (at - r), 0, 2);
+    ++at;
   }
 };
 
@@ -187,15 +213,15 @@ void multiply(int vectors, int64_t depth, const float* a, const float* b, float*
 
 // Rows of a `rs` apart, whose elements along the sum are `ks` apart; as many rows at a time as there are
 // registers for their sums.
-template <int V>
+template <int V, class Ahead>
 void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, int64_t ks,
                    const float* b, float* tile, bool add) {
   constexpr int most = kFlatRows * kFlatVectors / V, ld = V * kLanes;
   constexpr int whole = most > 12 ? 12 : most;
-  Nothing none;
   const auto next = [&](auto count) {
     constexpr int R = decltype(count)::value;
-    micro<R, V>(depth, a, rs, ks, b, tile, ld, add, none);
+    Ahead ahead(a + R * rs, rs, R);
+    micro<R, V>(depth, a, rs, ks, b, tile, ld, add, ahead);
     rows -= R, a += R * rs, tile += R * ld;
   };
   // Two rows keep the units waiting for their own sums: 8 = 4 + 4, not 6 + 2.
@@ -205,12 +231,13 @@ void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, int6
   if (rows) next(std::integral_constant<int, 1>{});
 }
 
+template <class Ahead = Nothing>
 void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs,
                    int64_t ks, const float* b, float* tile, bool add) {
-  if (vectors == 4) multiply_rows<4>(rows, depth, a, rs, ks, b, tile, add);
-  else if (vectors == 3) multiply_rows<3>(rows, depth, a, rs, ks, b, tile, add);
-  else if (vectors == 2) multiply_rows<2>(rows, depth, a, rs, ks, b, tile, add);
-  else multiply_rows<1>(rows, depth, a, rs, ks, b, tile, add);
+  if (vectors == 4) multiply_rows<4, Ahead>(rows, depth, a, rs, ks, b, tile, add);
+  else if (vectors == 3) multiply_rows<3, Ahead>(rows, depth, a, rs, ks, b, tile, add);
+  else if (vectors == 2) multiply_rows<2, Ahead>(rows, depth, a, rs, ks, b, tile, add);
+  else multiply_rows<1, Ahead>(rows, depth, a, rs, ks, b, tile, add);
 }
 
 // What `product` packs and multiplies: a unit of a packed side holds kFold adjacent elements of the
@@ -219,13 +246,16 @@ struct Float32 {
   using Unit = float;
   static constexpr int64_t kFold = 1;
   static constexpr auto& pack = ::pack;
+  static void unit(const float* from, int64_t, float* to) {
+    *reinterpret_cast<Vector*>(to) = *reinterpret_cast<const Vector*>(from);
+  }
   template <class... Arguments>
   static void multiply(Arguments&&... arguments) {
     ::multiply(arguments...);
   }
   static void rows(int vectors, int64_t count, int64_t depth, const float* a, int64_t rs,
                    const float* b, float* tile, bool add) {
-    multiply_rows(vectors, count, depth, a, rs, 1, b, tile, add);
+    multiply_rows<NextRows>(vectors, count, depth, a, rs, 1, b, tile, add);
   }
 };
 
@@ -341,29 +371,32 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
       }
       const Range mine = share(N, kLanes, me, all);
       [[maybe_unused]] const typename Finish::Mode mode;
-      Unit* panel = reinterpret_cast<Unit*>(panel_scratch.need(kDepth * kCols));
+      Unit* panel = reinterpret_cast<Unit*>(panel_scratch.need(2 * kDepth * kCols));
+      Unit* spare = panel + kDepth * kCols;
       float* tiles = tile_scratch.need(row_tiles * kRows * kCols);
+      Packing<Format> next;
       for (int64_t j = mine.begin; j < mine.end; j += kCols) {
         const int64_t cols = std::min<int64_t>(kCols, mine.end - j);
         const int vectors = vectors_for(cols);
         const int64_t ld = vectors * kLanes;
         for (int64_t k = 0; k < K; k += kDeep) {
           const int64_t depth = std::min(kDeep, K - k);
-          Format::pack(B + k * b_rs + j * b_cs, b_cs, b_rs, cols, depth, panel, ld);
           const bool last = k + depth == K;
-          // While this panel is used, the next one comes.
-          const bool down = k + depth < K;
-          const float* next = down ? B + (k + depth) * b_rs + j : B + j + kCols;
-          const bool more = b_cs == 1 && (down || j + kCols < mine.end);
-          const int64_t lines = more ? std::min(kDeep, down ? K - k - depth : K) : 0;
+          if (next.to) std::swap(panel, spare);
+          else Format::pack(B + k * b_rs + j * b_cs, b_cs, b_rs, cols, depth, panel, ld);
+          // While this panel is used, the next one is packed.
+          const int64_t k2 = last ? 0 : k + depth, j2 = last ? j + kCols : j;
+          next = {};
+          if (b_cs == 1 && j2 < mine.end)
+            next.plan(B + k2 * b_rs + j2, b_rs, std::min<int64_t>(kCols, mine.end - j2),
+                      std::min(kDeep, K - k2), spare);
           for (int64_t t = 0; t < row_tiles; ++t) {
-            const int64_t begin = lines * t / row_tiles;
-            Lines ahead{next + begin * b_rs, b_rs, lines * (t + 1) / row_tiles - begin};
+            next.allow(row_tiles - t);
             float* tile = tiles + t * kRows * ld;
             Format::multiply(vectors, (depth + kFold - 1) / kFold,
                              packed + (t * units + k / kFold) * kRows, panel, tile, ld, k > 0,
-                             ahead);
-            while (ahead.left > 0) ahead();  // Too few units.
+                             next);
+            next.complete();
             if (last)
               finish(tile, ld, t * kRows, std::min<int64_t>(kRows, M - t * kRows), j, cols);
           }

@@ -33,6 +33,11 @@ struct Bfloat16 {
     return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(next, row));
   }
 
+  // A vector of units from adjacent columns of two rows.
+  static void unit(const float* from, int64_t stride, uint32_t* to) {
+    _mm512_storeu_si512(to, across(_mm512_loadu_ps(from), _mm512_loadu_ps(from + stride)));
+  }
+
   // dst[u * width + r] = elements 2u and 2u + 1 of row r, r < rows (zeros up to width).
   static void pack(const float* src, int64_t rs, int64_t ks, int64_t rows, int64_t depth,
                    uint32_t* dst, int64_t width) {
