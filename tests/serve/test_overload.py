@@ -74,16 +74,27 @@ def test_bytes_count_from_the_look_before_the_one_that_found_them(monkeypatch):
     assert hub.came_at() == pytest.approx(100.01)  # It may have come as soon as the turn began.
     clock.now_s = 100.4
     assert hub.came_at() == pytest.approx(100.01)
-    # A connection was there a look before its bytes.
-    assert hub.accepted_at() <= hub.came_at()
     clock.end_turn()
     clock.now_s = 107.0  # The loop has waited for bytes: these have only just come.
-    assert hub.came_at() == hub.accepted_at() == 107.0
+    assert hub.came_at() == 107.0
     clock.now_s = 107.5
     clock.end_turn()
     clock.now_s = 107.51
     assert hub.came_at() == pytest.approx(107.01)
-    assert hub.accepted_at() == pytest.approx(107.01 - 0.09 - 0.01, abs=0.5)
+
+
+def test_what_a_connection_sends_at_once_counts_from_the_look_that_accepted_it(monkeypatch):
+    clock = Clock(monkeypatch)
+    arrived = []
+    hub = Hub(Limits(), gate=lambda request: arrived.append(request.arrived_s), handle=None,
+              on_answer=None)  # fmt: skip
+    connection = hub()
+    clock.now_s = 100.3  # Thousands more were accepted meanwhile, and no byte was read.
+    clock.end_turn()
+    clock.now_s = 100.31
+    connection._feed(memoryview(b"POST /v2 HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n"))
+    assert arrived == [100.0]
+    clock.end_turn()
 
 
 def test_what_waited_for_a_busy_loop_has_used_its_deadline():

@@ -82,8 +82,9 @@ class Connection(asyncio.BufferedProtocol):
         self._chunks = 0
         self._refusal: Refusal | None = None
         self._started_s = 0.0
-        self._came_s = 0.0
-        self._turn = 0
+        # What it sends at once is found by the next look and has waited for as long as this one.
+        self._came_s = hub.came_at()
+        self._turn = hub.turn + 1
         self._stopped = False
         self._paused = False
         self.due_at = _NEVER
@@ -105,9 +106,6 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
             return
         hub.connections[self] = None
-        # What it sent at once has waited for as long as the connection has.
-        self._came_s = hub.accepted_at()
-        self._turn = hub.turn + 1
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone; whatever it waited for need not be computed."""

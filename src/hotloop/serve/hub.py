@@ -49,13 +49,13 @@ class Hub:
         self.read_buffer = memoryview(bytearray(_READ_BYTES))
         self._reading = False
         self._turn_at = self._turn_ended_at = self._came_at = 0.0
-        self._turn_s = self._turn_before_s = 0.0
+        self._turn_s = 0.0
         self.turn = 0  # Number of the loop's present look at its sockets.
 
     def came_at(self) -> float:
-        """The earliest time at which bytes that are read now can have come; monotonic seconds.
+        """The earliest time at which what is read or accepted now can have come; monotonic seconds.
 
-        The loop reads all sockets that are ready, one after the other, then looks for the next.
+        The loop serves all sockets that are ready, one after the other, then looks for the next.
         With thousands of them that takes long, and what comes meanwhile has waited since then:
         a deadline counts from there, not from when a busy loop got round to it.
         """
@@ -69,22 +69,13 @@ class Hub:
             asyncio.get_running_loop().call_soon(self._end_turn)
         return self._came_at
 
-    def accepted_at(self) -> float:
-        """The earliest time at which a connection that is accepted now can have been opened.
-
-        It was found by the look before the one that reads its first bytes.
-        """
-        came_at = self.came_at()
-        return came_at if came_at == self._turn_at else came_at - self._turn_before_s
-
     def _end_turn(self) -> None:
         self._reading = False
         self._turn_ended_at = time.monotonic()
-        self._turn_before_s = self._turn_s
         self._turn_s = self._turn_ended_at - self._turn_at
 
     def __call__(self) -> Connection:
-        """A new connection, for ``create_server``."""
+        """A new connection, for ``create_server``; uvloop calls it when it accepts one."""
         return Connection(self)
 
     def sweep(self) -> None:
