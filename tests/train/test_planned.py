@@ -1,5 +1,7 @@
 """The budget of a run whose step is compiled: from the compiled step, before the run."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -16,11 +18,13 @@ LOSS = nn.functional.cross_entropy
 WIDTH = 1024
 
 
-def run(samples, *, compiles, batch_size=64, epochs=1, **options):
+def run(samples, *, compiles, batch_size=64, epochs=1, micro=None, **options):
+    gc.collect()  # What an earlier run holds would count as this one's.
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh())
     model.append(nn.Linear(WIDTH, 4))
     plan = hotloop.Plan().replace({"step.compile": compiles, "cpu.num_threads": 2})
+    plan = plan.replace({"memory.micro_batch_size": micro})
     trainer = hotloop.Trainer(model, LOSS, torch.optim.Adam(model.parameters()), plan)
     x, y = torch.randn(samples, 32), torch.randint(4, (samples,))
     return trainer.fit((x, y), batch_size=batch_size, epochs=epochs, **options)
@@ -47,6 +51,17 @@ def test_a_last_smaller_batch_counts_with_gradients_of_its_own():
     assert more > 0.9 * 4 * WIDTH * WIDTH
     reached = uneven.arena["peak_top_bytes"] - uneven.budget.optimizer_state_bytes
     assert uneven.budget.working_memory_bytes == pytest.approx(reached, rel=0.05)
+
+
+@pytest.mark.parametrize("samples", [256, 256 + 8])
+def test_sums_of_micro_batches_stay_beside_the_update_and_a_smaller_batch(samples):
+    report = run(samples, compiles="always", micro=16)
+    budget = report.budget
+    assert report.path == "compiled"
+    assert budget.gradient_buffers_bytes > 4 * WIDTH * WIDTH
+    held = budget.optimizer_state_bytes + budget.gradient_buffers_bytes
+    reached = report.arena["peak_top_bytes"] - held
+    assert budget.working_memory_bytes == pytest.approx(reached, rel=0.05)
 
 
 def test_evaluation_counts_where_it_takes_most():

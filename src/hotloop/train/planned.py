@@ -42,10 +42,15 @@ def planned(
         data_resident_bytes: as for ``Budget.predict``.
         arena: of the run; what timing the step's kernels took of it stays.
     """
-    if step.working_bytes is None or budget.working_memory_bytes is None:
+    compiled = step.working_bytes
+    if compiled is None or budget.working_memory_bytes is None:
         return budget
-    gradients = 0 if step.makes_many else budget.gradient_buffers_bytes
-    needs = [step.working_bytes]
+    gradients, needs = 0, [compiled]
+    if not step.makes_many:
+        # Sums of gradients stay beside whatever else the run does, and the optimizer's own update
+        # takes what it takes in a plain step.
+        gradients = budget.gradient_buffers_bytes
+        needs.append(budget.working_memory_bytes)
 
     def plain(batch_size: int, phase: str) -> int:
         trace = traced(
@@ -57,24 +62,24 @@ def planned(
             optimizer=optimizer,
             micro=min(plan.memory.micro_batch_size or batch_size, batch_size),
         )
-        return working_bytes(trace) + trace.gradient_bytes - gradients
+        return working_bytes(trace) + trace.gradient_bytes
 
     if last_batch_size:
         needs.append(plain(last_batch_size, "train"))
     if evaluates:
         needs.append(plain(budget.batch_size, "infer"))
-    held = data_resident_bytes
+    held, probed = data_resident_bytes, 0
     if arena is not None:
+        # What timing kernels and probing a precision took of it.
         stats = arena.stats()
-        needs.append(stats.peak_top_bytes - budget.optimizer_state_bytes)
+        needs.append(stats.peak_top_bytes - budget.optimizer_state_bytes - gradients)
         held += stats.touched_bytes
-    working = max(needs)
-    if plan.step.precision == "auto":
-        working += budget.model_parameters_bytes
+    elif plan.step.precision == "auto":
+        probed = budget.model_parameters_bytes
     return dataclasses.replace(
         budget,
         gradient_buffers_bytes=gradients,
-        working_memory_bytes=working,
+        working_memory_bytes=max(needs) + probed,
         # Capturing, and timing kernels for the first time, leave more than was rehearsed.
         runtime_base_bytes=resident_beside(model, held),
     )
