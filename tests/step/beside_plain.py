@@ -18,11 +18,16 @@ def learns_as_in_plain_pytorch(model, x, lr):
     plan = hotloop.Plan().replace({"step.compile": "always"})
     step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x, y), plan)
     assert step.path == "compiled", step.reason
-    for _ in range(10):
+    same_losses(step, twin, plain, x, y, steps=10)
+    return step, twin
+
+
+def same_losses(step, twin, optimizer, x, y, *, steps):
+    """Train the twin by PyTorch, as ``step`` trains its model; the losses are the same."""
+    for _ in range(steps):
         loss = step(x, y)
-        plain.zero_grad()
+        optimizer.zero_grad()
         expected = F.cross_entropy(twin(x), y)
         expected.backward()
-        plain.step()
+        optimizer.step()
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
-    return step, twin

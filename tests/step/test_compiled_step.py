@@ -1,11 +1,16 @@
 """The compiled step against plain PyTorch: the same losses, weights and optimizer state."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parent))
+from beside_plain import same_losses
 
 import hotloop
 from hotloop.memory import native
@@ -211,13 +216,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch():
     assert step.path == "compiled"
     assert "accumulated" in step.reason
     plain_optimizer = torch.optim.Adam(plain.parameters())
-    for _ in range(5):
-        loss = step(x, y)
-        plain_optimizer.zero_grad()
-        expected = F.cross_entropy(plain(x), y)
-        expected.backward()
-        plain_optimizer.step()
-        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    same_losses(step, plain, plain_optimizer, x, y, steps=5)
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 

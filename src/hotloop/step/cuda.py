@@ -43,6 +43,8 @@ class CudaStep:
         NotCapturable: why not.
     """
 
+    working_bytes: int | None = None  # On the GPU: not measured.
+
     def __init__(
         self,
         model: nn.Module,

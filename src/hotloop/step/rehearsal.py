@@ -22,8 +22,7 @@ from .updates import Update
 @functools.cache
 def rehearse_capture() -> None:
     """Capture the step of a tiny model; once in a process, 0.3 seconds."""
-    state = torch.random.get_rng_state()
-    try:
+    with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         weights: list[torch.Tensor] = list(model.parameters())
         update = Update(torch.optim.Adam(weights), weights, None, None)
@@ -31,5 +30,3 @@ def rehearse_capture() -> None:
         capture(model, nn.functional.cross_entropy, x, y, update=update)
         with contextlib.suppress(RunError):  # Without a compiler: the step itself will say so.
             kernels()
-    finally:
-        torch.random.set_rng_state(state)

@@ -100,7 +100,7 @@ class TrainStep:
     def working_bytes(self) -> int | None:
         """What the compiled path takes beside weights, optimizer state and batch, as measured when
         it was compiled; ``None``: the plain path, or not known."""
-        return getattr(self._compiled, "working_bytes", None)
+        return None if self._compiled is None else self._compiled.working_bytes
 
     def operations(self) -> list[Operation]:
         """Matrix products and convolutions of the compiled graph: kernel, seconds, FLOP."""

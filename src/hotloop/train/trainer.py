@@ -177,7 +177,8 @@ class Trainer:
             tuned = None
             if hosts is None:
                 plan, tuned = with_tuned(self, plan, found, batch_size, example)
-            layouts = dataset.layouts(batch_size, line_bytes=plan.memory.line_bytes or 64)
+            line_bytes = plan.memory.line_bytes or 64
+            layouts = dataset.layouts(batch_size, line_bytes=line_bytes)
             # Rows are padded to the line: the graph is made for the strides of the buffers.
             shapes = tuple(
                 layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8, device="meta"))
@@ -227,9 +228,7 @@ class Trainer:
                 if steps_per_call > 1:
                     less = MemoryPool.predict_bytes(layouts, num_buffers)
                     num_buffers = _CALL_BUFFERS
-                    layouts = dataset.layouts(
-                        batch_size * steps_per_call, line_bytes=plan.memory.line_bytes or 64
-                    )
+                    layouts = dataset.layouts(batch_size * steps_per_call, line_bytes=line_bytes)
                     more = MemoryPool.predict_bytes(layouts, num_buffers) - less
                     budget = dataclasses.replace(
                         budget, batch_data_bytes=budget.batch_data_bytes + more

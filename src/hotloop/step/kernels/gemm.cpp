@@ -270,13 +270,41 @@ Range share(int64_t count, int64_t grain, int index, int parts) {
           std::min(count, grains * (index + 1) / parts * grain)};
 }
 
-// Whether each thread packs the resident side, of so many floats, for itself. What another has packed
+// The resident side, packed: by all threads together, or by each for itself. What another thread has packed
 // comes from that one's cache: up to a quarter of a small product where the two share none
 // (docs/notes/fused-update.md). A long side to stream past pays for packing twice; a large resident
 // side would not stay in a second-level cache, and is better shared in the third.
-bool packs_alone(int64_t floats, int64_t streamed, int num_threads) {
-  return floats <= 128 * 1024 && streamed >= 32 * num_threads;
-}
+template <class Unit>
+struct Resident {
+  const int64_t count;
+  const bool alone;
+  Unit* const shared;
+
+  // `count` units for `streamed` rows or columns; made before the threads part.
+  Resident(int64_t count, int64_t streamed, int num_threads)
+      : count(count), alone(count <= 128 * 1024 && streamed >= 32 * num_threads),
+        shared(alone ? nullptr : place(count)) {}
+
+  Unit* packed() const { return alone ? place(count) : shared; }
+
+  // What this thread packs of [0, all_of_it), cut at multiples of `grain`.
+  Range part(int64_t all_of_it, int64_t grain) const {
+    if (alone) return {0, all_of_it};
+    return share(all_of_it, grain, omp_get_thread_num(), omp_get_num_threads());
+  }
+
+  // Every part is packed.
+  void complete() const {
+    if (!alone) {
+#pragma omp barrier
+    }
+  }
+
+ private:
+  static Unit* place(int64_t count) {
+    return reinterpret_cast<Unit*>(resident_scratch.need(count));
+  }
+};
 
 int vectors_for(int64_t cols) { return static_cast<int>((cols + kLanes - 1) / kLanes); }
 
@@ -303,24 +331,20 @@ void flat(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int64_t
   using Unit = typename Format::Unit;
   constexpr int64_t kFold = Format::kFold, kDeep = kFlatDepth * kFold;
   const int64_t strips = (M + kFlatCols - 1) / kFlatCols, units = (K + kFold - 1) / kFold;
-  const int64_t need = strips * kFlatCols * units;
-  const bool alone = packs_alone(need, N, num_threads);
-  Unit* shared = alone ? nullptr : reinterpret_cast<Unit*>(resident_scratch.need(need));
+  const Resident<Unit> resident(strips * kFlatCols * units, N, num_threads);
 #pragma omp parallel num_threads(num_threads)
   {
     const int me = omp_get_thread_num(), all = omp_get_num_threads();
-    Unit* packed = alone ? reinterpret_cast<Unit*>(resident_scratch.need(need)) : shared;
+    Unit* packed = resident.packed();
     const auto width = [&](int64_t strip) {
       return vectors_for(std::min(kFlatCols, M - strip * kFlatCols)) * kLanes;
     };
-    const Range depths = alone ? Range{0, K} : share(K, kLanes, me, all);
+    const Range depths = resident.part(K, kLanes);
     for (int64_t s = 0; s < strips; ++s)
       Format::pack(A + s * kFlatCols * a_rs + depths.begin * a_cs, a_rs, a_cs,
                    std::min(kFlatCols, M - s * kFlatCols), depths.end - depths.begin,
                    packed + s * kFlatCols * units + depths.begin / kFold * width(s), width(s));
-    if (!alone) {
-#pragma omp barrier
-    }
+    resident.complete();
     const Range mine = share(N, kLanes, me, all);
     float* tile = tile_scratch.need(2 * kFlatGroup * kFlatCols);
     float* turned = tile + kFlatGroup * kFlatCols;
@@ -355,20 +379,16 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
   const bool walk = M >= N || (Finish::kAlongRows && M >= 4 * kRows * num_threads);
   if (!walk) {
     // A is resident; each thread owns columns and packs B's panels as it comes to them.
-    const int64_t need = row_tiles * kRows * units;
-    const bool alone = packs_alone(need, N, num_threads);
-    Unit* shared = alone ? nullptr : reinterpret_cast<Unit*>(resident_scratch.need(need));
+    const Resident<Unit> resident(row_tiles * kRows * units, N, num_threads);
 #pragma omp parallel num_threads(num_threads)
     {
       const int me = omp_get_thread_num(), all = omp_get_num_threads();
-      Unit* packed = alone ? reinterpret_cast<Unit*>(resident_scratch.need(need)) : shared;
-      const Range part = alone ? Range{0, row_tiles} : share(row_tiles, 1, me, all);
+      Unit* packed = resident.packed();
+      const Range part = resident.part(row_tiles, 1);
       for (int64_t t = part.begin; t < part.end; ++t)
         Format::pack(A + t * kRows * a_rs, a_rs, a_cs, std::min<int64_t>(kRows, M - t * kRows), K,
                      packed + t * kRows * units, kRows);
-      if (!alone) {
-#pragma omp barrier
-      }
+      resident.complete();
       const Range mine = share(N, kLanes, me, all);
       [[maybe_unused]] const typename Finish::Mode mode;
       Unit* panel = reinterpret_cast<Unit*>(panel_scratch.need(2 * kDepth * kCols));
@@ -405,22 +425,18 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
     }
   } else {
     // B is resident; each thread owns rows, and walks along them.
-    const int64_t need = col_tiles * kCols * units;
-    const bool alone = packs_alone(need, M, num_threads);
-    Unit* shared = alone ? nullptr : reinterpret_cast<Unit*>(resident_scratch.need(need));
+    const Resident<Unit> resident(col_tiles * kCols * units, M, num_threads);
 #pragma omp parallel num_threads(num_threads)
     {
       const int me = omp_get_thread_num(), all = omp_get_num_threads();
-      Unit* packed = alone ? reinterpret_cast<Unit*>(resident_scratch.need(need)) : shared;
-      const Range part = alone ? Range{0, col_tiles} : share(col_tiles, 1, me, all);
+      Unit* packed = resident.packed();
+      const Range part = resident.part(col_tiles, 1);
       for (int64_t t = part.begin; t < part.end; ++t) {
         const int64_t cols = std::min<int64_t>(kCols, N - t * kCols);
         Format::pack(B + t * kCols * b_cs, b_cs, b_rs, cols, K, packed + t * kCols * units,
                      vectors_for(cols) * kLanes);
       }
-      if (!alone) {
-#pragma omp barrier
-      }
+      resident.complete();
       const Range mine = share(M, kRows, me, all);
       [[maybe_unused]] const typename Finish::Mode mode;
       typename Finish::Behind behind(finish);
