@@ -177,6 +177,17 @@ CASES = [
         "renice -n 19 -p 77",
     ),
     (
+        # Measured: chunks run at full speed, and in between another has the CPU of worker 1.
+        "slow-worker",
+        report(workers=(
+                   WorkerUse(worker=0, chunks=4133, busy_s=0.41, wait_s=0.86, update_s=0.35, cpu=0),
+                   WorkerUse(worker=1, chunks=3867, busy_s=0.44, wait_s=0.0, update_s=0.45, cpu=1),
+               ), knobs={"parallel.num_workers": 2, "parallel.chunk_size": 32},
+               cpu={"others_s": 2.6, "run_delay_s": 3.3, "others": (HOG,)}),
+        machine(),
+        "renice -n 19 -p 77",
+    ),
+    (
         "steal-threshold",
         report(workers=workers(*[100.0] * 4, wait_s=4.0),
                knobs={"parallel.num_workers": 4, "parallel.steal_threshold": 50}),

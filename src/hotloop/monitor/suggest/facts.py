@@ -94,13 +94,19 @@ class Facts:
 
     @cached_property
     def worker_rates(self) -> dict[int, float]:
-        """Chunks a second while busy, over the whole run, of each worker that ran one.
+        """Chunks a second of each worker that ran one, over the time it was busy or lost.
 
-        The smoothed rate of the last calls will not do: a worker that shares its CPU loses it for
-        milliseconds now and then, and most calls look like those of the others.
+        Lost is what the worker with the most time accounted for has and this one has not: its
+        thread was ready, and its CPU ran another's. That may be all that shows, where the other
+        gives way while a chunk runs and comes in between. The smoothed rate of the last calls will
+        not do: such a loss comes in milliseconds now and then, and most calls look undisturbed.
         """
+        spent = {w.worker: w.busy_s + w.wait_s + w.update_s for w in self.report.workers}
+        most = max(spent.values(), default=0.0)
         return {
-            w.worker: w.chunks / w.busy_s if w.busy_s > 0 else w.rate_per_s or 0.0
+            w.worker: w.chunks / (w.busy_s + most - spent[w.worker])
+            if w.busy_s > 0
+            else w.rate_per_s or 0.0
             for w in self.report.workers
             if w.chunks and (w.busy_s > 0 or w.rate_per_s)
         }
