@@ -12,7 +12,7 @@ import hotloop
 from hotloop.data import rows as module
 from hotloop.data.rows import byte_table, copy_rows, read_rows
 from hotloop.data.transforms import Normalize
-from hotloop.memory import native
+from hotloop.machine import native
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)

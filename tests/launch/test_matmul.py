@@ -11,8 +11,7 @@ from hotloop.errors import RunError
 from hotloop.launch import matmul
 from hotloop.launch.matmul import NativeRouter, ProductUse
 from hotloop.launch.matmul_python import PythonRouter
-from hotloop.machine import timings
-from hotloop.memory import native
+from hotloop.machine import native, timings
 
 needs_compiler = pytest.mark.skipif(not native.has_compiler(), reason="no C++ compiler")
 # Calls that are timed, so that both libraries make the product.

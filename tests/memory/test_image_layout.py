@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import hotloop
+from hotloop.machine.native import has_compiler
 from hotloop.memory.image_layout import adjacent, preferred
-from hotloop.memory.native import has_compiler
 from hotloop.plan import Plan
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from hotloop import Machine, Plan, PlanError
 from hotloop.errors import RunError
+from hotloop.machine import native
 from hotloop.machine.mempolicy import get_memory_policy, set_memory_policy
-from hotloop.memory import native
 from hotloop.parallel import ParallelStep, default_num_workers, seats
 from hotloop.parallel.placement import seated
 from hotloop.parallel.processes import ProcessTeam

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hotloop import Plan, RunError, Trainer
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.parallel import ParallelStep
 from hotloop.parallel.processes import ProcessTeam
 

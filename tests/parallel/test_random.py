@@ -10,7 +10,7 @@ from torch import nn
 
 from hotloop import Plan
 from hotloop.data.hashing import mix, signed
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.parallel import ParallelStep
 from hotloop.step.chunk_random import normal, uniform
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hotloop import DataParallelTrainer, InputError, Plan, RunError, Trainer
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.parallel import ParallelStep
 from hotloop.parallel.step import default_chunk_size
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hotloop
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.step.program import UpdateRule, kernels
 from hotloop.step.rounding import rounds_products
 from hotloop.step.routes import gemm

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from beside_plain import same_losses
 
 import hotloop
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.train.zoo import build_model
 
 if not native.has_compiler():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent))
 from beside_plain import learns_as_in_plain_pytorch
 
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.step import convolutions, operators
 from hotloop.step.compiled import CompiledStep
 from hotloop.step.program import kernels

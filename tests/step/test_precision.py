@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hotloop
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.step.precision import BOUND, PROBE_STEPS, probe
 
 AUTO = hotloop.Plan().replace({"step.precision": "auto", "step.compile": "always"})

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.step.routes import gemm
 
 if not native.has_compiler():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
 
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.step import convolutions, operators, routes
 from hotloop.step.compiled import CompiledStep
 from hotloop.step.convolutions import Convolution

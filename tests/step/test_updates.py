@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.step.program import UpdateRule, kernels
 from hotloop.step.routes import address
 from hotloop.step.updates import COLUMNS, Update

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hotloop
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.step import rehearsal, step
 from hotloop.step.program import may_be_compiled
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import hotloop
-from hotloop.memory import native
+from hotloop.machine import native
 from hotloop.train.zoo import build_model
 
 EPOCHS, SAMPLES, BATCH = 8, 2560, 64

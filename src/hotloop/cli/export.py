@@ -60,7 +60,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "file or IDX folder",
     )  # fmt: skip
     parser.add_argument(
-        "--engines", metavar="NAMES", help="of eager,inductor,onnxruntime,openvino (default: all)"
+        "--engines",
+        metavar="NAMES",
+        help="of hotloop,eager,inductor,onnxruntime,openvino (default: all)",
     )
     parser.add_argument(
         "--batch-sizes", metavar="SIZES", help="that are raced, such as 1,32,64 (the default)"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import RunError
-from ..memory import native
+from ..machine import native
 
 # Below so many bytes waking a second thread costs more than it brings.
 _ONE_THREAD_BYTES = 128 * 1024

@@ -3,6 +3,8 @@
 compile    compile_inference: candidates built, checked against eager, raced
 workshop   the files engines read, each made once; all candidates of a race
 capture    the model as a graph: torch.export, ONNX, AOTInductor
+network    a forward pass as layers for hotloop's own engine; kernels/ run it
+lowering   a captured graph to such layers
 quantize   8-bit integers, calibrated
 check      differences from eager, accuracy
 race       interleaved timing

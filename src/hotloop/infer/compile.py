@@ -63,8 +63,8 @@ def compile_inference(
             named ones.
         goal: ``"latency"``: one call at a time, the 99th percentile decides at batch 1;
             ``"throughput"``: as many samples a second as several pinned instances give.
-        engines: of ``"eager"``, ``"inductor"``, ``"onnxruntime"``, ``"openvino"``; ``None``: all
-            that are installed.
+        engines: of ``"hotloop"``, ``"eager"``, ``"inductor"``, ``"onnxruntime"``, ``"openvino"``;
+            ``None``: all that are installed and take the model.
         max_error: what bfloat16 or int8 may differ, over the largest value of the output.
         max_accuracy_loss: share of ``samples`` that may be classified worse.
         samples: ``x`` or ``(x, labels)``, real samples for accuracy and int8's ranges; the example

@@ -59,7 +59,7 @@ class Engine(Protocol):
     """A model ready to answer.
 
     Attributes:
-        name: ``"eager"``, ``"torchscript"``, ``"inductor"``, ``"onnxruntime"``, ``"openvino"``.
+        name: ``"hotloop"``, ``"eager"``, ``"inductor"``, ``"onnxruntime"``, ``"openvino"``.
         precision: ``"float32"``, ``"bfloat16"`` or ``"int8"``: of the arithmetic inside; what goes
             in and comes out keeps the dtypes of ``inputs`` and ``outputs``.
         inputs, outputs: in the order of ``run``.

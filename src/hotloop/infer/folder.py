@@ -155,6 +155,10 @@ def _write_engine(runner: InferenceRunner, setting: Setting, folder: Path) -> st
 
 def _write_from_workshop(workshop: Workshop, setting: Setting, folder: Path) -> str:
     int8 = setting.precision == "int8"
+    if setting.engine == "hotloop":
+        name = "network.safetensors"
+        workshop.network().save(folder / name)
+        return name
     if setting.engine in ("eager", "inductor"):
         inner = setting.precision if setting.engine == "inductor" else "float32"
         if setting.engine == "eager" and workshop.fixed_batch("float32") is not None:
@@ -300,6 +304,10 @@ def _open(
         from .engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(path, **shared)
+    if setting.engine == "hotloop":
+        from .engines.hotloop import HotloopEngine
+
+        return HotloopEngine(path, inputs, outputs, num_threads=threads, num_instances=instances)
     if setting.engine not in ("eager", "inductor"):
         raise ModelError("the engine must be one that this version knows", got=setting.engine)
     from .archive import read_archive

@@ -70,11 +70,12 @@ def predicted_memory(
 ) -> dict[str, int | None]:
     """Bytes by the guide's components for a process that serves these engines.
 
-    - ``model_parameters_bytes``: once for each distinct engine file, in its precision; instances
-      share them.
+    - ``model_parameters_bytes``: once for each distinct engine file, in its precision (of hotloop's
+      own engine as it has packed them); instances share them.
     - ``batch_data_bytes``: inputs and outputs of the batches in flight.
     - ``working_memory_bytes``: of one batch on the eager path (``Budget``), for each instance;
-      engines that fuse take less. ``None`` where the model's course depends on values.
+      engines that fuse take less. Where hotloop's own engine is the only one, of its layout.
+      ``None`` where the model's course depends on values.
     - ``runtime_base_bytes``: interpreter, numpy and the engines' libraries, measured.
     - ``enclave_overhead_bytes``: from the plan.
     """
@@ -84,13 +85,19 @@ def predicted_memory(
     settings = list(settings)
     instances = max(setting.num_instances for setting in settings)
     files = {(s.engine, s.precision) for s in settings}
-    weights = sum(int(workshop.weight_bytes * _BYTES_OF[precision]) for _, precision in files)
+    own_weights, own_sample = workshop.own_bytes or (0, 0)
+    weights = sum(
+        own_weights if engine == "hotloop" else int(workshop.weight_bytes * _BYTES_OF[precision])
+        for engine, precision in files
+    )
     specs = [*workshop.signature.inputs, *workshop.signature.outputs]
     batch = sum(_spec_bytes(spec.dtype, spec.shape, batch_size) for spec in specs)
     working: int | None = None
+    if {engine for engine, _ in files} == {"hotloop"}:
+        working = own_sample * batch_size
     try:
         _, named = workshop.signature.input_structure["tuple"]
-        if not named["dict"]:
+        if working is None and not named["dict"]:
             budget = Budget.predict(
                 workshop.model, tuple(workshop.example), batch_size, phase="infer", plan=plan
             )
@@ -117,7 +124,7 @@ def _spec_bytes(dtype: str, shape: tuple[int | None, ...], batch_size: int) -> i
 @functools.cache
 def runtime_base_bytes(engines: frozenset[str]) -> int | None:
     """Resident bytes of a fresh process with the libraries of these engines and no model."""
-    modules = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+    modules = {"hotloop": "numpy", "onnxruntime": "onnxruntime", "openvino": "openvino"}
     needed = sorted({modules.get(engine, "torch") for engine in engines})
     imports = "\n".join(f"import {name}" for name in needed)
     try:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import StorageError
 from ..files import write_text_atomically
 from ..machine import Machine, cache_dir
+from .engines.hotloop import kernels_key
 from .report import Setting
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def key(
         list(batch_sizes),
         [dataclasses.astuple(setting) for setting in settings],
         list(bounds),
+        kernels_key() if any(setting.engine == "hotloop" for setting in settings) else "",
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -22,15 +22,16 @@ from .capture import (
     write_onnx,
 )
 from .engine import Engine
+from .network import Network
 from .report import Setting
 
 Program = tuple[torch.export.ExportedProgram, int | None]
 _ENGINES_OF = {
-    "float32": ("eager", "inductor", "onnxruntime", "openvino"),
+    "float32": ("hotloop", "eager", "inductor", "onnxruntime", "openvino"),
     "bfloat16": ("eager", "inductor", "openvino"),
     "int8": ("onnxruntime", "openvino"),
 }
-ENGINES = ("eager", "inductor", "onnxruntime", "openvino")
+ENGINES = ("hotloop", "eager", "inductor", "onnxruntime", "openvino")
 
 
 class Workshop:
@@ -54,6 +55,8 @@ class Workshop:
         self.example = list(example)
         self.samples = samples
         self.weight_bytes = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+        # Of hotloop's own engine, once there is one: packed weights, and values for each sample.
+        self.own_bytes: tuple[int, int] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="hotloop-infer-")
         self.folder = Path(self._folder.name)
         self._made: dict[Any, Any] = {}
@@ -99,6 +102,24 @@ class Workshop:
 
         path: Path = self._once(("archive", precision), make)
         return path
+
+    def network(self) -> Network:
+        """The graph as layers of hotloop's own engine.
+
+        Raises:
+            ModelError: the graph holds what no layer does, or is one for a single batch size.
+        """
+
+        def make() -> Network:
+            from .lowering import lower
+
+            program, fixed = self.program()
+            if fixed is not None:
+                raise ModelError("hotloop's own engine takes graphs for any batch size", got=fixed)
+            return lower(program)
+
+        network: Network = self._once("network", make)
+        return network
 
     def onnx(self, precision: str = "float32") -> Path:
         """The graph as an ``.onnx`` file, in float32 or int8."""
@@ -153,6 +174,15 @@ class Workshop:
             onnx = self.onnx("int8" if setting.precision == "int8" else "float32")
             return OpenVinoEngine(onnx, **shared)
         signature = self.signature
+        if setting.engine == "hotloop":
+            from .engines.hotloop import HotloopEngine
+
+            engine = HotloopEngine(
+                self.network(), signature.inputs, signature.outputs,
+                num_threads=setting.num_threads, num_instances=setting.num_instances,
+            )  # fmt: skip
+            self.own_bytes = (engine.weight_bytes, engine.sample_bytes)
+            return engine
         if setting.engine == "inductor":
             from .engines.torch import InductorEngine
 

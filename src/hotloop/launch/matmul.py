@@ -130,7 +130,7 @@ class NativeRouter:
     name = "native"
 
     def __init__(self, least_work: int = LEAST_WORK) -> None:
-        from ..memory import native
+        from ..machine import native
 
         self._library = native.load(_SOURCE, flags=("-ltorch_cpu",))
         self._library.hotloop_matmul_rows.restype = ctypes.c_int64

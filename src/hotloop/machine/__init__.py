@@ -5,6 +5,7 @@
 - ``ThreadAffinity``, ``pinned``, ``pinned_thread`` (``affinity.py``), ``num_threads``
   (``threads.py``): threads. ``numa``: nodes and memory policy. All restore what they found.
 - ``cache_dir()``: where measured and fetched things are kept; ``timings``: kernels timed before.
+- ``native``: a C++ file, compiled once a machine and loaded.
 """
 
 from . import numa

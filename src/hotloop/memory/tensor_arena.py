@@ -22,8 +22,8 @@ from typing import NamedTuple, get_args
 import torch
 
 from ..errors import HotloopError, PlanError, RunError
+from ..machine import native
 from ..units import GIB, MIB, format_bytes
-from . import native
 from .arena import HugePages, transparent_huge_pages
 from .arena_model import GRANULARITY_BYTES, THRESHOLD_BYTES, check_sizes
 

@@ -21,9 +21,8 @@ import torch
 from torch import nn
 
 from ..errors import RunError
-from ..machine import Machine
+from ..machine import Machine, native
 from ..machine.cache_dir import cache_dir
-from ..memory import native
 from .capture import Captured
 from .graph_file import to_values
 from .updates import COLUMNS

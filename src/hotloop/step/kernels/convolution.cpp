@@ -9,8 +9,10 @@ struct Results {
   const hotloop_conv_shape& s;
   const float *bias, *mask;
   float* out;
-  uint8_t* places;  // Null: no pooling.
+  uint8_t* places;  // Null: not kept.
   int64_t OH, OW;
+  bool pooled = places != nullptr;
+  const float* add = nullptr;  // Laid out as `out`, added before relu; not where pooled.
 
   void put(const Tile& tile, int64_t o, Vector r[2][2]) const {
     const int64_t lanes = s.O - o;
@@ -20,9 +22,9 @@ struct Results {
 #pragma GCC unroll 2
       for (int j = 0; j < 2; ++j) {
         r[i][j] += offset;
-        if (s.relu && !places) r[i][j] = r[i][j] < 0 ? Vector{} : r[i][j];  // NaN stays NaN.
+        if (s.relu && !pooled && !add) r[i][j] = r[i][j] < 0 ? Vector{} : r[i][j];  // NaN stays NaN.
       }
-    if (places) {
+    if (pooled) {
       if (tile.h + 1 < OH && tile.w + 1 < OW) pool(tile, o, lanes, r);
       return;
     }
@@ -31,6 +33,10 @@ struct Results {
       for (int j = 0; j < 2; ++j) {
         if (tile.h + i >= OH || tile.w + j >= OW) continue;
         const int64_t pixel = at + i * s.oh + j * s.ow;
+        if (add) {
+          r[i][j] += load<Vector>(add + pixel, lanes);
+          if (s.relu) r[i][j] = r[i][j] < 0 ? Vector{} : r[i][j];
+        }
         if (mask) r[i][j] = load<Vector>(mask + pixel, lanes) <= 0 ? Vector{} : r[i][j];
         store(out + pixel, r[i][j], lanes);
       }
@@ -53,8 +59,9 @@ struct Results {
       place = cut ? Words{} + kNowhere : place;
     }
     const int64_t h = tile.h / 2, w = tile.w / 2;
-    store(places + ((tile.n * (OH / 2) + h) * (OW / 2) + w) * s.O + o,
-          __builtin_convertvector(place, Bytes), lanes);
+    if (places)
+      store(places + ((tile.n * (OH / 2) + h) * (OW / 2) + w) * s.O + o,
+            __builtin_convertvector(place, Bytes), lanes);
     float* to = out + tile.n * s.on + h * s.oh + w * s.ow + o * s.oc;
     if (s.oc == 1) {
       store(to, best, lanes);
@@ -63,6 +70,8 @@ struct Results {
     }
   }
 };
+
+#ifndef HOTLOOP_FORWARD_ONLY
 
 // Channels of the gradient of pooled results side by side.
 const float* side_by_side(const float* g, int64_t N, int64_t C, int64_t pixels, int64_t sn,
@@ -82,24 +91,37 @@ Image gradient_image(const hotloop_conv_shape& s, const float* g, const uint8_t*
   return {s.N, channels, H, W, PH * PW * channels, PW * channels, channels, g, places};
 }
 
+#endif
+
+// `ready`: the filter, transformed before; else it is done here.
 void convolve(const hotloop_conv_shape& s, const Image& x, const Filter& filter, int64_t pad_h,
-              int64_t pad_w, const Results& results, int num_threads) {
+              int64_t pad_w, const Results& results, int num_threads,
+              const float* ready = nullptr) {
   const Tiles tiles(x.N, results.OH, results.OW);
   const int64_t C = padded(x.C), O = padded(s.O);
-  const int64_t most = std::clamp(kBlockOf / (kPoints * (C + kFlatCols)) / kFlatRows * kFlatRows,
-                                  kFewestTiles, kMostTiles);
-  const int64_t blocks = (tiles.count + most - 1) / most;
-  float* U = filter_scratch.need(kPoints * C * O);
+  int64_t most = std::clamp(kBlockOf / (kPoints * (C + kFlatCols)) / kFlatRows * kFlatRows,
+                            kFewestTiles, kMostTiles);
+  // As many blocks for each thread, of whole groups of rows.
+  int64_t blocks = (tiles.count + most - 1) / most;
+  blocks = (blocks + num_threads - 1) / num_threads * num_threads;
+  most = ((tiles.count + blocks - 1) / blocks + kFlatRows - 1) / kFlatRows * kFlatRows;
+  blocks = (tiles.count + most - 1) / most;
+  float* made = ready ? nullptr : filter_scratch.need(kPoints * C * O);
+  const float* U = ready ? ready : made;
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
   {
     const int me = omp_get_thread_num(), all = omp_get_num_threads();
-    const Range inputs = share(C, 1, me, all);
-    transform_filter(filter, x.C, s.O, inputs.begin, inputs.end, U);
+    if (made) {
+      const Range inputs = share(C, 1, me, all);
+      transform_filter(filter, x.C, s.O, inputs.begin, inputs.end, made);
+    }
     // A line more than the block: points 4 KiB apart would push each other out of the cache.
     const int64_t v_step = most * C + kLanes, m_step = most * kFlatCols + kLanes;
     float* V = patch_scratch.need(kPoints * v_step);
     float* M = result_scratch.need(kPoints * m_step);
+    if (made) {
 #pragma omp barrier
+    }
     const Range mine = share(blocks, 1, me, all);
     for (int64_t block = mine.begin; block < mine.end; ++block) {
       const int64_t first = block * most, count = std::min(most, tiles.count - first);
@@ -140,18 +162,25 @@ inline void scalars(const Image& x, int64_t n, int64_t h, int64_t w, float d[][4
       }
 }
 
-void convolve_directly(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
-                       const Results& results, int num_threads) {
-  const Tiles tiles(x.N, results.OH, results.OW);
-  const int64_t O = padded(s.O), taps = 9 * s.C;
-  float* W = filter_scratch.need(taps * O);  // [c][row][column][output].
-  for (int64_t c = 0; c < s.C; ++c)
+// A filter as it is used there: [input][row][column][output].
+void lay_out_filter(const Filter& filter, int64_t inputs, int64_t outputs, float* to) {
+  const int64_t O = padded(outputs);
+  for (int64_t c = 0; c < inputs; ++c)
     for (int64_t p = 0; p < 9; ++p)
       for (int64_t o = 0; o < O; ++o)
-        W[(c * 9 + p) * O + o] =
-            o < s.O ? filter.data[o * filter.so + c * filter.si + p / 3 * filter.sh +
-                                  p % 3 * filter.sw]
-                    : 0.0f;
+        to[(c * 9 + p) * O + o] =
+            o < outputs ? filter.data[o * filter.so + c * filter.si + p / 3 * filter.sh +
+                                      p % 3 * filter.sw]
+                        : 0.0f;
+}
+
+void convolve_directly(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
+                       const Results& results, int num_threads, const float* ready = nullptr) {
+  const Tiles tiles(x.N, results.OH, results.OW);
+  const int64_t O = padded(s.O), taps = 9 * s.C;
+  float* made = ready ? nullptr : filter_scratch.need(taps * O);
+  if (made) lay_out_filter(filter, s.C, s.O, made);
+  const float* W = ready ? ready : made;
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
   {
     const Range mine = share(tiles.count, 1, omp_get_thread_num(), omp_get_num_threads());
@@ -173,6 +202,8 @@ void convolve_directly(const hotloop_conv_shape& s, const Image& x, const Filter
     }
   }
 }
+
+#ifndef HOTLOOP_FORWARD_ONLY
 
 // parts[part][c][row][column][output], then the sums of the gradient itself.
 void add_directly(const Image& x, const Image& g, const Tiles& tiles, Range range, int64_t pad_h,
@@ -221,7 +252,11 @@ void weight_gradient_directly(const hotloop_conv_shape& s, const Image& x, const
   }
 }
 
+#endif
+
 }  // namespace
+
+#ifndef HOTLOOP_FORWARD_ONLY
 
 extern "C" {
 
@@ -317,3 +352,4 @@ __attribute__((visibility("default"))) void hotloop_conv3x3_weight_gradient_f32(
   }
 }
 }
+#endif

@@ -473,6 +473,8 @@ void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t a_rs, int6
 
 }  // namespace
 
+#ifndef HOTLOOP_FORWARD_ONLY
+
 #include "finish.h"
 
 extern "C" {
@@ -512,3 +514,4 @@ __attribute__((visibility("default"))) void hotloop_update_f32(int64_t n, float*
   });
 }
 }
+#endif

@@ -51,6 +51,9 @@ struct hotloop_pool_shape {
   int64_t N, C, H, W, kh, kw, relu, last, n_stride, c_stride, h_stride, w_stride;
 };
 
+// The place of a result that relu has cut off.
+constexpr uint8_t kNowhere = 255;
+
 void hotloop_pool_f32(const hotloop_pool_shape* shape, const float* x, float* out, uint8_t* places,
                       int32_t num_threads);
 void hotloop_pool_backward_f32(const hotloop_pool_shape* shape, const float* gradient,

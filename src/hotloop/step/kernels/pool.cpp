@@ -9,8 +9,6 @@
 
 namespace {
 
-constexpr uint8_t kNowhere = 255;
-
 // What a later value does to the largest so far: the first of equal ones stays, a NaN always wins.
 inline void take(float value, uint8_t at, float* best, uint8_t* place) {
   const bool better = value > *best || value != value;

@@ -1,4 +1,4 @@
-"""Compile one C++ file against torch's headers, once a machine, and load it.
+"""Compile one C++ file, against torch's headers where it needs them, once a machine; load it.
 
 ``torch.utils.cpp_extension`` does this too, at the price of its import, of ninja, and of headers
 that take half a minute; a file that needs only c10 compiles in two seconds with the bare compiler.
@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..errors import RunError
-from ..machine.cache_dir import cache_dir
+from .cache_dir import cache_dir
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class _Build:
 _COMPILERS = ("c++", "g++", "clang++")
 _STANDARDS = ("-std=c++20", "-std=c++17")
 _TIME_LIMIT_S = 300.0
+_FLAGS = ("-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
 
 
 def load(
@@ -42,6 +41,7 @@ def load(
     parts: Sequence[Path] = (),
     flags: Sequence[str] = (),
     mode: int = ctypes.DEFAULT_MODE,
+    needs_torch: bool = True,
 ) -> ctypes.CDLL:
     """Library built from ``source``, from the cache or freshly compiled.
 
@@ -57,15 +57,14 @@ def load(
         flags: for the compiler, added to the usual ones. With ``-march=native`` the caller names
             the machine in a ``-D`` flag, so that another machine builds its own.
         mode: of ``dlopen``; ``ctypes.RTLD_GLOBAL`` lets libraries loaded later use its symbols.
+        needs_torch: whether it includes torch's headers; else torch is not imported.
 
     Raises:
         RunError: no compiler, no headers, or the compiler or the loader refused.
     """
     compiler = _compiler()
-    include = Path(torch.__file__).parent / "include"
-    if not (include / "c10" / "core" / "Allocator.h").is_file():
-        raise RunError("a native part needs torch's C++ headers", got=f"none in {include}")
-    build = _Build(source, compiler, (*_flags(), *flags), mode)
+    given = (*_FLAGS, *(_torch_flags() if needs_torch else ()), *flags)
+    build = _Build(source, compiler, given, mode)
     key = _key(build, parts)
     try:
         folder = (cache if cache is not None else cache_dir() / "native") / key
@@ -120,21 +119,21 @@ def _compiler() -> str:
     )
 
 
-def _flags() -> list[str]:
+def _torch_flags() -> list[str]:
+    import torch
+
     root = Path(torch.__file__).parent
-    abi = int(torch.compiled_with_cxx11_abi())
+    if not (root / "include" / "c10" / "core" / "Allocator.h").is_file():
+        got = f"none in {root / 'include'}"
+        raise RunError("a native part needs torch's C++ headers", got=got)
     return [
-        "-O3",
-        "-fPIC",
-        "-shared",
-        "-fvisibility=hidden",
-        f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        f"-DHOTLOOP_TORCH={torch.__version__}",
         "-isystem",
         str(root / "include"),
         f"-L{root / 'lib'}",
         # torch has loaded this library already: the loader finds it by its name.
         "-lc10",
-        "-pthread",
     ]
 
 
@@ -170,7 +169,7 @@ def _key(build: _Build, parts: Sequence[Path]) -> str:
         texts = [p.read_text(encoding="utf-8") for p in (build.source, *parts)]
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RunError("a native part needs a C++ compiler that runs", got=error) from None
-    facts = [*texts, torch.__version__, build.compiler, version, *_STANDARDS, *build.flags]
+    facts = [*texts, build.compiler, version, *_STANDARDS, *build.flags]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:20]
 
 
