@@ -130,6 +130,33 @@ def test_attention(rows, causal, parts):
     assert kinds == ["layer_norm", "linear", "attention", "linear", "linear", "linear"]
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_pytorchs_own_encoder(first):
+    layer = nn.TransformerEncoderLayer(
+        32, 4, 64, activation="gelu" if first else "relu", batch_first=True, norm_first=first
+    )
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    network = assert_as_torch(model, (7, 32), batches=(1, 2, 9))
+    assert [layer.kind for layer in network.layers].count("attention") == 2
+
+
+class Tokens(nn.Module):
+    """Rows of all samples side by side, as many write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 9), nn.Linear(9, 5)
+
+    def forward(self, x):
+        y = torch.relu(self.one(x.reshape(-1, 6)))
+        return self.two(y).view(x.shape[0], -1, 5).mean(1)
+
+
+def test_rows_of_all_samples_side_by_side():
+    network = assert_as_torch(Tokens(), (4, 6))
+    assert [layer.kind for layer in network.layers] == ["linear", "linear", "mean"]
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [

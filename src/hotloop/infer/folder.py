@@ -236,8 +236,8 @@ def load_inference(
     Args:
         folder: the export.
         num_threads, num_instances: other than exported; never more threads than usable CPUs.
-        spinning: ``False``: idle threads of ONNX Runtime sleep at once, whatever won the race;
-            for a process that has other work for those CPUs between two calls.
+        spinning: ``False``: idle threads of ONNX Runtime and of hotloop's own engine sleep at once,
+            whatever won the race; for a process that has other work for those CPUs between calls.
 
     Raises:
         InputError: the path is an address.
@@ -307,7 +307,10 @@ def _open(
     if setting.engine == "hotloop":
         from .engines.hotloop import HotloopEngine
 
-        return HotloopEngine(path, inputs, outputs, num_threads=threads, num_instances=instances)
+        return HotloopEngine(
+            path, inputs, outputs,
+            num_threads=threads, num_instances=instances, spinning=setting.spinning,
+        )  # fmt: skip
     if setting.engine not in ("eager", "inductor"):
         raise ModelError("the engine must be one that this version knows", got=setting.engine)
     from .archive import read_archive

@@ -20,7 +20,7 @@ from torch import fx
 
 from .following import ACTS, RELUS, Following, act_of, pair, refused
 from .network import Network
-from .views import View, dense, reshaped
+from .views import BATCH, View, single
 
 _aten = torch.ops.aten
 
@@ -66,6 +66,7 @@ class _Lowering:
         for node in nodes:
             if node.op == "placeholder" and node.name not in self._tensors:
                 self.network = Network(_sample(node))
+                self._batch = node.meta["val"].shape[0].node.hint
                 self._values[node] = _Value(0)
             elif node.op == "call_function" and node not in self._following.taken:
                 self._lower(node)
@@ -107,7 +108,7 @@ class _Lowering:
         value = self._value(node)
         if isinstance(value, View):
             return value
-        return View(self._plain(node), 0, dense(_sample(node)))
+        return View.dense(self._plain(node), _sample(node))
 
     def _image(self, node: Any) -> int:
         """The value with channels adjacent."""
@@ -161,7 +162,10 @@ class _Lowering:
     def _linear(self, node: Any, x: Any, w: Any, b: Any = None) -> None:
         weight, bias = self._constant(w), self._constant(b)
         assert weight is not None
-        value = self._value(x)
+        value, last = self._value(x), node
+        if isinstance(value, View) and not value.is_dense:
+            self._linear_of_rows(value, node, weight, bias)
+            return
         if value.flattened:
             # The image lies with channels adjacent: so does each row of the weight then.
             h, width, c = self.network.shapes[value.number]
@@ -172,13 +176,29 @@ class _Lowering:
             number = self._plain(x)
             if len(_sample(x)) == 3:
                 raise refused("rows for linear layers", _sample(x))
-        last, weight, bias = self._following.norm(node, weight, bias)
+        if len(_sample(node)) == 1:  # Of rows, batch norm would take each row for a channel.
+            last, weight, bias = self._following.norm(node, weight, bias)
         last, other = self._sum_after(last, image=False)
         last, act = self._following.act(last, ACTS)
         made = self.network.linear(
             number, self._keep(weight, "weight") or "", self._keep(bias, "bias"), other, act
         )
         self._done(node, last, _Value(made))
+
+    def _linear_of_rows(
+        self, view: View, node: Any, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> None:
+        """The same rows in whatever order they stand, as ``nn.MultiheadAttention`` has them."""
+        outputs, depth = weight.shape
+        whole = view.elements == math.prod(self.network.shapes[view.number])
+        if not whole or not view.rows(depth):
+            raise refused("values whose elements lie side by side", node.name)
+        number = self.network.as_shape(view.number, (view.elements // depth, depth))
+        last, act = self._following.act(node, ACTS)
+        made = self.network.linear(
+            number, self._keep(weight, "weight") or "", self._keep(bias, "bias"), None, act
+        )
+        self._done(node, last, view.with_rows(made, depth, outputs))
 
     def _convolution(
         self,
@@ -295,43 +315,42 @@ class _Lowering:
         enable_gqa: bool = False,
     ) -> None:
         views = [self._view(n) for n in (q, k, v)]
+        dims = [[single(group) for group in view.dims[1:]] for view in views]
         plain = mask is None and not dropout and not enable_gqa
         if not plain or any(
-            len(view.dims) != 4 or view.dims[0][0] is not None or view.dims[3][1] != 1
-            for view in views
+            view.dims[0] != (BATCH,) or len(found) != 3 or None in found or found[2][1] > 1
+            for view, found in zip(views, dims, strict=True)
         ):
             raise refused("attention over [batch, heads, rows, elements] without a mask", node.name)
         (heads, queries, size), (_, keys, made) = _sample(q), _sample(v)
         if len({_sample(n)[0] for n in (q, k, v)}) > 1:
             raise refused("as many heads of queries, keys and values", node.name)
-        where = [(w.number, w.offset, w.dims[1][1], w.dims[2][1]) for w in views]
+        where = [
+            (view.number, view.offset, found[0][1], found[1][1])
+            for view, found in zip(views, dims, strict=True)
+        ]
         number = self.network.attention(
             where, heads, (queries, keys), (size, made), scale or size**-0.5, causal
         )
         # Results lie [query][head][element], as what follows wants them.
-        dims = ((None, 0), (heads, made), (queries, heads * made), (made, 1))
-        self._values[node] = View(number, 0, dims)
+        self._values[node] = View.dense(number, (queries, heads, made)).permuted([0, 2, 1, 3])
 
     def _permute(self, node: Any, x: Any, order: Sequence[int]) -> None:
         view = self._view(x)
-        dims = tuple(view.dims[d % len(view.dims)] for d in order)
-        self._values[node] = View(view.number, view.offset, dims)
+        self._values[node] = view.permuted([d % len(view.dims) for d in order])
 
     def _transpose(self, node: Any, x: Any, a: int, b: int) -> None:
-        order = list(range(len(_sample(x)) + 1))
+        order = list(range(x.meta["val"].dim()))
         order[a], order[b] = order[b], order[a]
         self._permute(node, x, order)
 
     def _part(self, x: Any, dim: int, start: int, count: int | None) -> View:
-        """`count` from `start` on along a dimension; ``None``: one, and the dimension goes."""
+        """``count`` from ``start`` on along a dimension; ``None``: one, and the dimension goes."""
         view = self._view(x)
-        dim %= len(view.dims)
-        size, step = view.dims[dim]
-        if size is None:
-            raise refused("parts of a sample", getattr(x, "name", x))
-        kept = () if count is None else ((count, step),)
-        dims = (*view.dims[:dim], *kept, *view.dims[dim + 1 :])
-        return View(view.number, view.offset + start % size * step, dims)
+        part = view.part(dim % len(view.dims), start, count)
+        if part is None:
+            raise refused("parts of a sample along one dimension", getattr(x, "name", x))
+        return part
 
     def _select(self, node: Any, x: Any, dim: int, index: int) -> None:
         self._values[node] = self._part(x, dim, index, None)
@@ -358,32 +377,27 @@ class _Lowering:
         self._values[node] = _Value(self.network.softmax(self._plain(x), logarithm))
 
     def _reshape(self, node: Any, x: Any, *_: Any) -> None:
-        value, shape = self._value(x), _sample(node)
-        # The batch must stay the first size, alone.
-        if math.prod(shape) != math.prod(_sample(x)) or not _same_batch(node, x):
-            raise refused("reshapes within a sample", node.name)
-        if isinstance(value, View):
-            dims = reshaped(value.dims, shape)
-            if dims is None:
-                raise refused("values whose elements lie side by side", node.name)
-            self._values[node] = View(value.number, value.offset, dims)
-            return
+        value = self._value(x)
         if value.last:
             h, w, c = self.network.shapes[value.number]
             if h * w == 1 or c == 1:
-                value = _Value(self.network.as_shape(value.number, (h * w * c,)))
-            elif len(shape) == 1:
+                number = self.network.as_shape(value.number, _sample(x))
+                self._values[x] = _Value(number)
+            elif len(_sample(node)) == 1 and _same_batch(node, x):
                 self._values[node] = _Value(value.number, flattened=True)
                 return
-            else:
-                value = _Value(self._plain(x))
-        if len(shape) > 3:
-            self._values[node] = View(value.number, 0, dense(shape))
-            return
-        self._values[node] = value
-        self._plain(node)
+        view = self._view(x).reshaped([self._wanted(size) for size in node.meta["val"].shape])
+        if view is None:
+            raise refused("reshapes that copy nothing", node.name)
+        self._values[node] = view
 
-    def _done(self, node: Any, last: Any, value: _Value) -> None:
+    def _wanted(self, size: Any) -> tuple[bool, int]:
+        """Whether the batch is in a size, and how many elements of each sample."""
+        if isinstance(size, int):
+            return False, size
+        return True, size.node.hint // self._batch
+
+    def _done(self, node: Any, last: Any, value: _Value | View) -> None:
         self._values[node] = value
         self._values[last] = value
 

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ _OF_THE_STEP = Path(__file__).parents[2] / "step" / "kernels"
 _PARTS = ("gemm.h", "gemm.cpp", "winograd.cpp", "convolution.cpp")
 _ABSENT = -3
 _LINE_BYTES = 64
+# GNU's OpenMP looks so often for work before a thread sleeps.
+_SPIN_COUNT, _SHORT_SPIN = "GOMP_SPINCOUNT", "1000"
 
 
 class _Layer(ctypes.Structure):
@@ -47,13 +50,29 @@ class _Layer(ctypes.Structure):
     )  # fmt: skip
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
+def library(*, spinning: bool = True) -> ctypes.CDLL:
     """The kernels, built for this machine at the first use (3 s), then from the cache.
+
+    Args:
+        spinning: ``False``: threads without work sleep after some 20 us, not after milliseconds. OpenMP
+            asks once, as it is loaded: the first engine of a process decides, and an environment
+            that says it itself.
 
     Raises:
         RunError: no C++ compiler, or it refused.
     """
+    said = any(name in os.environ for name in ("OMP_WAIT_POLICY", _SPIN_COUNT))
+    if spinning or said:
+        return _loaded()
+    os.environ[_SPIN_COUNT] = _SHORT_SPIN
+    try:
+        return _loaded()
+    finally:
+        del os.environ[_SPIN_COUNT]
+
+
+@functools.cache
+def _loaded() -> ctypes.CDLL:
     kernels = native.load(
         _KERNELS / "network.cpp",
         parts=tuple(_OF_THE_STEP / name for name in _PARTS),
@@ -94,7 +113,7 @@ class HotloopEngine:
     Args:
         network: what to run, or the file of one.
         inputs, outputs: names and shapes, one each.
-        num_threads: inside one call. num_instances: see ``Engine``.
+        num_threads: inside one call. num_instances: see ``Engine``. spinning: see ``library``.
 
     Raises:
         ModelError: the file is no network.
@@ -112,10 +131,11 @@ class HotloopEngine:
         *,
         num_threads: int = 1,
         num_instances: int = 1,
+        spinning: bool = True,
     ) -> None:
         import numpy
 
-        self._library = library()
+        self._library = library(spinning=spinning)
         self._run: Callable[..., None] = self._library.hotloop_network_run
         if not isinstance(network, Network):
             network = Network.load(Path(network))

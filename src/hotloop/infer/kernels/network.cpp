@@ -45,13 +45,7 @@ constexpr int64_t kMostArena = 16 * 1024 * 1024;
 
 // Rows at a time of a product, and how deep the packed side is used before the next rows: kRowsDepth *
 // kFlatCols floats stay in a first-level cache of 48 KiB.
-#ifndef HOTLOOP_ROWS
-#define HOTLOOP_ROWS 96
-#endif
-#ifndef HOTLOOP_DEPTH
-#define HOTLOOP_DEPTH 128
-#endif
-constexpr int64_t kMostRows = HOTLOOP_ROWS, kRowsDepth = HOTLOOP_DEPTH;
+constexpr int64_t kLeastRows = 24, kMostRows = 96, kRowsDepth = 128;
 
 // e^x to 2 in 10^7: 2^n times Taylor's polynomial within half of ln 2.
 inline Vector exponential(Vector x) {
@@ -110,39 +104,19 @@ struct Forward {
   }
 };
 
-// Asks for the next panel, a line at each unit of the products with this one.
-struct NextPanel {
-  const float *at, *end;
+// Asks for what the next products need, while those of now go on: the next panel, a line at each unit, and
+// the same rows further along the sum.
+struct NextDepth {
+  const float *&panel, *end;
+  NextRows rows;
   void operator()() {
-    if (at >= end) return;
-    __builtin_prefetch(at, 0, 2);
-    at += kLineFloats;
+    if (panel < end) {
+      __builtin_prefetch(panel, 0, 2);
+      panel += kLineFloats;
+    }
+    rows();
   }
 };
-
-template <int V>
-void multiply_panel(int64_t rows, int64_t depth, const float* a, int64_t rs, const float* b,
-                    float* tile, bool add, NextPanel& ahead) {
-  constexpr int most = kFlatRows * kFlatVectors / V, ld = V * kLanes;
-  constexpr int whole = most > 12 ? 12 : most;
-  const auto next = [&](auto count) {
-    constexpr int R = decltype(count)::value;
-    micro<R, V>(depth, a, rs, 1, b, tile, ld, add, ahead);
-    rows -= R, a += R * rs, tile += R * ld;
-  };
-  while (rows >= whole && !(whole == 6 && rows == 8)) next(std::integral_constant<int, whole>{});
-  while (rows >= 4) next(std::integral_constant<int, 4>{});
-  while (rows >= 2) next(std::integral_constant<int, 2>{});
-  if (rows) next(std::integral_constant<int, 1>{});
-}
-
-void multiply_panel(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs,
-                    const float* b, float* tile, bool add, NextPanel& ahead) {
-  if (vectors == 4) multiply_panel<4>(rows, depth, a, rs, b, tile, add, ahead);
-  else if (vectors == 3) multiply_panel<3>(rows, depth, a, rs, b, tile, add, ahead);
-  else if (vectors == 2) multiply_panel<2>(rows, depth, a, rs, b, tile, add, ahead);
-  else multiply_panel<1>(rows, depth, a, rs, b, tile, add, ahead);
-}
 
 // Where rows of a product's left side lie: in memory, or gathered.
 struct Rows {
@@ -158,7 +132,10 @@ void product_of_rows(const hotloop_layer& layer, int64_t M, int64_t K, int num_t
   const int64_t O = layer.O, wide = layer.width, strips = (O + wide - 1) / wide;
   if (double(M) * K * O < kOneThread) num_threads = 1;
   int64_t blocks = (M + kMostRows - 1) / kMostRows;
-  const bool by_rows = blocks >= 2 * num_threads || strips < num_threads;
+  // A thread that takes rows alone finds them in its own cache, and reads all weights; with few rows those
+  // would keep it waiting.
+  const bool enough = M >= kLeastRows * num_threads && 2 * M >= O;
+  const bool by_rows = M >= 2 * kMostRows * num_threads || enough || strips < num_threads;
   // As many blocks for each thread, of whole groups of rows.
   if (by_rows) blocks = (blocks + num_threads - 1) / num_threads * num_threads;
   const int64_t most = ((M + blocks - 1) / blocks + kFlatRows - 1) / kFlatRows * kFlatRows;
@@ -181,9 +158,12 @@ void product_of_rows(const hotloop_layer& layer, int64_t M, int64_t K, int num_t
         const int64_t deep = count <= 2 * kFlatRows ? K : kRowsDepth;
         for (int64_t k = 0; k < K; k += deep, panel += deep * ld) {
           const int64_t depth = std::min(deep, K - k);
-          NextPanel ahead{panel + depth * ld, panel + 2 * depth * ld};
-          multiply_panel(vectors, count, depth, rows.data + k, rows.stride, panel, tile, k > 0,
-                         ahead);
+          const float *next = panel + depth * ld, *end = next + depth * ld;
+          const auto ahead_of = [&](const float* a, int64_t apart, int count) {
+            return NextDepth{next, end, NextRows(a + depth, apart, count)};
+          };
+          multiply_rows(vectors, count, depth, rows.data + k, rows.stride, 1, panel, tile, k > 0,
+                        ahead_of);
         }
         finish(tile, ld, first, count, j, width);
       }

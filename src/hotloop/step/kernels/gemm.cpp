@@ -212,15 +212,15 @@ void multiply(int vectors, int64_t depth, const float* a, const float* b, float*
 }
 
 // Rows of a `rs` apart, whose elements along the sum are `ks` apart; as many rows at a time as there are
-// registers for their sums.
+// registers for their sums. ahead_of(a, rs, count): what is done meanwhile, for `count` rows at a.
 template <int V, class Ahead>
 void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, int64_t ks,
-                   const float* b, float* tile, bool add) {
+                   const float* b, float* tile, bool add, const Ahead& ahead_of) {
   constexpr int most = kFlatRows * kFlatVectors / V, ld = V * kLanes;
   constexpr int whole = most > 12 ? 12 : most;
   const auto next = [&](auto count) {
     constexpr int R = decltype(count)::value;
-    Ahead ahead(a + R * rs, rs, R);
+    auto ahead = ahead_of(a, rs, R);
     micro<R, V>(depth, a, rs, ks, b, tile, ld, add, ahead);
     rows -= R, a += R * rs, tile += R * ld;
   };
@@ -231,13 +231,19 @@ void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, int6
   if (rows) next(std::integral_constant<int, 1>{});
 }
 
-template <class Ahead = Nothing>
+template <class Ahead>
+void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs,
+                   int64_t ks, const float* b, float* tile, bool add, const Ahead& ahead_of) {
+  if (vectors == 4) multiply_rows<4>(rows, depth, a, rs, ks, b, tile, add, ahead_of);
+  else if (vectors == 3) multiply_rows<3>(rows, depth, a, rs, ks, b, tile, add, ahead_of);
+  else if (vectors == 2) multiply_rows<2>(rows, depth, a, rs, ks, b, tile, add, ahead_of);
+  else multiply_rows<1>(rows, depth, a, rs, ks, b, tile, add, ahead_of);
+}
+
 void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs,
                    int64_t ks, const float* b, float* tile, bool add) {
-  if (vectors == 4) multiply_rows<4, Ahead>(rows, depth, a, rs, ks, b, tile, add);
-  else if (vectors == 3) multiply_rows<3, Ahead>(rows, depth, a, rs, ks, b, tile, add);
-  else if (vectors == 2) multiply_rows<2, Ahead>(rows, depth, a, rs, ks, b, tile, add);
-  else multiply_rows<1, Ahead>(rows, depth, a, rs, ks, b, tile, add);
+  const auto nothing = [](const float*, int64_t, int) { return Nothing(); };
+  multiply_rows(vectors, rows, depth, a, rs, ks, b, tile, add, nothing);
 }
 
 // What `product` packs and multiplies: a unit of a packed side holds kFold adjacent elements of the
@@ -255,7 +261,10 @@ struct Float32 {
   }
   static void rows(int vectors, int64_t count, int64_t depth, const float* a, int64_t rs,
                    const float* b, float* tile, bool add) {
-    multiply_rows<NextRows>(vectors, count, depth, a, rs, 1, b, tile, add);
+    const auto next = [](const float* at, int64_t apart, int rows) {
+      return NextRows(at + rows * apart, apart, rows);
+    };
+    multiply_rows(vectors, count, depth, a, rs, 1, b, tile, add, next);
   }
 };
 
