@@ -20,7 +20,7 @@ from torch import fx
 
 from .following import ACTS, RELUS, Following, act_of, pair, refused
 from .network import Network
-from .views import BATCH, View, single
+from .views import View
 
 _aten = torch.ops.aten
 
@@ -314,21 +314,12 @@ class _Lowering:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> None:
-        views = [self._view(n) for n in (q, k, v)]
-        dims = [[single(group) for group in view.dims[1:]] for view in views]
-        plain = mask is None and not dropout and not enable_gqa
-        if not plain or any(
-            view.dims[0] != (BATCH,) or len(found) != 3 or None in found or found[2][1] > 1
-            for view, found in zip(views, dims, strict=True)
-        ):
+        where = [view for n in (q, k, v) if (view := self._view(n).heads()) is not None]
+        if mask is not None or dropout or enable_gqa or len(where) < 3:
             raise refused("attention over [batch, heads, rows, elements] without a mask", node.name)
         (heads, queries, size), (_, keys, made) = _sample(q), _sample(v)
         if len({_sample(n)[0] for n in (q, k, v)}) > 1:
             raise refused("as many heads of queries, keys and values", node.name)
-        where = [
-            (view.number, view.offset, found[0][1], found[1][1])
-            for view, found in zip(views, dims, strict=True)
-        ]
         number = self.network.attention(
             where, heads, (queries, keys), (size, made), scale or size**-0.5, causal
         )

@@ -92,6 +92,15 @@ class View:
             dims.append(tuple(group))
         return None if left else replace(self, dims=tuple(dims))
 
+    def heads(self) -> tuple[int, int, int, int] | None:
+        """Of ``[batch, heads, rows, elements]``: value, begin, how far heads and rows are apart."""
+        if len(self.dims) != 4 or self.dims[0] != (BATCH,):
+            return None
+        head, row, element = (single(group) for group in self.dims[1:])
+        if head is None or row is None or element is None or element[1] > 1:
+            return None
+        return self.number, self.offset, head[1], row[1]
+
     def rows(self, elements: int) -> bool:
         """Whether it is a value's dense rows of so many elements, in whatever order they stand."""
         if self.offset or merged(self.dims[-1]) != [(elements, 1)]:

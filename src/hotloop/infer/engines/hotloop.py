@@ -54,9 +54,9 @@ def library(*, spinning: bool = True) -> ctypes.CDLL:
     """The kernels, built for this machine at the first use (3 s), then from the cache.
 
     Args:
-        spinning: ``False``: threads without work sleep after some 20 us, not after milliseconds. OpenMP
-            asks once, as it is loaded: the first engine of a process decides, and an environment
-            that says it itself.
+        spinning: ``False``: threads without work sleep after some 20 us, not after milliseconds.
+            OpenMP asks once, as it is loaded: the first engine of a process decides, unless the
+            environment does.
 
     Raises:
         RunError: no C++ compiler, or it refused.
