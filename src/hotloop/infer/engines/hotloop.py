@@ -143,7 +143,6 @@ class HotloopEngine:
         self.num_instances = num_instances
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
-        self._sample = math.prod(network.input_shape)
         self._result = network.output_shape
         places, self._floats = network.places()
         self._kept: list[numpy.ndarray] = []  # Alive: the layers hold addresses.

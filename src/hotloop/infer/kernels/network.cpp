@@ -154,8 +154,9 @@ void product_of_rows(const hotloop_layer& layer, int64_t M, int64_t K, int num_t
         const int vectors = vectors_for(width);
         const int64_t ld = vectors * kLanes;
         const float* panel = layer.packed + j * K;
-        // Few rows read the panel once or twice: there is nothing to keep.
-        const int64_t deep = count <= 2 * kFlatRows ? K : kRowsDepth;
+        // Few rows read the panel once or twice: there is nothing to keep. Else in equal parts.
+        const int64_t pieces = count <= 2 * kFlatRows ? 1 : (K + kRowsDepth - 1) / kRowsDepth;
+        const int64_t deep = (K + pieces - 1) / pieces;
         for (int64_t k = 0; k < K; k += deep, panel += deep * ld) {
           const int64_t depth = std::min(deep, K - k);
           const float *next = panel + depth * ld, *end = next + depth * ld;
