@@ -44,8 +44,8 @@ thread_local Scratch arena_scratch, gather_scratch;
 constexpr int64_t kMostArena = 16 * 1024 * 1024;
 
 // Rows at a time of a product, and how deep the packed side is used before the next rows: kRowsDepth *
-// kFlatCols floats stay in a first-level cache of 48 KiB.
-constexpr int64_t kLeastRows = 24, kMostRows = 96, kRowsDepth = 128;
+// kFlatCols floats stay in a second-level cache.
+constexpr int64_t kLeastRows = 24, kMostRows = 96, kRowsDepth = 384;
 
 // e^x to 2 in 10^7: 2^n times Taylor's polynomial within half of ln 2.
 inline Vector exponential(Vector x) {
@@ -104,17 +104,14 @@ struct Forward {
   }
 };
 
-// Asks for what the next products need, while those of now go on: the next panel, a line at each unit, and
-// the same rows further along the sum.
-struct NextDepth {
-  const float *&panel, *end;
-  NextRows rows;
+// Asks for the next panel, a line at each unit: some rows for the first line of each of its units, the next
+// rows for the second.
+struct NextPanel {
+  const float* at;
+  int64_t step;
   void operator()() {
-    if (panel < end) {
-      __builtin_prefetch(panel, 0, 2);
-      panel += kLineFloats;
-    }
-    rows();
+    __builtin_prefetch(at, 0, 2);
+    at += step;
   }
 };
 
@@ -159,12 +156,14 @@ void product_of_rows(const hotloop_layer& layer, int64_t M, int64_t K, int num_t
         const int64_t deep = (K + pieces - 1) / pieces;
         for (int64_t k = 0; k < K; k += deep, panel += deep * ld) {
           const int64_t depth = std::min(deep, K - k);
-          const float *next = panel + depth * ld, *end = next + depth * ld;
-          const auto ahead_of = [&](const float* a, int64_t apart, int count) {
-            return NextDepth{next, end, NextRows(a + depth, apart, count)};
+          int64_t line = 0;
+          const auto ahead_of = [&](const float*, int64_t, int) {
+            const int64_t at = line < ld ? (deep * ld) + line : 0;  // Then it asks for nothing new.
+            line += kLineFloats;
+            return NextPanel{panel + at, ld};
           };
-          multiply_rows(vectors, count, depth, rows.data + k, rows.stride, 1, panel, tile, k > 0,
-                        ahead_of);
+          multiply_rows(vectors, count, depth, rows.data + k, rows.stride, kAdjacent, panel, tile,
+                        k > 0, ahead_of);
         }
         finish(tile, ld, first, count, j, width);
       }
@@ -401,7 +400,7 @@ void attention(const hotloop_layer& l, int64_t N, const float* const from[3], fl
         for (int64_t k = 0; k < keys; k += kFlatCols) {
           const int64_t ld = padded(std::min(kFlatCols, keys - k));
           multiply_rows(vectors_for(ld), rows, size, at[0] + q * l.rows_apart[0],
-                        l.rows_apart[0], 1, turned + k * size, tile, false);
+                        l.rows_apart[0], kAdjacent, turned + k * size, tile, false);
           for (int64_t r = 0; r < rows; ++r)
             std::memcpy(scores + r * across + k, tile + r * ld, ld * sizeof(float));
         }
@@ -411,7 +410,7 @@ void attention(const hotloop_layer& l, int64_t N, const float* const from[3], fl
         }
         for (int64_t o = 0; o < made; o += kFlatCols) {
           const int64_t cols = std::min(kFlatCols, made - o), ld = padded(cols);
-          multiply_rows(vectors_for(cols), rows, keys, scores, across, 1, values + o * keys, tile,
+          multiply_rows(vectors_for(cols), rows, keys, scores, across, kAdjacent, values + o * keys, tile,
                         false);
           for (int64_t r = 0; r < rows; ++r)
             std::memcpy(out + ((n * queries + q + r) * heads + h) * made + o, tile + r * ld,

@@ -129,7 +129,7 @@ void convolve(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
       for (int64_t o = 0; o < O; o += kFlatCols) {
         const int64_t width = std::min(kFlatCols, O - o);
         for (int64_t p = 0; p < kPoints; ++p)
-          multiply_rows(vectors_for(width), count, C, V + p * v_step, C, 1, U + (p * O + o) * C,
+          multiply_rows(vectors_for(width), count, C, V + p * v_step, C, kAdjacent, U + (p * O + o) * C,
                         M + p * m_step, false);
         for (int64_t t = 0; t < count; ++t) {
           const Tile tile(tiles, first + t);

@@ -174,16 +174,22 @@ struct NextRows {
   }
 };
 
-// tile[R][V * kLanes] (+)= a^T b: a[r * rs + k * ks], b[k * V * kLanes + column], k < depth.
-template <int R, int V, class Ahead>
-void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b, float* tile,
-           int64_t ld, bool add, Ahead& ahead) {
+// tile[R][V * kLanes] (+)= a^T b: a[r * rs + k * ks], b[k * V * kLanes + column], k < depth. Ahead: by value,
+// so that it stays in registers, or a reference. Group: rows reached from one address; with few of them
+// there are fewer distances to keep.
+template <int R, int V, int Group, class Ahead, class Step>
+void micro(int64_t depth, const float* a, int64_t rs, Step ks, const float* b, float* tile,
+           int64_t ld, bool add, Ahead ahead) {
+  constexpr int kGroups = (R + Group - 1) / Group;
   Vector sum[R][V];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v)
       sum[r][v] = add ? *reinterpret_cast<Vector*>(tile + r * ld + v * kLanes) : Vector{};
+  const float* base[kGroups];
+#pragma GCC unroll 4
+  for (int i = 0; i < kGroups; ++i) base[i] = a + Group * i * rs;
   for (int64_t k = 0; k < depth; ++k) {
     Vector column[V];
 #pragma GCC unroll 4
@@ -191,8 +197,9 @@ void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] += a[r * rs] * column[v];
-    a += ks;
+      for (int v = 0; v < V; ++v) sum[r][v] += base[r / Group][r % Group * rs] * column[v];
+#pragma GCC unroll 4
+    for (int i = 0; i < kGroups; ++i) base[i] += ks;
     b += V * kLanes;
     ahead();
   }
@@ -206,22 +213,23 @@ void micro(int64_t depth, const float* a, int64_t rs, int64_t ks, const float* b
 template <class Ahead>
 void multiply(int vectors, int64_t depth, const float* a, const float* b, float* tile, int64_t ld,
               bool add, Ahead& ahead) {
-  if (vectors == 3) micro<kRows, 3>(depth, a, 1, kRows, b, tile, ld, add, ahead);
-  else if (vectors == 2) micro<kRows, 2>(depth, a, 1, kRows, b, tile, ld, add, ahead);
-  else micro<kRows, 1>(depth, a, 1, kRows, b, tile, ld, add, ahead);
+  if (vectors == 3) micro<kRows, 3, kRows, Ahead&>(depth, a, 1, kRows, b, tile, ld, add, ahead);
+  else if (vectors == 2) micro<kRows, 2, kRows, Ahead&>(depth, a, 1, kRows, b, tile, ld, add, ahead);
+  else micro<kRows, 1, kRows, Ahead&>(depth, a, 1, kRows, b, tile, ld, add, ahead);
 }
 
+constexpr std::integral_constant<int64_t, 1> kAdjacent;
+
 // Rows of a `rs` apart, whose elements along the sum are `ks` apart; as many rows at a time as there are
-// registers for their sums. ahead_of(a, rs, count): what is done meanwhile, for `count` rows at a.
-template <int V, class Ahead>
-void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, int64_t ks,
+// registers for their sums. Where `ks` is kAdjacent, the compiler knows it. ahead_of(a, rs, count): what is done meanwhile, for `count` rows at a.
+template <int V, class Step, class Ahead>
+void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, Step ks,
                    const float* b, float* tile, bool add, const Ahead& ahead_of) {
   constexpr int most = kFlatRows * kFlatVectors / V, ld = V * kLanes;
   constexpr int whole = most > 12 ? 12 : most;
   const auto next = [&](auto count) {
     constexpr int R = decltype(count)::value;
-    auto ahead = ahead_of(a, rs, R);
-    micro<R, V>(depth, a, rs, ks, b, tile, ld, add, ahead);
+    micro<R, V, 3>(depth, a, rs, ks, b, tile, ld, add, ahead_of(a, rs, R));
     rows -= R, a += R * rs, tile += R * ld;
   };
   // Two rows keep the units waiting for their own sums: 8 = 4 + 4, not 6 + 2.
@@ -231,17 +239,18 @@ void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, int6
   if (rows) next(std::integral_constant<int, 1>{});
 }
 
-template <class Ahead>
-void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs,
-                   int64_t ks, const float* b, float* tile, bool add, const Ahead& ahead_of) {
+template <class Step, class Ahead>
+void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs, Step ks,
+                   const float* b, float* tile, bool add, const Ahead& ahead_of) {
   if (vectors == 4) multiply_rows<4>(rows, depth, a, rs, ks, b, tile, add, ahead_of);
   else if (vectors == 3) multiply_rows<3>(rows, depth, a, rs, ks, b, tile, add, ahead_of);
   else if (vectors == 2) multiply_rows<2>(rows, depth, a, rs, ks, b, tile, add, ahead_of);
   else multiply_rows<1>(rows, depth, a, rs, ks, b, tile, add, ahead_of);
 }
 
-void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs,
-                   int64_t ks, const float* b, float* tile, bool add) {
+template <class Step>
+void multiply_rows(int vectors, int64_t rows, int64_t depth, const float* a, int64_t rs, Step ks,
+                   const float* b, float* tile, bool add) {
   const auto nothing = [](const float*, int64_t, int) { return Nothing(); };
   multiply_rows(vectors, rows, depth, a, rs, ks, b, tile, add, nothing);
 }
@@ -264,7 +273,7 @@ struct Float32 {
     const auto next = [](const float* at, int64_t apart, int rows) {
       return NextRows(at + rows * apart, apart, rows);
     };
-    multiply_rows(vectors, count, depth, a, rs, 1, b, tile, add, next);
+    multiply_rows(vectors, count, depth, a, rs, kAdjacent, b, tile, add, next);
   }
 };
 
