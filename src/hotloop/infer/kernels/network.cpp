@@ -128,23 +128,19 @@ void product_of_rows(const hotloop_layer& layer, int64_t M, int64_t K, int num_t
                      const Source& source, const Finish& finish) {
   const int64_t O = layer.O, wide = layer.width, strips = (O + wide - 1) / wide;
   if (double(M) * K * O < kOneThread) num_threads = 1;
-  int64_t blocks = (M + kMostRows - 1) / kMostRows;
   // A thread that takes rows alone finds them in its own cache, and reads all weights; with few rows those
   // would keep it waiting.
   const bool enough = M >= kLeastRows * num_threads && 2 * M >= O;
   const bool by_rows = M >= 2 * kMostRows * num_threads || enough || strips < num_threads;
-  // As many blocks for each thread, of whole groups of rows.
-  if (by_rows) blocks = (blocks + num_threads - 1) / num_threads * num_threads;
-  const int64_t most = ((M + blocks - 1) / blocks + kFlatRows - 1) / kFlatRows * kFlatRows;
-  blocks = (M + most - 1) / most;
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
   {
     const int me = omp_get_thread_num(), all = omp_get_num_threads();
-    const Range mine = by_rows ? share(blocks, 1, me, all) : Range{0, blocks};
+    const Range mine = by_rows ? share(M, kFlatRows, me, all) : Range{0, M};
     const Range cols = by_rows ? Range{0, strips} : share(strips, 1, me, all);
+    const int64_t most = block_of(mine.end - mine.begin, kMostRows);
     float* tile = tile_scratch.need(most * wide);
-    for (int64_t block = mine.begin; block < mine.end; ++block) {
-      const int64_t first = block * most, count = std::min(most, M - first);
+    for (int64_t first = mine.begin; first < mine.end; first += most) {
+      const int64_t count = std::min(most, mine.end - first);
       const Rows rows = source(first, count);
       for (int64_t strip = cols.begin; strip < cols.end; ++strip) {
         const int64_t j = strip * wide, width = std::min(wide, O - j);

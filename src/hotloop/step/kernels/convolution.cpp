@@ -99,13 +99,8 @@ void convolve(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
               const float* ready = nullptr) {
   const Tiles tiles(x.N, results.OH, results.OW);
   const int64_t C = padded(x.C), O = padded(s.O);
-  int64_t most = std::clamp(kBlockOf / (kPoints * (C + kFlatCols)) / kFlatRows * kFlatRows,
-                            kFewestTiles, kMostTiles);
-  // As many blocks for each thread, of whole groups of rows.
-  int64_t blocks = (tiles.count + most - 1) / most;
-  blocks = (blocks + num_threads - 1) / num_threads * num_threads;
-  most = ((tiles.count + blocks - 1) / blocks + kFlatRows - 1) / kFlatRows * kFlatRows;
-  blocks = (tiles.count + most - 1) / most;
+  const int64_t fit = std::clamp(kBlockOf / (kPoints * (C + kFlatCols)) / kFlatRows * kFlatRows,
+                                 kFewestTiles, kMostTiles);
   float* made = ready ? nullptr : filter_scratch.need(kPoints * C * O);
   const float* U = ready ? ready : made;
 #pragma omp parallel num_threads(num_threads) if (num_threads > 1)
@@ -115,6 +110,8 @@ void convolve(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
       const Range inputs = share(C, 1, me, all);
       transform_filter(filter, x.C, s.O, inputs.begin, inputs.end, made);
     }
+    const Range mine = share(tiles.count, kFlatRows, me, all);
+    const int64_t most = block_of(mine.end - mine.begin, fit);
     // A line more than the block: points 4 KiB apart would push each other out of the cache.
     const int64_t v_step = most * C + kLanes, m_step = most * kFlatCols + kLanes;
     float* V = patch_scratch.need(kPoints * v_step);
@@ -122,9 +119,8 @@ void convolve(const hotloop_conv_shape& s, const Image& x, const Filter& filter,
     if (made) {
 #pragma omp barrier
     }
-    const Range mine = share(blocks, 1, me, all);
-    for (int64_t block = mine.begin; block < mine.end; ++block) {
-      const int64_t first = block * most, count = std::min(most, tiles.count - first);
+    for (int64_t first = mine.begin; first < mine.end; first += most) {
+      const int64_t count = std::min(most, mine.end - first);
       transform_input(x, tiles, first, count, pad_h, pad_w, V, v_step);
       for (int64_t o = 0; o < O; o += kFlatCols) {
         const int64_t width = std::min(kFlatCols, O - o);

@@ -288,6 +288,12 @@ Range share(int64_t count, int64_t grain, int index, int parts) {
           std::min(count, grains * (index + 1) / parts * grain)};
 }
 
+// How many at a time, so that `count` go in equal blocks of whole groups of rows, none above `most`.
+int64_t block_of(int64_t count, int64_t most) {
+  const int64_t blocks = std::max<int64_t>((count + most - 1) / most, 1);
+  return ((count + blocks - 1) / blocks + kFlatRows - 1) / kFlatRows * kFlatRows;
+}
+
 // The resident side, packed: by all threads together, or by each for itself. What another thread has packed
 // comes from that one's cache: up to a quarter of a small product where the two share none
 // (docs/notes/fused-update.md). A long side to stream past pays for packing twice; a large resident
