@@ -73,7 +73,24 @@ inline Vector error_function(Vector x) {
   return x < 0 ? -value : value;
 }
 
-inline Vector activated(Vector x, int64_t act) {
+// The elements of a vector brought to one, halves first.
+template <class Bring>
+inline float brought(Vector x, const Bring& bring) {
+  float parts[kLanes];
+  std::memcpy(parts, &x, sizeof parts);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) parts[i] = bring(parts[i], parts[i + half]);
+  return parts[0];
+}
+
+inline float sum_of(Vector x) {
+  return brought(x, [](float a, float b) { return a + b; });
+}
+
+template <class Which>
+inline Vector activated(Vector x, Which act) {
   if (act == kRelu) return x < 0 ? Vector{} : x;  // NaN stays NaN.
   if (act == kGelu) return 0.5f * x * (1.0f + error_function(x * 0.707106781f));
   if (act == kTanhGelu) {  // Hendrycks and Gimpel 2016: x times a sigmoid.
@@ -91,16 +108,32 @@ struct Forward {
 
   void operator()(const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
                   int64_t cols) const {
-    const int64_t O = layer.O;
-    for (int64_t r = 0; r < rows; ++r)
+    const auto known = [&](auto act) {
+      if (cols % kLanes == 0) put<true>(act, tile, ld, i, rows, j, cols);
+      else put<false>(act, tile, ld, i, rows, j, cols);
+    };
+    if (layer.act == kRelu) known(std::integral_constant<int, kRelu>());
+    else if (layer.act == kGelu) known(std::integral_constant<int, kGelu>());
+    else if (layer.act == kTanhGelu) known(std::integral_constant<int, kTanhGelu>());
+    else known(std::integral_constant<int, kNone>());
+  }
+
+  // whole: no vector is cut off.
+  template <bool whole, class Which>
+  void put(Which act, const float* tile, int64_t ld, int64_t i, int64_t rows, int64_t j,
+           int64_t cols) const {
+    const float* offset = layer.bias ? layer.bias + j : nullptr;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = (i + r) * layer.O + j;
       for (int64_t c = 0; c < cols; c += kLanes) {
-        const int64_t at = (i + r) * O + j + c, lanes = cols - c;
+        const int64_t lanes = std::min<int64_t>(cols - c, kLanes);
         Vector value = *reinterpret_cast<const Vector*>(tile + r * ld + c);
-        if (layer.bias) value += load<Vector>(layer.bias + j + c, lanes);
-        if (add) value += load<Vector>(add + at, lanes);
-        if (layer.act) value = activated(value, layer.act);
-        store(out + at, value, lanes);
+        if (offset) value += load<whole, Vector>(offset + c, lanes);
+        if (add) value += load<whole, Vector>(add + at + c, lanes);
+        value = activated(value, act);
+        std::memcpy(out + at + c, &value, (whole ? kLanes : lanes) * sizeof(float));
       }
+    }
   }
 };
 
@@ -316,19 +349,15 @@ void layer_norm(const hotloop_layer& l, int64_t N, const float* x, float* out, i
     // Two passes: the sum of squares of what is left is not a difference of large numbers.
     Vector sums{}, squares{};
     for (int64_t c = 0; c < C; c += kLanes) sums += load<Vector>(from + c, C - c);
-    float total = 0;
-    for (int i = 0; i < kLanes; ++i) total += sums[i];
-    const float mean = total / static_cast<float>(C);
+    const float mean = sum_of(sums) / static_cast<float>(C);
     for (int64_t c = 0; c < C; c += kLanes) {
       const int64_t lanes = C - c;
       const Vector gap = load<Vector>(from + c, lanes) - mean;
       if (lanes >= kLanes) squares += gap * gap;
       else for (int i = 0; i < lanes; ++i) squares[i] += gap[i] * gap[i];
     }
-    total = 0;
-    for (int i = 0; i < kLanes; ++i) total += squares[i];
-    const float inverse =
-        1.0f / std::sqrt(total / static_cast<float>(C) + static_cast<float>(l.number));
+    const float variance = sum_of(squares) / static_cast<float>(C);
+    const float inverse = 1.0f / std::sqrt(variance + static_cast<float>(l.number));
     for (int64_t c = 0; c < C; c += kLanes) {
       Vector value = (load<Vector>(from + c, C - c) - mean) * inverse;
       if (l.packed) value *= load<Vector>(l.packed + c, C - c);
@@ -347,8 +376,8 @@ inline void softmax_row(float* x, int64_t count, int64_t whole, float scale) {
     *reinterpret_cast<Vector*>(x + c) = v;
     most = (v > most) | (v != v) ? v : most;
   }
-  float top = most[0];
-  for (int i = 1; i < kLanes; ++i) top = most[i] > top || most[i] != most[i] ? most[i] : top;
+  const float top =
+      brought(most, [](float a, float b) { return b > a || b != b ? b : a; });  // A NaN wins.
   for (int64_t c = 0; c < whole; c += kLanes) {
     const Vector gap = *reinterpret_cast<Vector*>(x + c) - top;
     Vector e = exponential(gap);
@@ -357,9 +386,7 @@ inline void softmax_row(float* x, int64_t count, int64_t whole, float scale) {
     *reinterpret_cast<Vector*>(x + c) = e;
     sums += e;
   }
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += sums[i];
-  const float inverse = 1.0f / total;
+  const float inverse = 1.0f / sum_of(sums);
   for (int64_t c = 0; c < whole; c += kLanes) *reinterpret_cast<Vector*>(x + c) *= inverse;
 }
 
@@ -395,9 +422,10 @@ void attention(const hotloop_layer& l, int64_t N, const float* const from[3], fl
         const int64_t rows = std::min(kFlatGroup, queries - q);
         for (int64_t k = 0; k < keys; k += kFlatCols) {
           const int64_t ld = padded(std::min(kFlatCols, keys - k));
+          float* made = ld == across ? scores : tile;
           multiply_rows(vectors_for(ld), rows, size, at[0] + q * l.rows_apart[0],
-                        l.rows_apart[0], kAdjacent, turned + k * size, tile, false);
-          for (int64_t r = 0; r < rows; ++r)
+                        l.rows_apart[0], kAdjacent, turned + k * size, made, false);
+          for (int64_t r = 0; r < rows && made == tile; ++r)
             std::memcpy(scores + r * across + k, tile + r * ld, ld * sizeof(float));
         }
         for (int64_t r = 0; r < rows; ++r) {
