@@ -125,3 +125,14 @@ def test_threads_that_never_sleep_are_not_waited_for_without_end(clock):
     clock.spin_until = 1e9
     assert race([clock.runner(1e-3), clock.runner(2e-3)], by_p99=False, budget_s=10) == 0
     assert clock.now < 100
+
+
+def test_among_equals_the_one_with_most_instances():
+    def timed(median_s, num_instances, dropped=None):
+        found = Runner(lambda: None, num_instances, dropped=dropped)
+        found.add(median_s, median_s, 1)
+        return found
+
+    alone = timed(1.0, 1)
+    assert room.steadiest([alone, timed(1.02, 2), timed(1.01, 2), timed(1.02, 4, 3)], 0) == 2
+    assert room.steadiest([alone, timed(1.04, 2)], 0) == 0

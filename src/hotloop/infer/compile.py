@@ -19,7 +19,7 @@ from .capture import Signature, own_copy, read_signature
 from .check import FLOAT32_ERROR, Bounds, accuracy_loss, difference, fresh_inputs
 from .engine import Engine
 from .memory import predicted_memory
-from .race import Runner, race
+from .race import Runner, race, steadiest
 from .report import InferenceReport, RaceRow, Setting
 from .runner import InferenceRunner
 from .signature import arguments
@@ -403,6 +403,8 @@ class _Contest:
             row.min_s, row.max_s = runner.least_s, runner.most_s
             if runner.dropped is not None:
                 row.excluded = f"slower, dropped after {runner.dropped} rounds"
+        if self.goal == "throughput":
+            best = steadiest(runners, best)
         for place, setting in enumerate(settings):
             near = runners[place].median_s <= _WORTH_ANOTHER * runners[best].median_s
             if setting in chosen and near and runners[place].dropped is None:

@@ -26,6 +26,8 @@ LOOK_S = 0.012
 AT_REST = 0.1
 # Medians this near to the best are equal: then the 99th percentile decides (latency).
 EQUAL = 1.02
+# Rates this near to the best are equal, and steadiness decides (throughput).
+EQUAL_RATES = 1.03
 
 
 @dataclass
@@ -209,3 +211,18 @@ def _turn_together(runner: Runner) -> None:
     runner.add(1 / rate, 1 / rate, calls)
     runner.least_s = min(runner.least_s, 1 / rate)
     runner.most_s = max(runner.most_s, 1 / rate)
+
+
+def steadiest(runners: Sequence[Runner], best: int) -> int:
+    """The one with most instances among the equals of the best.
+
+    Threads of one call wait for each other, for as long as it takes between their processors; a
+    hypervisor moves those, and what was fastest in the race is not the day after.
+    """
+    limit = EQUAL_RATES * runners[best].median_s
+    equals = [
+        place
+        for place, runner in enumerate(runners)
+        if runner.dropped is None and runner.median_s <= limit
+    ]
+    return min(equals, key=lambda at: (-runners[at].num_instances, runners[at].median_s))
