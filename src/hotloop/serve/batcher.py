@@ -455,13 +455,11 @@ class Batcher:
             rows, ended_s - started_s, [work.taken_s - work.queued_s for work in batch]
         )
         start = 0
-        # What the loop writes now leaves at the end of its turn: as late as this came to be run.
-        leaves_s = max(_LAST_S, time.monotonic() - ended_s)
         for work in batch:
             end = start + work.rows
             if work.cancelled:
                 self._stats.dropped["client gone while running"] += 1
-            elif time.monotonic() + leaves_s > work.deadline_s:
+            elif time.monotonic() + _LAST_S > work.deadline_s:
                 work.done(Refusal(504, "the deadline has passed", reason="deadline"))
             elif len(batch) == 1:
                 work.done(outputs)
