@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,15 +143,13 @@ class Network:
         act: str = "none",
     ) -> int:
         """``x W^T + bias (+ other)`` of each row; W ``[outputs, elements]``."""
-        shape = self._shape(value)
-        _need(len(shape) <= 2, "rows", shape)
+        rows = self._rows(value)
         w = self._array(weight, 2)
-        _need(w.shape[1] == shape[-1], "a weight of as many columns", w.shape)
-        made = (*shape[:-1], w.shape[0])
+        _need(w.shape[1] == rows[-1], "a weight of as many columns", w.shape)
+        made = (*self.shapes[value][:-1], w.shape[0])
         self._check_beside(bias, other, made)
-        rows = shape[0] if len(shape) == 2 else 1
         return self._add(
-            "linear", value, (rows, 1, shape[-1]), made,
+            "linear", value, rows, made,
             other=other, weight=weight, bias=bias, act=act,
         )  # fmt: skip
 
@@ -203,7 +200,7 @@ class Network:
         return self._add("mean", value, (h, w, c), (c,))
 
     def pointwise(self, value: int, other: int | None = None, act: str = "none") -> int:
-        """A value, plus another of its shape, then relu."""
+        """A value, plus another of its shape, then what follows."""
         shape = self._shape(value)
         self._check_beside(None, other, shape)
         flat = (math.prod(shape), 1, 1)
@@ -211,22 +208,18 @@ class Network:
 
     def softmax(self, value: int, logarithm: bool = False) -> int:
         """Over the elements of each row."""
-        shape = self._shape(value)
-        _need(len(shape) <= 2, "rows", shape)
-        rows = shape[0] if len(shape) == 2 else 1
-        return self._add("softmax", value, (rows, 1, shape[-1]), shape, logarithm=logarithm)
+        rows = self._rows(value)
+        return self._add("softmax", value, rows, self.shapes[value], logarithm=logarithm)
 
     def layer_norm(
         self, value: int, weight: str | None, bias: str | None, epsilon: float = 1e-5
     ) -> int:
         """Each row less its mean, over its deviation, times weight, plus bias."""
-        shape = self._shape(value)
-        _need(len(shape) <= 2, "rows", shape)
+        rows, shape = self._rows(value), self.shapes[value]
         _need(isinstance(epsilon, float) and epsilon >= 0, "an epsilon of at least 0", epsilon)
         for name in (weight, bias):
             self._check_beside(name, None, shape)
-        rows = shape[0] if len(shape) == 2 else 1
-        return self._add("layer_norm", value, (rows, 1, shape[-1]), shape,
+        return self._add("layer_norm", value, rows, shape,
                          weight=weight, bias=bias, number=epsilon)  # fmt: skip
 
     def attention(
@@ -268,6 +261,12 @@ class Network:
         shape = self.shapes[value]
         _need(sizes is None or len(shape) == sizes, f"a value of {sizes} sizes", shape)
         return shape
+
+    def _rows(self, value: int) -> tuple[int, int, int]:
+        """A value as rows: how many, 1, and the elements of each."""
+        shape = self._shape(value)
+        _need(len(shape) <= 2, "rows", shape)
+        return (shape[0] if len(shape) == 2 else 1), 1, shape[-1]
 
     def _array(self, name: str, sizes: int) -> numpy.ndarray:
         array = self.arrays.get(name)
@@ -330,21 +329,15 @@ class Network:
             size = max(size, begin + need)
         return [where[source[v]] for v in range(len(self.shapes))], size
 
-    def weight_bytes(self) -> int:
-        """Of its arrays, before they are packed."""
-        return sum(array.nbytes for array in self.arrays.values())
-
     def save(self, path: Path) -> None:
-        """A safetensors file whose header describes the layers."""
+        """A safetensors file whose header describes the layers; an export is whole as a folder."""
         from safetensors.numpy import save_file
 
         document = {
             "format": FORMAT, "version": FORMAT_VERSION,
             "shape": list(self.input_shape), "layers": self._calls,
         }  # fmt: skip
-        partial = path.with_name(f".{os.getpid()}-{path.name}")
-        save_file(self.arrays, partial, metadata={"hotloop": json.dumps(document)})
-        os.replace(partial, path)
+        save_file(self.arrays, path, metadata={"hotloop": json.dumps(document)})
 
     @classmethod
     def load(cls, path: Path) -> Network:

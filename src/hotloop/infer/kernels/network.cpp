@@ -29,7 +29,8 @@ extern "C" {
 // network.py fills it. in, other, out: floats from the arena's start for one sample, or a place above.
 // Images are C x H x W and become O x OH x OW; a linear layer makes H rows of O from H rows of C.
 struct hotloop_layer {
-  int64_t kind, in, other, out, C, H, W, O, OH, OW, kh, kw, sh, sw, ph, pw, act, pooled, logarithm, width;
+  int64_t kind, in, other, out, C, H, W, O, OH, OW, kh, kw, sh, sw, ph, pw, act, pooled, logarithm,
+      width;
   // Of attention: where queries, keys and values lie, how far their heads and their rows are apart.
   int64_t from[3], offset[3], heads_apart[3], rows_apart[3], causal;
   double number;  // The scale of attention, layer norm's epsilon.
@@ -367,7 +368,7 @@ void layer_norm(const hotloop_layer& l, int64_t N, const float* x, float* out, i
   }
 }
 
-// softmax over a row of `count`, of which the `padded` ones behind count for nothing.
+// softmax over the first `count` elements of a row; those up to `whole` become 0.
 inline void softmax_row(float* x, int64_t count, int64_t whole, float scale) {
   for (int64_t c = count; c < whole; ++c) x[c] = -std::numeric_limits<float>::infinity();
   Vector most = Vector{} - std::numeric_limits<float>::infinity(), sums{};
@@ -422,10 +423,10 @@ void attention(const hotloop_layer& l, int64_t N, const float* const from[3], fl
         const int64_t rows = std::min(kFlatGroup, queries - q);
         for (int64_t k = 0; k < keys; k += kFlatCols) {
           const int64_t ld = padded(std::min(kFlatCols, keys - k));
-          float* made = ld == across ? scores : tile;
+          float* sums = ld == across ? scores : tile;
           multiply_rows(vectors_for(ld), rows, size, at[0] + q * l.rows_apart[0],
-                        l.rows_apart[0], kAdjacent, turned + k * size, made, false);
-          for (int64_t r = 0; r < rows && made == tile; ++r)
+                        l.rows_apart[0], kAdjacent, turned + k * size, sums, false);
+          for (int64_t r = 0; r < rows && sums == tile; ++r)
             std::memcpy(scores + r * across + k, tile + r * ld, ld * sizeof(float));
         }
         for (int64_t r = 0; r < rows; ++r) {
@@ -477,6 +478,7 @@ void run(const hotloop_layer* layers, int64_t count, int64_t floats, int64_t N, 
     }
   }
 }
+
 // Floats of one sample that a layer reads, and that it makes.
 int64_t elements(const hotloop_layer& l) {
   return l.kind == kAttention ? l.kh : l.H * l.W * l.C;
@@ -497,7 +499,7 @@ int64_t elements_made(const hotloop_layer& l) {
 
 extern "C" {
 
-// W [O, K], rows `stride` apart, to strips [K][width]; the last one as wide as its vectors need.
+// W [O, K] to strips [K][width]; the last one as wide as its vectors need.
 __attribute__((visibility("default"))) void hotloop_network_pack(const float* W, int64_t O,
                                                                  int64_t K, int64_t wide,
                                                                  float* to) {

@@ -221,7 +221,8 @@ void multiply(int vectors, int64_t depth, const float* a, const float* b, float*
 constexpr std::integral_constant<int64_t, 1> kAdjacent;
 
 // Rows of a `rs` apart, whose elements along the sum are `ks` apart; as many rows at a time as there are
-// registers for their sums. Where `ks` is kAdjacent, the compiler knows it. ahead_of(a, rs, count): what is done meanwhile, for `count` rows at a.
+// registers for their sums. Where `ks` is kAdjacent, the compiler knows it. ahead_of(a, rs, count): what is
+// done meanwhile, for `count` rows at a.
 template <int V, class Step, class Ahead>
 void multiply_rows(int64_t rows, int64_t depth, const float* a, int64_t rs, Step ks,
                    const float* b, float* tile, bool add, const Ahead& ahead_of) {
