@@ -323,13 +323,3 @@ def test_the_compiled_graph_answers_as_eager_and_is_built_once():
             for batch in (1, 3, 50):
                 x = torch.randn(batch, 1, 9, 9)
                 assert_alike(runner(x), eager(model, x))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_model_on_a_gpu_is_captured_for_each_batch_size():
-    model = models.Residual().cuda()
-    runner = hotloop.compile_inference(model, torch.randn(4, 1, 9, 9, device="cuda"))
-    for batch in (1, 4, 4, 9):
-        x = torch.randn(batch, 1, 9, 9, device="cuda")
-        assert_alike(runner(x).cpu(), eager(model, x).cpu())

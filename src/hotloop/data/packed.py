@@ -129,7 +129,7 @@ class PackedDataset:
             training: whether transforms for training apply.
 
         Raises:
-            DataError: closed, or an output of another shape or type.
+            DataError: closed, or an output of another shape or type, or not on the CPU.
             IndexError: an index is outside the storage.
             StorageError: the disk failed.
         """
@@ -216,8 +216,8 @@ class PackedDataset:
 
 
 def _check_out(out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
-    if out.shape != shape or out.dtype != dtype:
+    if out.shape != shape or out.dtype != dtype or out.device.type != "cpu":
         raise DataError(
-            f"{name} must be {dtype} of shape {list(shape)}",
-            got=f"{out.dtype} of shape {list(out.shape)}",
+            f"{name} must be {dtype} of shape {list(shape)} on the CPU",
+            got=f"{out.dtype} of shape {list(out.shape)} on {out.device}",
         )

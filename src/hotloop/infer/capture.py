@@ -63,8 +63,10 @@ def own_copy(model: nn.Module) -> nn.Module:
     return twin.eval().requires_grad_(False)
 
 
-def read_signature(model: nn.Module, example: Any) -> tuple[Signature, list[torch.Tensor]]:
-    """The signature of a model in eval mode, and the example as CPU tensors.
+def read_signature(
+    model: nn.Module, example: Any, device: torch.device | str = "cpu"
+) -> tuple[Signature, list[torch.Tensor]]:
+    """The signature of a model in eval mode, and the example as tensors on the model's device.
 
     The batch is the first dimension of the first input, and of every tensor whose first dimension
     follows it.
@@ -74,7 +76,7 @@ def read_signature(model: nn.Module, example: Any) -> tuple[Signature, list[torc
     """
     args, kwargs = arguments(example)
     leaves, structure = flatten((args, kwargs), "example")
-    tensors = [torch.as_tensor(leaf).detach() for leaf in leaves]
+    tensors = [torch.as_tensor(leaf).detach().to(device) for leaf in leaves]
     if not tensors or not tensors[0].dim():
         raise ModelError(
             "the first input must have a batch dimension",

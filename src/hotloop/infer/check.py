@@ -52,10 +52,11 @@ def fresh_inputs(
             spread = float(values.std(correction=0))
             spread = spread if math.isfinite(spread) and spread > 0 else 1.0
             noise = torch.randn(shape, generator=generator, dtype=torch.float32)
-            drawn.append((noise * spread + mean).to(tensor.dtype))
+            drawn.append((noise * spread + mean).to(tensor.device, tensor.dtype))
         else:
             flat = tensor.reshape(-1)
             places = torch.randint(max(1, flat.numel()), shape, generator=generator)
+            places = places.to(tensor.device)
             drawn.append(flat[places] if flat.numel() else tensor.new_zeros(shape))
     return drawn
 

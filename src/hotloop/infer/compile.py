@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,28 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import HotloopError, InputError, MissingExtraError, ModelError
+from ..errors import InputError, ModelError
 from ..machine import Machine
 from ..plan import Plan
 from . import remembered
-from .capture import Signature, own_copy, read_signature
-from .check import FLOAT32_ERROR, Bounds, accuracy_loss, difference, fresh_inputs
-from .engine import Engine
-from .memory import predicted_memory
-from .race import Runner, race, steadiest
-from .report import InferenceReport, RaceRow, Setting
+from .capture import own_copy, read_signature
+from .check import Bounds
+from .contest import Contest, Samples
 from .runner import InferenceRunner
-from .signature import arguments
 from .workshop import ENGINES, Workshop, settings_for
 
 GOALS = ("latency", "throughput")
 BATCH_SIZES = (1, 32, 64)
-# A second engine holds a second copy of the weights: only where it is faster by this much.
-_WORTH_ANOTHER = 1.01
 # CPUs that other processes may keep busy during a race whose winners are remembered.
 BUSY = 0.25
-# Share of the budget after which no compiler is started.
-_COMPILE_UNTIL = 0.5
 
 
 def compile_inference(
@@ -54,17 +45,18 @@ def compile_inference(
 
     The model is evaluated in eval mode on a copy, and left as it was found. In float32 every
     candidate gives what eager gives to float32 rounding (``check.FLOAT32_ERROR``); bfloat16 and
-    int8 are tried only under a bound.
+    int8, on a GPU TF32 and bfloat16, are tried only under a bound.
 
     Args:
-        model: any module on the CPU whose forward takes and gives tensors in tuples, lists or
-            dicts, the batch as first dimension.
+        model: any module on the CPU or on one CUDA device whose forward takes and gives tensors
+            in tuples, lists or dicts, the batch as first dimension.
         example: one batch: a tensor or array, a tuple of positional arguments, or a dict of
             named ones.
         goal: ``"latency"``: one call at a time, the 99th percentile decides at batch 1;
             ``"throughput"``: as many samples a second as several pinned instances give.
         engines: of ``"hotloop"``, ``"eager"``, ``"inductor"``, ``"onnxruntime"``, ``"openvino"``;
-            ``None``: all that are installed and take the model.
+            on a GPU of ``"cuda graph"``, ``"cuda graph of inductor"``; ``None``: all that are
+            installed and take the model.
         max_error: what bfloat16 or int8 may differ, over the largest value of the output.
         max_accuracy_loss: share of ``samples`` that may be classified worse.
         samples: ``x`` or ``(x, labels)``, real samples for accuracy and int8's ranges; the example
@@ -86,25 +78,29 @@ def compile_inference(
     bounds = _checked_bounds(goal, max_error, max_accuracy_loss, budget_s)
     tell = on_event or (lambda what: None)
     device = _device(model)
-    if device != "cpu":
-        from .cuda import compile_for_cuda
-
-        return compile_for_cuda(model, example, goal, device)
     twin = own_copy(model)
-    signature, tensors = read_signature(twin, example)
+    signature, tensors = read_signature(twin, example, device)
     sizes = _sizes(batch_sizes, int(tensors[0].shape[0]))
-    named = _engine_names(engines)
-    usable = _usable_cpus(plan)
-    given = _Samples(samples, signature, tensors, bounds)
-    workshop = Workshop(twin, signature, tensors, given.inputs)
-    try:
-        contest = _Contest(workshop, goal, sizes, bounds, given, budget_s, start, tell, plan)
+    given = Samples(samples, signature, tensors, bounds)
+    workshop: Workshop
+    if device.type == "cpu":
+        named = _engine_names(engines, ENGINES)
         precisions = ["float32", "bfloat16", "int8"] if bounds.allow_lower else ["float32"]
         images = any(isinstance(part, nn.Conv2d) for part in twin.modules())
-        settings = settings_for(goal, named, precisions, usable, images)
-        key = remembered.key(
-            twin, signature, goal, sizes, settings, bounds.max_error, bounds.max_accuracy_loss
-        )
+        settings = settings_for(goal, named, precisions, _usable_cpus(plan), images)
+        where = ""
+        workshop = Workshop(twin, signature, tensors, given.inputs)
+    else:
+        from .cuda import CUDA_ENGINES, CudaWorkshop, cuda_settings
+
+        named = _engine_names(engines, CUDA_ENGINES)
+        settings = cuda_settings(named, bounds.allow_lower)
+        where = torch.cuda.get_device_name(device)
+        workshop = CudaWorkshop(twin, signature, tensors, device)
+    try:
+        contest = Contest(workshop, goal, sizes, bounds, given, budget_s, start, tell, plan)
+        limits = bounds.max_error, bounds.max_accuracy_loss, where
+        key = remembered.key(twin, signature, goal, sizes, settings, *limits)
         known = remembered.recall(key) if cache else None
         report = contest.recall(known) if known else None
         if report is None:
@@ -122,328 +118,6 @@ def compile_inference(
         raise
 
 
-class _Samples:
-    """Real samples: flat inputs, and labels where there are some."""
-
-    def __init__(
-        self, samples: Any, signature: Signature, example: list[torch.Tensor], bounds: Bounds
-    ) -> None:
-        self.labels: torch.Tensor | None = None
-        self.inputs: list[torch.Tensor] | None = None
-        count = len(signature.inputs)
-        if samples is None:
-            if bounds.max_accuracy_loss is not None:
-                raise InputError(
-                    "max_accuracy_loss needs samples", next_step="pass samples=(x, labels)"
-                )
-            self.inputs = example if bounds.allow_lower else None
-            return
-        args, kwargs = arguments(samples)
-        values = [torch.as_tensor(value).detach() for value in (*args, *kwargs.values())]
-        if len(values) == count + 1 and not kwargs:
-            self.labels = values.pop()
-        fits = len(values) == count and all(
-            spec.fits(str(v.dtype).removeprefix("torch."), v.shape)
-            for v, spec in zip(values, signature.inputs, strict=True)
-        )
-        rows = {len(value) for value in values if value.dim()}
-        if self.labels is not None:
-            rows.add(len(self.labels))
-        if not fits or len(rows) != 1 or not min(rows):
-            raise InputError(
-                "samples must be inputs of the model, with or without labels behind them",
-                got=", ".join(f"{v.dtype} {list(v.shape)}" for v in values),
-                next_step="; ".join(spec.text() for spec in signature.inputs),
-            )
-        self.inputs = values
-
-    def batches(self, fixed: int | None) -> list[list[torch.Tensor]]:
-        """All samples; with a fixed size, whole batches of it alone."""
-        assert self.inputs is not None
-        count = len(self.inputs[0])
-        size = fixed or 64
-        end = count - count % size if fixed else count
-        return [[t[i : i + size] for t in self.inputs] for i in range(0, end, size)]
-
-
-class _Contest:
-    """Candidates of one call: built, checked and raced."""
-
-    def __init__(
-        self,
-        workshop: Workshop,
-        goal: str,
-        sizes: list[int],
-        bounds: Bounds,
-        samples: _Samples,
-        budget_s: float,
-        start: float,
-        tell: Callable[[str], None],
-        plan: Plan | None,
-    ) -> None:
-        self.plan = plan
-        self.workshop = workshop
-        self.goal = goal
-        self.sizes = sizes
-        self.bounds = bounds
-        self.samples = samples
-        self.budget_s = budget_s
-        self.start = start
-        self.tell = tell
-        self.engines: dict[Setting, Engine] = {}
-        self.errors: dict[Setting, tuple[float | None, float | None]] = {}
-        self._wanted: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        self._scores: dict[int | None, torch.Tensor] = {}
-
-    def hold(self, settings: list[Setting], *, required: bool) -> InferenceReport:
-        """Race all; the report."""
-        report = InferenceReport(goal=self.goal)
-        refused: dict[Setting, str] = {}
-        # Compilers last: the budget is spent on what is cheap to try first.
-        for setting in sorted(settings, key=lambda s: s.engine == "inductor"):
-            reason = self._admit(setting, required)
-            if reason is not None:
-                refused[setting] = reason
-                report.rows += [self._row(setting, size, excluded=reason) for size in self.sizes]
-        if not self.engines:
-            raise ModelError(
-                "one engine at least must run the model",
-                got="; ".join(sorted(set(refused.values()))),
-                next_step="name another engine",
-            )
-        chosen: list[Setting] = []
-        race_start, busy_start = time.perf_counter(), _busy_elsewhere_s()
-        for size in self._in_order():
-            self.tell(f"racing at batch {size}")
-            rows, winner = self._race(size, chosen)
-            report.rows += rows
-            if winner is not None:
-                report.winners[size] = winner
-                if winner not in chosen:
-                    chosen.append(winner)
-        if not report.winners:
-            raise ModelError("the model must run at one of the batch sizes", got=self.sizes)
-        report.race_s = time.perf_counter() - race_start
-        busy_end = _busy_elsewhere_s()
-        if busy_start is not None and busy_end is not None:
-            report.other_load = max(0.0, busy_end - busy_start) / report.race_s
-        report.winners = dict(sorted(report.winners.items()))
-        order = {setting: i for i, setting in enumerate(settings)}
-        report.rows.sort(key=lambda row: (row.batch_size, order[row.setting]))
-        return report
-
-    def recall(self, winners: dict[int, Setting]) -> InferenceReport | None:
-        """The remembered winners, built and checked again; ``None``: one no longer holds."""
-        report = InferenceReport(goal=self.goal, winners=winners, from_cache=True)
-        for setting in dict.fromkeys(winners.values()):
-            if self._admit(setting, False, patient=True) is not None:
-                return None
-            if any(self._is_fixed(setting, size) for size, s in winners.items() if s == setting):
-                return None
-        for size, setting in winners.items():
-            row = self._row(setting, size)
-            row.won = True
-            report.rows.append(row)
-        return report
-
-    def runner(self, report: InferenceReport) -> InferenceRunner:
-        """Keeps the winners, lets all others go."""
-        kept = set(report.winners.values())
-        for setting in [s for s in self.engines if s not in kept]:
-            self.engines.pop(setting).close()
-        exact = {n: s for n, s in report.winners.items() if self._fixed(s) is not None}
-        ranges = {n: s for n, s in report.winners.items() if n not in exact}
-        signature = self.workshop.signature
-        primary = report.winners.get(self._in_order()[0]) or next(iter(report.winners.values()))
-        report.elapsed_s = time.perf_counter() - self.start
-        report.memory = predicted_memory(self.workshop, list(kept), max(report.winners), self.plan)
-        return InferenceRunner(
-            self.engines,
-            ranges,
-            signature.inputs,
-            signature.outputs,
-            signature.input_structure,
-            signature.output_structure,
-            report,
-            primary=primary,
-            exact=exact,
-            workshop=self.workshop,
-        )
-
-    def _in_order(self) -> list[int]:
-        """The batch size that the goal is about comes first."""
-        return sorted(self.sizes, reverse=self.goal == "throughput")
-
-    def _row(self, setting: Setting, size: int, excluded: str | None = None) -> RaceRow:
-        error, loss = self.errors.get(setting, (None, None))
-        return RaceRow(
-            setting=setting, batch_size=size, error=error, accuracy_loss=loss, excluded=excluded
-        )
-
-    def _fixed(self, setting: Setting) -> int | None:
-        """The one batch size an engine takes; ``None``: any."""
-        if setting.engine == "eager":
-            return None
-        lowered = setting.engine == "inductor" and setting.precision == "bfloat16"
-        return self.workshop.fixed_batch("bfloat16" if lowered else "float32")
-
-    def _is_fixed(self, setting: Setting, size: int) -> bool:
-        return self._fixed(setting) not in (None, size)
-
-    def _admit(self, setting: Setting, required: bool, *, patient: bool = False) -> str | None:
-        """Build and check a candidate; ``None``, or why it cannot race."""
-        spent = time.perf_counter() - self.start
-        late = not patient and spent > _COMPILE_UNTIL * self.budget_s
-        if late and setting.engine == "inductor" and not self.workshop.compiled(setting.precision):
-            return f"not compiled: {spent:.0f} s of {self.budget_s:.0f} s were spent"
-        self.tell(f"building {setting.title}")
-        try:
-            engine = self.workshop.build(setting)
-        except MissingExtraError as error:
-            if required:
-                raise
-            return str(error)
-        except HotloopError as error:
-            return str(error)
-        try:
-            reason = self._check(setting, engine)
-        except Exception as error:  # Whatever a backend raises, it must not end the others' race.
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        if reason is not None:
-            engine.close()
-            return reason
-        self.engines[setting] = engine
-        return None
-
-    def _check(self, setting: Setting, engine: Engine) -> str | None:
-        """Compare with eager on fresh inputs of several sizes; the reason if it may not win."""
-        alike = any(
-            (s.engine, s.precision, s.layout) == (setting.engine, setting.precision, setting.layout)
-            for s in self.engines
-        )
-        fixed = self._fixed(setting)
-        sizes = [fixed] if fixed else [3] if alike else sorted({1, 3, *self.sizes})
-        lower = setting.precision != "float32"
-        worst = 0.0
-        for size in sizes:
-            inputs, want = self._want(size, real=lower)
-            if not want:
-                continue  # Eager does not take this size.
-            error, why = difference(_answer(engine, inputs), want)
-            if why:
-                return f"batch {size}: {why}"
-            worst = max(worst, error)
-        loss = (
-            self._loss(engine, fixed)
-            if lower and self.bounds.max_accuracy_loss is not None
-            else None
-        )
-        self.errors[setting] = (worst, loss)
-        limit = self.bounds.max_error if lower else FLOAT32_ERROR
-        if limit is not None and not worst <= limit:
-            return f"error {worst:.1e} is above {limit:.1e}"
-        bound = self.bounds.max_accuracy_loss
-        if lower and bound is not None and (loss is None or not loss <= bound):
-            return f"accuracy loss {loss} is above {bound}" if loss is not None else "no scores"
-        return None
-
-    def _want(self, size: int, *, real: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Inputs of this size and what eager makes of them; empty where it refuses the size."""
-        if (size, real) not in self._wanted:
-            specs = self.workshop.signature.inputs
-            inputs = fresh_inputs(self.workshop.example, specs, size, seed=size)
-            if real and self.samples.inputs is not None and len(self.samples.inputs[0]) >= size:
-                # Ranges of int8 come from samples: noise of the example's spread lies outside.
-                inputs = [t[-size:].contiguous() for t in self.samples.inputs]
-            try:
-                with torch.inference_mode():
-                    want = self.workshop.signature.call(self.workshop.model, inputs)
-            except Exception:
-                want = []
-            self._wanted[size, real] = inputs, want
-        return self._wanted[size, real]
-
-    def _loss(self, engine: Engine, fixed: int | None) -> float | None:
-        batches = self.samples.batches(fixed)
-        if not batches:
-            return None
-        if fixed not in self._scores:
-            with torch.inference_mode():
-                model, signature = self.workshop.model, self.workshop.signature
-                scores = [signature.call(model, batch)[0] for batch in batches]
-            self._scores[fixed] = torch.cat(scores)
-        want = self._scores[fixed]
-        if want.dim() < 2:
-            return None
-        got = torch.cat([_answer(engine, batch)[0] for batch in batches])
-        labels = self.samples.labels
-        return accuracy_loss(got, want, None if labels is None else labels[: len(want)])
-
-    def _race(self, size: int, chosen: list[Setting]) -> tuple[list[RaceRow], Setting | None]:
-        inputs, want = self._want(size, real=False)
-        settings = [s for s in self.engines if not self._is_fixed(s, size)]
-        if not want:
-            settings = []
-        cpus = Machine.probe().cpu_ids
-        runners = [
-            Runner(
-                _caller(self.engines[s], inputs),
-                s.num_instances,
-                cpus if s.num_instances > 1 and s.num_threads == 1 else (),
-            )
-            for s in settings
-        ]
-        rows = [self._row(setting, size) for setting in settings]
-        if not runners:
-            return rows, None
-        share = max(1.0, 0.4 * self.budget_s / len(self.sizes))
-        best = race(runners, by_p99=self.goal == "latency" and size == 1, budget_s=share)
-        for row, runner in zip(rows, runners, strict=True):
-            row.median_s, row.p99_s, row.n = runner.median_s, runner.p99_s, runner.n
-            row.min_s, row.max_s = runner.least_s, runner.most_s
-            if runner.dropped is not None:
-                row.excluded = f"slower, dropped after {runner.dropped} rounds"
-        if self.goal == "throughput":
-            best = steadiest(runners, best)
-        for place, setting in enumerate(settings):
-            near = runners[place].median_s <= _WORTH_ANOTHER * runners[best].median_s
-            if setting in chosen and near and runners[place].dropped is None:
-                best = place
-                break
-        rows[best].won = True
-        return rows, settings[best]
-
-
-def _answer(engine: Engine, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    run_tensors = getattr(engine, "run_tensors", None)
-    if run_tensors is not None:
-        return list(run_tensors(inputs))
-    return [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
-
-
-def _caller(engine: Engine, inputs: list[torch.Tensor]) -> Callable[[], object]:
-    """A call as the runner makes it: tensors in, tensors out."""
-    run_tensors = getattr(engine, "run_tensors", None)
-    if run_tensors is not None:
-        return lambda: run_tensors(inputs)
-    run_one = getattr(engine, "run_one", None)
-    if run_one is not None and len(inputs) == len(engine.outputs) == 1:
-        return lambda: torch.from_numpy(run_one(inputs[0].numpy()))
-    return lambda: [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
-
-
-def _busy_elsewhere_s() -> float | None:
-    """CPU seconds of all other processes since the start; ``None`` where /proc does not tell."""
-    try:
-        with open("/proc/stat", encoding="ascii") as file:
-            ticks = [int(word) for word in file.readline().split()[1:9]]
-        busy = sum(ticks) - ticks[3] - ticks[4]
-        mine = os.times()
-        return busy / os.sysconf("SC_CLK_TCK") - mine.user - mine.system
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def _checked_bounds(
     goal: str, max_error: float | None, max_accuracy_loss: float | None, budget_s: float
 ) -> Bounds:
@@ -457,11 +131,13 @@ def _checked_bounds(
     return Bounds(max_error, max_accuracy_loss)
 
 
-def _device(model: nn.Module) -> str:
-    kinds = sorted({t.device.type for t in [*model.parameters(), *model.buffers()]})
-    if len(kinds) > 1 or (kinds and kinds[0] not in ("cpu", "cuda")):
-        raise ModelError("the model must be on the CPU or on one CUDA device", got=", ".join(kinds))
-    return kinds[0] if kinds else "cpu"
+def _device(model: nn.Module) -> torch.device:
+    devices = {t.device for t in [*model.parameters(), *model.buffers()]}
+    kinds = sorted({device.type for device in devices})
+    if len(devices) > 1 or (kinds and kinds[0] not in ("cpu", "cuda")):
+        named = ", ".join(sorted(map(str, devices)))
+        raise ModelError("the model must be on the CPU or on one CUDA device", got=named)
+    return devices.pop() if devices else torch.device("cpu")
 
 
 def _sizes(batch_sizes: Sequence[int] | None, example: int) -> list[int]:
@@ -474,11 +150,11 @@ def _sizes(batch_sizes: Sequence[int] | None, example: int) -> list[int]:
     return sorted(set(sizes))
 
 
-def _engine_names(engines: Sequence[str] | None) -> list[str]:
-    names = list(ENGINES if engines is None else engines)
+def _engine_names(engines: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    names = list(known if engines is None else engines)
     for name in names:
-        if name not in ENGINES:
-            raise InputError(f"an engine is one of {', '.join(ENGINES)}", got=repr(name))
+        if name not in known:
+            raise InputError(f"an engine is one of {', '.join(known)}", got=repr(name))
     if not names:
         raise InputError("engines must name one at least", next_step="leave it out for all")
     return names

@@ -1,119 +1,229 @@
-"""The same call for a model on a CUDA device: one captured graph for each batch size.
+"""Inference on a CUDA device: one captured graph for each batch size, behind the same call.
 
-Not run on a device yet: written by PyTorch's documentation on a machine without one. What needs no
-device (the choice of the path, the bounded set of graphs) is tested.
+A call of a small model is bound by launching its kernels; a replay launches all of them at once
+(https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). Which kernels are in the graph,
+eager's or those that the compiler has fused, is raced as on a CPU.
 """
 
 from __future__ import annotations
 
 import collections
-import time
-from collections.abc import Sequence
+import contextlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import InputError
-from .capture import Signature, own_copy, read_signature
-from .check import FLOAT32_ERROR, difference, fresh_inputs
-from .engine import TensorSpec, check_arrays
-from .report import InferenceReport, RaceRow, Setting
-from .runner import InferenceRunner
+from ..errors import ModelError
+from ..step.cuda_graph import record
+from .capture import Lowered, Signature
+from .check import FLOAT32_ERROR
+from .engine import Engine, TensorSpec, check_arrays
+from .report import Setting
+from .workshop import Workshop
 
+GRAPH, COMPILED_GRAPH = "cuda graph", "cuda graph of inductor"
+CUDA_ENGINES = (GRAPH, COMPILED_GRAPH)
 # Each captured graph holds the activations of its batch size.
 MAX_GRAPHS = 16
-_WARM_UPS = 3
+# Of float32 products with ten bits behind the point, added over some layers.
+TF32_ERROR = 2e-3
+
+# Flat tensors to flat results.
+Call = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 
 class CudaEngine:
-    """A module on a CUDA device; batch sizes seen before are one launch.
+    """A model on a CUDA device; batch sizes seen before are one launch.
+
+    Calls from several threads and streams are taken one after the other: a graph has one set of
+    buffers.
 
     Args:
-        model: in eval mode, the engine's own, on the device.
-        device: such as ``"cuda:0"``.
+        call: the model; its tensors are on the device.
+        inputs, outputs: what goes in and comes out.
+        device: such as ``cuda:0``.
+        setting: what this engine is.
     """
 
-    name = "cuda graph"
-    precision = "float32"
     num_threads = 1
-    # A graph has one set of buffers.
     num_instances = 1
 
-    def __init__(self, model: nn.Module, signature: Signature, device: torch.device) -> None:
-        self.inputs: tuple[TensorSpec, ...] = signature.inputs
-        self.outputs: tuple[TensorSpec, ...] = signature.outputs
-        self._model = model
-        self._signature = signature
+    def __init__(
+        self,
+        call: Call,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        device: torch.device,
+        setting: Setting,
+    ) -> None:
+        self.name = setting.engine
+        self.precision = setting.precision
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._call: Call | None = call
         self._device = device
+        self._lock = threading.Lock()
+        self._stream: Any = None
         self._graphs: collections.OrderedDict[Any, Any] = collections.OrderedDict()
 
     def run(self, arrays: Sequence[Any]) -> list[Any]:
         """See ``Engine.run``: there and back through host memory."""
         check_arrays(self.inputs, arrays)
-        tensors = [torch.from_numpy(array).to(self._device) for array in arrays]
+        tensors = [torch.as_tensor(array) for array in arrays]
         return [tensor.cpu().numpy() for tensor in self.run_tensors(tensors)]
 
     def run_tensors(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Tensors on the device in, new tensors on the device out."""
-        key = tuple(tensor.shape for tensor in tensors)
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(tensors)
-            if len(self._graphs) > MAX_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(key)
-        graph, buffers, results = self._graphs[key]
-        for buffer, tensor in zip(buffers, tensors, strict=True):
-            buffer.copy_(tensor, non_blocking=True)
-        graph.replay()
-        # The graph writes the same memory at the next call.
-        return [result.clone() for result in results]
+        """Tensors in, from any device; new tensors on the engine's device out, not waited for."""
+        with self._lock, torch.cuda.device(self._device):
+            self._follow()
+            key = tuple(tensor.shape for tensor in tensors)
+            held = self._graphs.get(key)
+            if held is None:
+                held = self._graphs[key] = self._capture(tensors)
+                if len(self._graphs) > MAX_GRAPHS:
+                    self._graphs.popitem(last=False)
+            self._graphs.move_to_end(key)
+            graph, buffers, results = held
+            for buffer, tensor in zip(buffers, tensors, strict=True):
+                buffer.copy_(tensor.detach(), non_blocking=True)
+            graph.replay()
+            # The graph writes the same memory at the next call.
+            return [result.clone() for result in results]
 
-    def _capture(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, list[Any], list[Any]]:
-        buffers = [tensor.clone() for tensor in tensors]
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            # Libraries choose kernels and take workspace now, outside the graph.
-            for _ in range(_WARM_UPS):
-                self._signature.call(self._model, buffers)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph):
-            results = self._signature.call(self._model, buffers)
-        return graph, buffers, results
+    def wait(self) -> None:
+        """Until the results of this thread's calls are there."""
+        torch.cuda.current_stream(self._device).synchronize()
 
     def close(self) -> None:
         """See ``Engine.close``."""
-        self._graphs.clear()
-        del self._model
+        with self._lock:
+            self._graphs.clear()
+            self._call = None
+
+    def _follow(self) -> None:
+        """The buffers are free when the stream of the call before has come so far."""
+        stream = torch.cuda.current_stream()
+        if self._stream is not None and self._stream != stream:
+            stream.wait_stream(self._stream)
+        self._stream = stream
+
+    def _capture(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, list[Any], list[Any]]:
+        call = self._call
+        assert call is not None, "a closed engine is not called"
+        buffers = [tensor.detach().to(self._device, copy=True) for tensor in tensors]
+        products = _tf32() if self.precision == "tf32" else contextlib.nullcontext()
+        with torch.inference_mode(), products, warnings.catch_warnings():
+            # The compiler recommends TF32, which is raced under its own name.
+            warnings.simplefilter("ignore")
+            graph, results = record(lambda: call(buffers))
+        return graph, buffers, list(results)
 
 
-def compile_for_cuda(model: nn.Module, example: Any, goal: str, device: str) -> InferenceRunner:
-    """``compile_inference`` for a model on a CUDA device.
+class CudaWorkshop(Workshop):
+    """Makes engines of a model on a CUDA device; none of them has a file.
 
-    Raises:
-        InputError: this PyTorch has no device.
+    Args:
+        device: where model and example are. Others: see ``Workshop``.
     """
-    if not torch.cuda.is_available():
-        raise InputError("a model on a CUDA device needs one", got="no device")
-    start = time.perf_counter()
-    twin = own_copy(model)
-    where = next(iter(twin.parameters())).device
-    signature, tensors = read_signature(twin, example)
-    engine = CudaEngine(twin, signature, where)
-    inputs = fresh_inputs(tensors, signature.inputs, len(tensors[0]), seed=1)
-    inputs = [tensor.to(where) for tensor in inputs]
-    with torch.inference_mode():
-        want = signature.call(twin, inputs)
-    error, why = difference(engine.run_tensors(inputs), want)
-    if why or not error <= FLOAT32_ERROR:
-        raise InputError("the captured graph must give what eager gives", got=why or error)
-    setting = Setting(engine=engine.name)
-    row = RaceRow(setting=setting, batch_size=len(tensors[0]), error=error, won=True)
-    report = InferenceReport(goal=goal, rows=[row], winners={1: setting})
-    report.elapsed_s = time.perf_counter() - start
-    return InferenceRunner(
-        {setting: engine}, {1: setting}, signature.inputs, signature.outputs,
-        signature.input_structure, signature.output_structure, report, primary=setting,
-    )  # fmt: skip
+
+    def __init__(
+        self,
+        model: nn.Module,
+        signature: Signature,
+        example: Sequence[torch.Tensor],
+        device: torch.device,
+    ) -> None:
+        super().__init__(model, signature, example)
+        self._device = device
+        self._has_run: set[str] = set()
+
+    @property
+    def float32_error(self) -> float:
+        """PyTorch's default takes TF32 for convolutions on a GPU; so do eager and each candidate,
+        and add in another order."""
+        backends: Any = torch.backends
+        settings = {backends.fp32_precision, backends.cuda.matmul.fp32_precision}
+        if any(isinstance(part, nn.modules.conv._ConvNd) for part in self.model.modules()):
+            settings |= {backends.cudnn.fp32_precision, backends.cudnn.conv.fp32_precision}
+        return TF32_ERROR if "tf32" in settings else FLOAT32_ERROR
+
+    def fixed_batch_of(self, setting: Setting) -> int | None:
+        """None: another size is another graph."""
+        return None
+
+    def must_compile(self, setting: Setting) -> bool:
+        """See ``Workshop.must_compile``."""
+        return setting.engine == COMPILED_GRAPH and setting.precision not in self._has_run
+
+    def build(self, setting: Setting) -> Engine:
+        """An engine with these settings; what it runs is compiled at its first call."""
+        signature = self.signature
+        call: Call
+        if setting.precision == "bfloat16":
+            lowered: nn.Module = self._once("lowered", self._lowered)
+            call = lambda tensors: lowered(*tensors)  # noqa: E731
+        else:
+            call = lambda tensors: signature.call(self.model, tensors)  # noqa: E731
+        if setting.engine == COMPILED_GRAPH:
+            self._has_run.add(setting.precision)
+            call = _compiled(call, signature.inputs)
+        return CudaEngine(call, signature.inputs, signature.outputs, self._device, setting)
+
+    def _lowered(self) -> nn.Module:
+        return Lowered(self.model, torch.bfloat16, self.signature).eval()
+
+    def weights_of(self, setting: Setting) -> tuple[str, str]:
+        """See ``Workshop.weights_of``."""
+        return "cuda", "bfloat16" if setting.precision == "bfloat16" else "float32"
+
+    def program(self, precision: str = "float32") -> Any:
+        """Refused: what is in a graph lives on its device.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(
+            "an export is made of a model on the CPU", got=str(self._device),
+            next_step="compile model.cpu() and save that",
+        )  # fmt: skip
+
+
+def cuda_settings(engines: Sequence[str], allow_lower: bool) -> list[Setting]:
+    """All candidates of a race on a CUDA device."""
+    precisions = ["float32", "tf32", "bfloat16"] if allow_lower else ["float32"]
+    return [Setting(engine=name, precision=p) for p in precisions for name in engines]
+
+
+def _compiled(call: Call, inputs: Sequence[TensorSpec]) -> Call:
+    """The same through the compiler, which is told that the batch may be of any size."""
+    compiled: Callable[..., Sequence[torch.Tensor]] | None = None
+
+    def run(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        nonlocal compiled
+        if compiled is None:
+            compiled = torch.compile(lambda *given: tuple(call(given)))
+        for tensor, spec in zip(tensors, inputs, strict=True):
+            if spec.shape and spec.shape[0] is None:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return compiled(*tensors)
+
+    return run
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    """What is captured inside multiplies float32 in TF32."""
+    backends: Any = torch.backends
+    places = backends.cuda.matmul, backends.cudnn.conv
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "tf32"
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..plan import Plan
     from .workshop import Workshop
 
-_BYTES_OF = {"float32": 1.0, "bfloat16": 0.5, "int8": 0.25}
+_BYTES_OF = {"float32": 1.0, "tf32": 1.0, "bfloat16": 0.5, "int8": 0.25}
 _TIMEOUT_S = 300.0
 
 _BASE = """
@@ -84,7 +84,7 @@ def predicted_memory(
 
     settings = list(settings)
     instances = max(setting.num_instances for setting in settings)
-    files = {(s.engine, s.precision) for s in settings}
+    files = {workshop.weights_of(setting) for setting in settings}
     own_weights, own_sample = workshop.own_bytes or (0, 0)
     weights = sum(
         own_weights if engine == "hotloop" else int(workshop.weight_bytes * _BYTES_OF[precision])

@@ -40,7 +40,7 @@ def key(
     goal: str,
     batch_sizes: Sequence[int],
     settings: Sequence[Setting],
-    *bounds: float | None,
+    *others: Any,
 ) -> str:
     """Names a race: the machine, the model's structure (not its values), the question, versions."""
     parts = [
@@ -53,7 +53,7 @@ def key(
         goal,
         list(batch_sizes),
         [dataclasses.astuple(setting) for setting in settings],
-        list(bounds),
+        list(others),
         kernels_key() if any(setting.engine == "hotloop" for setting in settings) else "",
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -21,6 +21,7 @@ from .capture import (
     resized,
     write_onnx,
 )
+from .check import FLOAT32_ERROR
 from .engine import Engine
 from .network import Network
 from .report import Setting
@@ -61,6 +62,11 @@ class Workshop:
         self.folder = Path(self._folder.name)
         self._made: dict[Any, Any] = {}
         self._cleanup = weakref.finalize(self, self._folder.cleanup)
+
+    @property
+    def float32_error(self) -> float:
+        """What a candidate in float32 may differ from eager, over the largest value."""
+        return FLOAT32_ERROR
 
     def close(self) -> None:
         """Remove the files."""
@@ -146,9 +152,20 @@ class Workshop:
         """The only batch size the graph takes, ``None``: any."""
         return self.program(precision)[1]
 
-    def compiled(self, precision: str) -> bool:
-        """Whether the compiler has run for this precision."""
-        return ("package", precision) in self._made
+    def fixed_batch_of(self, setting: Setting) -> int | None:
+        """The only batch size that an engine of this setting takes, ``None``: any."""
+        if setting.engine == "eager":
+            return None
+        lowered = setting.engine == "inductor" and setting.precision == "bfloat16"
+        return self.fixed_batch("bfloat16" if lowered else "float32")
+
+    def must_compile(self, setting: Setting) -> bool:
+        """Whether a compiler has to run before there is an engine of this setting."""
+        return setting.engine == "inductor" and ("package", setting.precision) not in self._made
+
+    def weights_of(self, setting: Setting) -> tuple[str, str]:
+        """Names the copy of the weights that engines of this setting share."""
+        return setting.engine, setting.precision
 
     def build(self, setting: Setting) -> Engine:
         """An engine with these settings.

@@ -8,6 +8,8 @@ tensors the graph reads; from pinned memory the copy runs beside the step before
 from __future__ import annotations
 
 import contextlib
+import statistics
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +18,13 @@ import torch
 from torch import nn, optim
 
 from .capture import LossFn, NotCapturable, refuse_hidden
+from .cuda_graph import record
 from .operations import Operation
 
 # These rules can run inside a CUDA graph with the learning rate in a tensor.
 _CAPTURABLE = (optim.Adam, optim.AdamW)
-_WARM_UP_STEPS = 3
+# Of the comparison of two graphs, each so many replays.
+_ROUNDS, _REPLAYS = 5, 10
 
 
 class CudaStep:
@@ -38,12 +42,17 @@ class CudaStep:
         whole: whether the optimizer may be in the graph.
         autocast: bfloat16 forward and backward.
         clip_norm, clip_value: limits of the gradient; they too are in the graph.
+        fuse: try the compiler's kernels too, and keep what is faster (5 to 30 s, once).
+
+    Attributes:
+        not_fused: why the compiler failed, if it did.
 
     Raises:
         NotCapturable: why not.
     """
 
     working_bytes: int | None = None  # On the GPU: not measured.
+    not_fused: str | None = None
 
     def __init__(
         self,
@@ -57,6 +66,7 @@ class CudaStep:
         autocast: bool = False,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        fuse: bool = False,
     ) -> None:
         refuse_hidden(model)
         devices = {t.device for t in [*model.parameters(), *model.buffers()]}
@@ -75,9 +85,17 @@ class CudaStep:
         self._graph: Any = None
         self._settings: Any = None
         self._rates: list[torch.Tensor] = []
+        self._filled: list[float] = []
+        self._staged: Any = None
+        self._fuse, self._forward = fuse, model
         self._x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=self.device)
         self._y = torch.zeros_like(y, device=self.device)
         self._x.zero_()
+
+    @property
+    def first_is_plain(self) -> bool:
+        """Whether the next batch of the shape is the one that is left to the plain path."""
+        return not self._seen
 
     def accepts(self, x: torch.Tensor, y: torch.Tensor) -> bool:
         """Whether this batch, and the model as it is now, are what the graph is for."""
@@ -102,15 +120,46 @@ class CudaStep:
         steps: int = 1,
         rates: list[list[float]] | None = None,
     ) -> torch.Tensor:
-        """``steps`` whole steps on rows of x and y; the losses, float32 ``[steps]``, on the GPU."""
+        """``steps`` whole steps on rows of x and y; the losses, float32 ``[steps]``, on the GPU.
+
+        With several steps, page-locked x and y must stay as they are until the losses are read.
+        """
         rows = len(x) // steps
         losses = torch.empty(steps, device=self.device)
+        rest_is_there: Any = None
+        if steps > 1 and x.device.type == "cpu":
+            x, y, rest_is_there = self._upload(x, y, rows)
         for number in range(steps):
             part = slice(number * rows, (number + 1) * rows)
             given = rates[number] if rates else [float(g["lr"]) for g in self._groups]
+            if number == 1 and rest_is_there is not None:
+                torch.cuda.current_stream(self.device).wait_event(rest_is_there)
             self._replay(x[part], y[part], given)
             losses[number].copy_(self._loss)
         return losses
+
+    def _upload(
+        self, x: torch.Tensor, y: torch.Tensor, rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """x and y on the GPU; all but the first rows arrive beside the first step, by the event."""
+        shape = _signature(x, y)
+        if self._staged is None or self._staged[0] != shape:
+            places = [
+                torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=self.device)
+                for t in (x, y)
+            ]
+            self._staged = shape, places, torch.cuda.Stream(self.device)
+        _, places, beside = self._staged
+        here = torch.cuda.current_stream(self.device)
+        for place, host in zip(places, (x, y), strict=True):
+            place[:rows].copy_(host[:rows], non_blocking=True)
+        # Steps of the call before may still read the rest.
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            for place, host in zip(places, (x, y), strict=True):
+                place[rows:].copy_(host[rows:], non_blocking=True)
+            there = beside.record_event()
+        return places[0], places[1], there
 
     def add_gradients(
         self, x: torch.Tensor, y: torch.Tensor, weight: float, first: bool
@@ -133,10 +182,13 @@ class CudaStep:
         if self._graph is None or settings != self._settings:
             self._capture()
             self._settings = _settings(self._groups), [w.data_ptr() for w in self.weights]
-        for tensor, rate in zip(self._rates, rates, strict=self.whole):
-            tensor.fill_(rate)
-        self._x.copy_(x, non_blocking=True)
-        self._y.copy_(y, non_blocking=True)
+        for place, (tensor, rate) in enumerate(zip(self._rates, rates, strict=self.whole)):
+            if rate != self._filled[place]:
+                tensor.fill_(rate)
+                self._filled[place] = rate
+        # The caller may fill page-locked memory again as soon as this returns.
+        self._x.copy_(x, non_blocking=not x.is_pinned())
+        self._y.copy_(y, non_blocking=not y.is_pinned())
         self._graph.replay()
 
     def _capture(self) -> None:
@@ -148,21 +200,13 @@ class CudaStep:
         random = torch.cuda.get_rng_state(self.device)
         if self.whole:
             self._rates = [torch.tensor(float(lr), device=self.device) for lr in floats]
+            self._filled = [float(lr) for lr in floats]
             for group, tensor in zip(self._groups, self._rates, strict=True):
                 group["lr"] = tensor
         try:
-            side = torch.cuda.Stream(self.device)
-            side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(side), warnings.catch_warnings():
+            with torch.cuda.device(self.device), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Schedulers warn of steps they did not see.
-                for _ in range(_WARM_UP_STEPS):
-                    self._step()
-            torch.cuda.current_stream(self.device).wait_stream(side)
-            self.optimizer.zero_grad(set_to_none=True)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._loss = self._step()
-            self._gradients = [w.grad for w in self.weights]
+                self._graph, self._loss, self._gradients = self._fastest()
         finally:
             for group, lr in zip(self._groups, floats, strict=True):
                 group["lr"] = lr
@@ -171,6 +215,36 @@ class CudaStep:
                     tensor.copy_(before)
             torch.cuda.set_rng_state(random, self.device)
             self.optimizer.zero_grad(set_to_none=True)
+
+    def _fastest(self) -> tuple[Any, torch.Tensor, list[torch.Tensor | None]]:
+        """A graph of eager's kernels, or of the compiler's where they were asked for and win."""
+
+        def recorded(forward: nn.Module) -> tuple[Any, torch.Tensor, list[torch.Tensor | None]]:
+            self._forward = forward
+            graph, loss = record(self._step)
+            return graph, loss, [weight.grad for weight in self.weights]
+
+        if not self._fuse:
+            return recorded(self._forward)
+        self._fuse = False  # Once: what wins is recorded again when settings change.
+        plain = recorded(self.model)
+        fused: nn.Module = torch.compile(self.model)  # type: ignore[assignment]
+        try:
+            # Dropout draws what it draws without the compiler.
+            with torch._inductor.config.patch(fallback_random=True):
+                other = recorded(fused)
+        except Exception as error:  # Whatever it is, the step is made without the compiler.
+            self.not_fused = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            self._forward = self.model
+            return plain
+        taken: list[list[float]] = [[], []]
+        for _ in range(_ROUNDS):
+            for times, (graph, _, _) in zip(taken, (plain, other), strict=True):
+                times.append(_replay_s(graph))
+        if statistics.median(taken[1]) < statistics.median(taken[0]):
+            return other
+        self._forward = self.model
+        return plain
 
     def _make_capturable(self) -> None:
         for group in self._groups:
@@ -193,7 +267,7 @@ class CudaStep:
     def _step(self) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16, enabled=self._autocast):
-            output = self.model(self._x)
+            output = self._forward(self._x)
         loss = self.loss_fn(output.float() if self._autocast else output, self._y)
         loss.backward()
         if self.whole:
@@ -203,6 +277,17 @@ class CudaStep:
                 nn.utils.clip_grad_norm_(self.weights, self._clip_norm)
             self.optimizer.step()
         return loss.detach()
+
+
+def _replay_s(graph: Any) -> float:
+    """Seconds of a replay, after one that is not counted."""
+    graph.replay()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(_REPLAYS):
+        graph.replay()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / _REPLAYS
 
 
 def _settings(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -246,6 +331,8 @@ def try_cuda(
         step = CudaStep(model, loss_fn, optimizer, x, y, **options)
     except NotCapturable as verdict:
         return None, str(verdict)
+    kernels = ", of the compiler's kernels where those are faster" if options.get("fuse") else ""
     if step.whole:
-        return step, "forward, loss, backward and update are one CUDA graph"
-    return step, "forward, loss and backward are one CUDA graph; the optimizer keeps its own step"
+        return step, f"forward, loss, backward and update are one CUDA graph{kernels}"
+    parts = f"forward, loss and backward are one CUDA graph{kernels}"
+    return step, f"{parts}; the optimizer keeps its own step"

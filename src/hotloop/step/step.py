@@ -161,7 +161,8 @@ class TrainStep:
         """Several steps in one call, without the interpreter between them.
 
         Args:
-            x, y: ``steps`` batches one after the other, each of the captured shape.
+            x, y: ``steps`` batches one after the other, each of the captured shape; as they are
+                until the losses have been read.
             rates: learning rate of each step and parameter group; ``None``: the optimizer's.
 
         Returns:
@@ -171,13 +172,35 @@ class TrainStep:
         if compiled is None or not compiled.whole:
             return None
         rows = len(x) // steps
-        if rows * steps != len(x) or not compiled.accepts(x[:rows], y[:rows]):
+        if rows * steps != len(x):
+            return None
+        if isinstance(compiled, CudaStep) and compiled.first_is_plain:
+            return self._many_after_one(x, y, steps, rates)
+        if not compiled.accepts(x[:rows], y[:rows]):
             return None
         with self.arena:
             losses = compiled.run(x, y, steps, rates)
         self._forget_gradients(compiled)
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         return losses
+
+    def _many_after_one(
+        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None
+    ) -> torch.Tensor | None:
+        """The first step as a call of its own, which makes the optimizer's state."""
+        rows = len(x) // steps
+        groups = self.optimizer.param_groups
+        present = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates[0] if rates else present, strict=True):
+            group["lr"] = rate
+        loss = self(x[:rows], y[:rows]).reshape(1)
+        for group, rate in zip(groups, present, strict=True):
+            group["lr"] = rate
+        if steps == 1:
+            return loss
+        rest = self.many(x[rows:], y[rows:], steps - 1, rates and rates[1:])
+        assert rest is not None, "batches of one call are alike"
+        return torch.cat([loss, rest])
 
     def _backward(
         self, x: torch.Tensor, y: torch.Tensor, weight: float, *, first: bool
@@ -327,7 +350,7 @@ def _step(
     if step.device.type == "cuda":
         cuda, step.reason = try_cuda(
             model, loss_fn, optimizer, x, y, whole=whole, autocast=precision == "bfloat16",
-            clip_norm=clip_norm, clip_value=clip_value,
+            clip_norm=clip_norm, clip_value=clip_value, fuse=plan.step.compile == "always",
         )  # fmt: skip
         if cuda is not None:
             step.use(cuda, step.reason)
@@ -368,6 +391,8 @@ def why_plain(
     """
     if plan.step.compile == "off":
         return "compile is off in the plan"
+    if next(model.parameters()).device.type == "cuda":
+        return None  # A graph is captured in a fraction of a second, by no compiler.
     if _is_short(plan, expected_s) and not may_be_compiled(model, _cut(x, y, plan)):
         return _too_short(expected_s)
     return None

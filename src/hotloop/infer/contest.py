@@ -1,0 +1,351 @@
+"""One race of ``compile_inference``: candidates built, checked against eager, timed in turn."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..errors import HotloopError, InputError, MissingExtraError, ModelError
+from ..machine import Machine
+from ..plan import Plan
+from .capture import Signature
+from .check import Bounds, accuracy_loss, difference, fresh_inputs
+from .engine import Engine
+from .memory import predicted_memory
+from .race import Runner, race, steadiest
+from .report import InferenceReport, RaceRow, Setting
+from .runner import InferenceRunner
+from .signature import arguments
+from .workshop import Workshop
+
+# A second engine holds a second copy of the weights: only where it is faster by this much.
+_WORTH_ANOTHER = 1.01
+# Share of the budget after which no compiler is started.
+_COMPILE_UNTIL = 0.5
+
+
+class Samples:
+    """Real samples: flat inputs, and labels where there are some."""
+
+    def __init__(
+        self, samples: Any, signature: Signature, example: list[torch.Tensor], bounds: Bounds
+    ) -> None:
+        self.labels: torch.Tensor | None = None
+        self.inputs: list[torch.Tensor] | None = None
+        count = len(signature.inputs)
+        if samples is None:
+            if bounds.max_accuracy_loss is not None:
+                raise InputError(
+                    "max_accuracy_loss needs samples", next_step="pass samples=(x, labels)"
+                )
+            self.inputs = example if bounds.allow_lower else None
+            return
+        args, kwargs = arguments(samples)
+        device = example[0].device
+        values = [torch.as_tensor(v).detach().to(device) for v in (*args, *kwargs.values())]
+        if len(values) == count + 1 and not kwargs:
+            self.labels = values.pop()
+        fits = len(values) == count and all(
+            spec.fits(str(v.dtype).removeprefix("torch."), v.shape)
+            for v, spec in zip(values, signature.inputs, strict=True)
+        )
+        rows = {len(value) for value in values if value.dim()}
+        if self.labels is not None:
+            rows.add(len(self.labels))
+        if not fits or len(rows) != 1 or not min(rows):
+            raise InputError(
+                "samples must be inputs of the model, with or without labels behind them",
+                got=", ".join(f"{v.dtype} {list(v.shape)}" for v in values),
+                next_step="; ".join(spec.text() for spec in signature.inputs),
+            )
+        self.inputs = values
+
+    def batches(self, fixed: int | None) -> list[list[torch.Tensor]]:
+        """All samples; with a fixed size, whole batches of it alone."""
+        assert self.inputs is not None
+        count = len(self.inputs[0])
+        size = fixed or 64
+        end = count - count % size if fixed else count
+        return [[t[i : i + size] for t in self.inputs] for i in range(0, end, size)]
+
+
+class Contest:
+    """Candidates of one call: built, checked and raced."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        goal: str,
+        sizes: list[int],
+        bounds: Bounds,
+        samples: Samples,
+        budget_s: float,
+        start: float,
+        tell: Callable[[str], None],
+        plan: Plan | None,
+    ) -> None:
+        self.plan = plan
+        self.workshop = workshop
+        self.goal = goal
+        self.sizes = sizes
+        self.bounds = bounds
+        self.samples = samples
+        self.budget_s = budget_s
+        self.start = start
+        self.tell = tell
+        self.engines: dict[Setting, Engine] = {}
+        self.errors: dict[Setting, tuple[float | None, float | None]] = {}
+        self._wanted: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        self._scores: dict[int | None, torch.Tensor] = {}
+
+    def hold(self, settings: list[Setting], *, required: bool) -> InferenceReport:
+        """Race all; the report."""
+        report = InferenceReport(goal=self.goal)
+        refused: dict[Setting, str] = {}
+        # Compilers last: the budget is spent on what is cheap to try first.
+        for setting in sorted(settings, key=self.workshop.must_compile):
+            reason = self._admit(setting, required)
+            if reason is not None:
+                refused[setting] = reason
+                report.rows += [self._row(setting, size, excluded=reason) for size in self.sizes]
+        if not self.engines:
+            raise ModelError(
+                "one engine at least must run the model",
+                got="; ".join(sorted(set(refused.values()))),
+                next_step="name another engine",
+            )
+        chosen: list[Setting] = []
+        race_start, busy_start = time.perf_counter(), busy_elsewhere_s()
+        for size in self._in_order():
+            self.tell(f"racing at batch {size}")
+            rows, winner = self._race(size, chosen)
+            report.rows += rows
+            if winner is not None:
+                report.winners[size] = winner
+                if winner not in chosen:
+                    chosen.append(winner)
+        if not report.winners:
+            raise ModelError("the model must run at one of the batch sizes", got=self.sizes)
+        report.race_s = time.perf_counter() - race_start
+        busy_end = busy_elsewhere_s()
+        if busy_start is not None and busy_end is not None:
+            report.other_load = max(0.0, busy_end - busy_start) / report.race_s
+        report.winners = dict(sorted(report.winners.items()))
+        order = {setting: i for i, setting in enumerate(settings)}
+        report.rows.sort(key=lambda row: (row.batch_size, order[row.setting]))
+        return report
+
+    def recall(self, winners: dict[int, Setting]) -> InferenceReport | None:
+        """The remembered winners, built and checked again; ``None``: one no longer holds."""
+        report = InferenceReport(goal=self.goal, winners=winners, from_cache=True)
+        for setting in dict.fromkeys(winners.values()):
+            if self._admit(setting, False, patient=True) is not None:
+                return None
+            if any(self._is_fixed(setting, size) for size, s in winners.items() if s == setting):
+                return None
+        for size, setting in winners.items():
+            row = self._row(setting, size)
+            row.won = True
+            report.rows.append(row)
+        return report
+
+    def runner(self, report: InferenceReport) -> InferenceRunner:
+        """Keeps the winners, lets all others go."""
+        kept = set(report.winners.values())
+        for setting in [s for s in self.engines if s not in kept]:
+            self.engines.pop(setting).close()
+        exact = {n: s for n, s in report.winners.items() if self._fixed(s) is not None}
+        ranges = {n: s for n, s in report.winners.items() if n not in exact}
+        signature = self.workshop.signature
+        primary = report.winners.get(self._in_order()[0]) or next(iter(report.winners.values()))
+        report.elapsed_s = time.perf_counter() - self.start
+        report.memory = predicted_memory(self.workshop, list(kept), max(report.winners), self.plan)
+        return InferenceRunner(
+            self.engines,
+            ranges,
+            signature.inputs,
+            signature.outputs,
+            signature.input_structure,
+            signature.output_structure,
+            report,
+            primary=primary,
+            exact=exact,
+            workshop=self.workshop,
+        )
+
+    def _in_order(self) -> list[int]:
+        """The batch size that the goal is about comes first."""
+        return sorted(self.sizes, reverse=self.goal == "throughput")
+
+    def _row(self, setting: Setting, size: int, excluded: str | None = None) -> RaceRow:
+        error, loss = self.errors.get(setting, (None, None))
+        return RaceRow(
+            setting=setting, batch_size=size, error=error, accuracy_loss=loss, excluded=excluded
+        )
+
+    def _fixed(self, setting: Setting) -> int | None:
+        """The one batch size an engine takes; ``None``: any."""
+        return self.workshop.fixed_batch_of(setting)
+
+    def _is_fixed(self, setting: Setting, size: int) -> bool:
+        return self._fixed(setting) not in (None, size)
+
+    def _admit(self, setting: Setting, required: bool, *, patient: bool = False) -> str | None:
+        """Build and check a candidate; ``None``, or why it cannot race."""
+        spent = time.perf_counter() - self.start
+        late = not patient and spent > _COMPILE_UNTIL * self.budget_s
+        if late and self.workshop.must_compile(setting):
+            return f"not compiled: {spent:.0f} s of {self.budget_s:.0f} s were spent"
+        self.tell(f"building {setting.title}")
+        try:
+            engine = self.workshop.build(setting)
+        except MissingExtraError as error:
+            if required:
+                raise
+            return str(error)
+        except HotloopError as error:
+            return str(error)
+        try:
+            reason = self._check(setting, engine)
+        except Exception as error:  # Whatever a backend raises, it must not end the others' race.
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if reason is not None:
+            engine.close()
+            return reason
+        self.engines[setting] = engine
+        return None
+
+    def _check(self, setting: Setting, engine: Engine) -> str | None:
+        """Compare with eager on fresh inputs of several sizes; the reason if it may not win."""
+        alike = any(
+            (s.engine, s.precision, s.layout) == (setting.engine, setting.precision, setting.layout)
+            for s in self.engines
+        )
+        fixed = self._fixed(setting)
+        sizes = [fixed] if fixed else [3] if alike else sorted({1, 3, *self.sizes})
+        lower = setting.precision != "float32"
+        worst = 0.0
+        for size in sizes:
+            inputs, want = self._want(size, real=lower)
+            if not want:
+                continue  # Eager does not take this size.
+            error, why = difference(_answer(engine, inputs), want)
+            if why:
+                return f"batch {size}: {why}"
+            worst = max(worst, error)
+        loss = (
+            self._loss(engine, fixed)
+            if lower and self.bounds.max_accuracy_loss is not None
+            else None
+        )
+        self.errors[setting] = (worst, loss)
+        limit = self.bounds.max_error if lower else self.workshop.float32_error
+        if limit is not None and not worst <= limit:
+            return f"error {worst:.1e} is above {limit:.1e}"
+        bound = self.bounds.max_accuracy_loss
+        if lower and bound is not None and (loss is None or not loss <= bound):
+            return f"accuracy loss {loss} is above {bound}" if loss is not None else "no scores"
+        return None
+
+    def _want(self, size: int, *, real: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Inputs of this size and what eager makes of them; empty where it refuses the size."""
+        if (size, real) not in self._wanted:
+            specs = self.workshop.signature.inputs
+            inputs = fresh_inputs(self.workshop.example, specs, size, seed=size)
+            if real and self.samples.inputs is not None and len(self.samples.inputs[0]) >= size:
+                # Ranges of int8 come from samples: noise of the example's spread lies outside.
+                inputs = [t[-size:].contiguous() for t in self.samples.inputs]
+            try:
+                with torch.inference_mode():
+                    want = self.workshop.signature.call(self.workshop.model, inputs)
+            except Exception:
+                want = []
+            self._wanted[size, real] = inputs, want
+        return self._wanted[size, real]
+
+    def _loss(self, engine: Engine, fixed: int | None) -> float | None:
+        batches = self.samples.batches(fixed)
+        if not batches:
+            return None
+        if fixed not in self._scores:
+            with torch.inference_mode():
+                model, signature = self.workshop.model, self.workshop.signature
+                scores = [signature.call(model, batch)[0] for batch in batches]
+            self._scores[fixed] = torch.cat(scores)
+        want = self._scores[fixed]
+        if want.dim() < 2:
+            return None
+        got = torch.cat([_answer(engine, batch)[0] for batch in batches])
+        labels = self.samples.labels
+        return accuracy_loss(got, want, None if labels is None else labels[: len(want)])
+
+    def _race(self, size: int, chosen: list[Setting]) -> tuple[list[RaceRow], Setting | None]:
+        inputs, want = self._want(size, real=False)
+        settings = [s for s in self.engines if not self._is_fixed(s, size)]
+        if not want:
+            settings = []
+        cpus = Machine.probe().cpu_ids
+        runners = [
+            Runner(
+                _caller(self.engines[s], inputs),
+                s.num_instances,
+                cpus if s.num_instances > 1 and s.num_threads == 1 else (),
+            )
+            for s in settings
+        ]
+        rows = [self._row(setting, size) for setting in settings]
+        if not runners:
+            return rows, None
+        share = max(1.0, 0.4 * self.budget_s / len(self.sizes))
+        best = race(runners, by_p99=self.goal == "latency" and size == 1, budget_s=share)
+        for row, runner in zip(rows, runners, strict=True):
+            row.median_s, row.p99_s, row.n = runner.median_s, runner.p99_s, runner.n
+            row.min_s, row.max_s = runner.least_s, runner.most_s
+            if runner.dropped is not None:
+                row.excluded = f"slower, dropped after {runner.dropped} rounds"
+        if self.goal == "throughput":
+            best = steadiest(runners, best)
+        for place, setting in enumerate(settings):
+            near = runners[place].median_s <= _WORTH_ANOTHER * runners[best].median_s
+            if setting in chosen and near and runners[place].dropped is None:
+                best = place
+                break
+        rows[best].won = True
+        return rows, settings[best]
+
+
+def _answer(engine: Engine, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    run_tensors = getattr(engine, "run_tensors", None)
+    if run_tensors is not None:
+        return list(run_tensors(inputs))
+    return [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
+
+
+def _caller(engine: Engine, inputs: list[torch.Tensor]) -> Callable[[], object]:
+    """A call as the runner makes it: tensors in, tensors out; on a GPU to the end of its work."""
+    run_tensors = getattr(engine, "run_tensors", None)
+    wait = getattr(engine, "wait", None)
+    if run_tensors is not None and wait is not None:
+        return lambda: (run_tensors(inputs), wait())
+    if run_tensors is not None:
+        return lambda: run_tensors(inputs)
+    run_one = getattr(engine, "run_one", None)
+    if run_one is not None and len(inputs) == len(engine.outputs) == 1:
+        return lambda: torch.from_numpy(run_one(inputs[0].numpy()))
+    return lambda: [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
+
+
+def busy_elsewhere_s() -> float | None:
+    """CPU seconds of all other processes since the start; ``None`` where /proc does not tell."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            ticks = [int(word) for word in file.readline().split()[1:9]]
+        busy = sum(ticks) - ticks[3] - ticks[4]
+        mine = os.times()
+        return busy / os.sysconf("SC_CLK_TCK") - mine.user - mine.system
+    except (OSError, ValueError, IndexError):
+        return None
