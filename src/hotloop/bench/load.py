@@ -36,6 +36,8 @@ _SELECT_LIMIT = 1024
 # Linux: time of arrival beside the bytes, as seconds and nanoseconds; Python has no name for it.
 _SO_TIMESTAMPNS = 35
 _STAMP = struct.Struct("@qq")
+# Of Linux's ``struct tcp_info``: milliseconds since the other side last answered, in clock ticks.
+_TCP_INFO_BYTES, _LAST_ACK, _TICK_S = 60, struct.Struct("=56xI"), 0.004
 UNANSWERED, CONNECTION_ERROR, NOT_SENT = "unanswered", "connection error", "not sent"
 
 
@@ -55,7 +57,8 @@ class LoadReport:
         latency: of answers with status 200, from the time they fell due.
         service: of the same, from the time they were sent: what a closed loop would have seen.
         came: of the same, from the time they were sent until the kernel had the answer; empty
-            without ``stamped``.
+            without ``stamped``. The first request of a connection is sent when it is asked for, or
+            later by as long as this process let a connection wait that stood already.
         others: latency of all other answers.
         lag: from falling due to being sent.
         connections: most that were open at the same time.
@@ -193,10 +196,20 @@ class _Connection:
                 self.end(CONNECTION_ERROR)
                 return
         if event & select.EPOLLOUT and not self.closed:
+            if not self.connected and self.state.stamped and self.waiting:
+                self.sent += self._held_s()
             self.connected = True
             self.state.epoll.modify(self.fd, select.EPOLLIN)
             if self.waiting:
                 self._flush()
+
+    def _held_s(self) -> float:
+        """How long the connection has stood, its request not sent: this process was late."""
+        try:
+            info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            return max(0.0, float(_LAST_ACK.unpack(info)[0]) / 1000 - _TICK_S)
+        except (OSError, struct.error):
+            return 0.0
 
     def _receive(self) -> bytes:
         if not self.state.stamped:

@@ -228,6 +228,7 @@ def load_inference(
     num_threads: int | None = None,
     num_instances: int | None = None,
     spinning: bool | None = None,
+    alike: bool = False,
 ) -> InferenceRunner:
     """A runner from a folder of ``runner.save`` or ``hotloop export``.
 
@@ -238,6 +239,9 @@ def load_inference(
         num_threads, num_instances: other than exported; never more threads than usable CPUs.
         spinning: ``False``: idle threads of ONNX Runtime and of hotloop's own engine sleep at once,
             whatever won the race; for a process that has other work for those CPUs between calls.
+        alike: every engine has the threads and instances of the main one: for a server, whose
+            instances call beside each other at any batch size. A small batch that is fastest on
+            all CPUs, raced alone, would have each instance's call wait for threads of the others.
 
     Raises:
         InputError: the path is an address.
@@ -268,6 +272,12 @@ def load_inference(
         raise _damaged(folder, "no engine")
     if other_machine:
         report.notes.append("raced on another machine: export it here for this one's fastest")
+    primary = report.winners[(max if report.goal == "throughput" else min)(report.winners)]
+    if alike and primary.num_instances > 1:
+        found, names, hashes = _made_alike(found, names, hashes, primary)
+        ranges = {n: _as(setting, primary) for n, setting in ranges.items()}
+        exact = {n: _as(setting, primary) for n, setting in exact.items()}
+        primary = _as(primary, primary)
     engines: dict[Setting, Engine] = {}
     for setting, name, wanted in zip(found, names, hashes, strict=True):
         _verify(folder, name, wanted)
@@ -277,11 +287,26 @@ def load_inference(
         engines[setting] = _open(
             folder / name, opened, threads, instances, inputs, outputs, structures[0]
         )
-    primary = max(report.winners) if report.goal == "throughput" else min(report.winners)
     return InferenceRunner(
         engines, ranges, inputs, outputs, *structures, report,
-        primary=report.winners[primary], exact=exact, source=folder,
+        primary=primary, exact=exact, source=folder,
     )  # fmt: skip
+
+
+def _as(setting: Setting, main: Setting) -> Setting:
+    return dataclasses.replace(
+        setting, num_threads=main.num_threads, num_instances=main.num_instances
+    )
+
+
+def _made_alike(
+    found: list[Setting], names: list[str], hashes: list[dict[str, str]], main: Setting
+) -> tuple[list[Setting], list[str], list[dict[str, str]]]:
+    """Settings with the main one's threads; those that then are one engine are opened once."""
+    kept: dict[Setting, tuple[str, dict[str, str]]] = {}
+    for setting, name, wanted in zip(found, names, hashes, strict=True):
+        kept.setdefault(_as(setting, main), (name, wanted))
+    return list(kept), [name for name, _ in kept.values()], [w for _, w in kept.values()]
 
 
 def _open(

@@ -46,7 +46,11 @@ def load_engine(
     if path.is_dir():
         return _exported(
             load_inference(
-                path, num_threads=num_threads, num_instances=num_instances, spinning=spinning
+                path,
+                num_threads=num_threads,
+                num_instances=num_instances,
+                spinning=spinning,
+                alike=True,
             )
         )
     instances = num_instances or 1

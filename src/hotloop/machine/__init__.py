@@ -2,14 +2,15 @@
 
 - ``Machine.probe()``: what it is (``machine.py``; the readers in ``probe/``).
 - ``Machine.ceilings()``: what it can do, measured (``ceilings.py``; the timing in ``measure.py``).
-- ``ThreadAffinity``, ``pinned``, ``pinned_thread`` (``affinity.py``), ``num_threads``
-  (``threads.py``): threads. ``numa``: nodes and memory policy. All restore what they found.
+- ``ThreadAffinity``, ``pinned``, ``pinned_thread``, ``give_way`` (``affinity.py``), ``num_threads``
+  (``threads.py``): threads. ``numa``: nodes and memory policy. All but ``give_way`` restore what
+  they found.
 - ``cache_dir()``: where measured and fetched things are kept; ``timings``: kernels timed before.
 - ``native``: a C++ file, compiled once a machine and loaded.
 """
 
 from . import numa
-from .affinity import ThreadAffinity, pinned, pinned_thread
+from .affinity import ThreadAffinity, give_way, pinned, pinned_thread
 from .cache_dir import cache_dir
 from .ceilings import BandwidthCeiling, Ceilings, MatmulCeiling, Measurement
 from .machine import Machine
@@ -32,6 +33,7 @@ __all__ = [
     "NumaNode",
     "ThreadAffinity",
     "cache_dir",
+    "give_way",
     "num_threads",
     "numa",
     "pinned",

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy
 
 from ..infer import Engine
-from ..machine import pinned_thread
+from ..machine import give_way, pinned_thread
 from .cost import CostCurve
 from .log import Log
 from .message import Refusal, busy
@@ -35,6 +35,12 @@ _LAST_S = 0.001  # From the last look at the clock to the client's side of the s
 _LAG_HALVED_S = 0.5  # A lag of the loop is expected again for about as long.
 _PROBE_S = 1.0  # An estimate that has kept the engine idle for so long is put to the test.
 _MANY_GONE = 32
+# Instances keep every CPU busy under load. With the loop's priority they would take half of its
+# time: it then falls behind the sockets, and answers that are ready come late.
+_GIVES_WAY = 5
+# Of the time that is left to a request, what the estimate of its answer may fill: calls differ, and
+# a loop that others hold up for a moment would send what is ready at the last moment too late.
+_SURE = 0.9
 # A body whose headers were let in is expected for as long; a slower one no longer counts.
 _COMING_S = 1.0
 
@@ -188,7 +194,8 @@ class Batcher:
             return expected, False
         idle = not self.num_queued and not self._running_rows
         call_s = self.curve.high_s(rows if idle else max(rows, self.best_rows))
-        if now + expected * self._slip + call_s + self._lag(now) + _MARGIN_S > deadline_s:
+        needed = expected * self._slip + call_s + self._lag(now) + _MARGIN_S
+        if needed > _SURE * (deadline_s - now):
             if not idle or now - self._idle_since_s < _PROBE_S or now > deadline_s:
                 raise busy(429, "the deadline cannot be kept", expected, "deadline not reachable")
             return expected, True
@@ -260,6 +267,7 @@ class Batcher:
                 stack.enter_context(pinned_thread(cpus))
             except Exception as error:
                 self._log.warn("instance not pinned", instance=at, error=str(error))
+            give_way(_GIVES_WAY)
             if self.num_instances > 1:
                 warm_up_together(self.engine, self._buffers[at])
             with contextlib.suppress(threading.BrokenBarrierError):

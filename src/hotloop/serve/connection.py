@@ -198,7 +198,9 @@ class Connection(asyncio.BufferedProtocol):
                 last.keep_alive = False
             raise _Stop
         self._receiving = self._in_headers = True
-        self._started_s = self._came_s
+        self._started_s = self._hub.arrived_at(
+            self._transport, self._came_s, is_first=not self._started_s
+        )
         self._target, self._headers, self._size = b"", {}, 0
         self._body, self._pieces, self._chunks, self._refusal = b"", None, 0, None
         self._request = None

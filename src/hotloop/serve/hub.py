@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
+import sys
 import time
 from collections.abc import Callable
 
@@ -13,6 +17,11 @@ from .message import Request
 # After a pause of this length the loop has waited for bytes: what it reads has only just come.
 _WAITED_S = 0.05
 _READ_BYTES = 256 * 1024
+# A look at the sockets after less than this needs no better time of arrival.
+_PROMPT_S = 0.005
+# Of Linux's ``struct tcp_info``: milliseconds since data last came, in ticks of the kernel's clock.
+_TCP_INFO_BYTES, _LAST_DATA_RECV = 56, struct.Struct("=52xI")
+_TICK_S = 0.004
 
 
 class Hub:
@@ -48,7 +57,7 @@ class Hub:
         self.evicted = 0
         self.read_buffer = memoryview(bytearray(_READ_BYTES))
         self._reading = False
-        self._turn_at = self._turn_ended_at = self._came_at = 0.0
+        self._turn_at = self._turn_ended_at = self._came_at = self._looked_at = 0.0
         self._turn_s = 0.0
         self.turn = 0  # Number of the loop's present look at its sockets.
 
@@ -62,12 +71,36 @@ class Hub:
         if not self._reading:
             self._reading = True
             self.turn += 1
+            self._looked_at = self._turn_at
             self._turn_at = now = time.monotonic()
             waited = now - self._turn_ended_at > _WAITED_S
             self._came_at = now if waited else now - self._turn_s
             # Run when all that is ready has been read.
             asyncio.get_running_loop().call_soon(self._end_turn)
         return self._came_at
+
+    def arrived_at(
+        self, transport: asyncio.Transport | None, estimate_s: float, *, is_first: bool
+    ) -> float:
+        """When the bytes that are being read came; monotonic seconds.
+
+        After a long turn, or one that other threads held up, the kernel is asked: a connection may
+        have waited in the listen queue, or the loop for its processor.
+
+        Args:
+            estimate_s: by ``came_at``, for where the kernel does not tell.
+            is_first: whether nothing has come on this connection before; nobody knows how long
+                it has waited to be accepted.
+        """
+        now = time.monotonic()
+        prompt = now - self._looked_at < _PROMPT_S and not is_first
+        if prompt or sys.platform != "linux" or transport is None:
+            return estimate_s
+        with contextlib.suppress(OSError, AttributeError, struct.error):
+            sock = transport.get_extra_info("socket")
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+            return float(now - _LAST_DATA_RECV.unpack(info)[0] / 1000 - _TICK_S)
+        return estimate_s
 
     def _end_turn(self) -> None:
         self._reading = False
