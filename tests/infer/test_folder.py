@@ -324,3 +324,35 @@ def test_a_server_may_have_idle_threads_sleep(tmp_path, exported, monkeypatch, a
         assert seen == told
         assert engine.run([numpy.zeros((2, 12), "float32")])[0].shape == (2, 3)
         engine.close()
+
+
+def test_engines_of_a_server_have_the_threads_of_the_main_one(tmp_path, monkeypatch):
+    """Small batches, fastest on all CPUs when raced alone, are called by each instance here."""
+    from hotloop.infer import folder as room
+
+    x = torch.randn(4, 12)
+    folder = export(tmp_path / "out", models.perceptron(), x, "onnxruntime", goal="throughput")
+    document = json.loads((folder / "model.json").read_text())
+    (entry,) = document["engines"]
+    document["engines"] = [
+        {**entry, "num_threads": 2, "num_instances": 1},
+        {**entry, "num_threads": 1, "num_instances": 2},
+    ]
+    document["by_batch_size"] = [[1, 0], [4, 1]]
+    (folder / "model.json").write_text(json.dumps(document))
+
+    class Two:
+        usable_cpus = 2
+        fingerprint = hotloop.Machine.probe().fingerprint
+
+    monkeypatch.setattr(room.Machine, "probe", lambda: Two())
+    with hotloop.load_inference(folder) as runner:
+        assert [e.num_threads for e in runner.engines.values()] == [2, 1]
+    engine = load_engine(folder)
+    (only,) = engine.runner.engines.values()
+    assert (only.num_threads, only.num_instances) == (1, 2) == (
+        engine.num_threads, engine.num_instances,
+    )  # fmt: skip
+    for rows in (1, 4, 70):
+        assert engine.run([numpy.zeros((rows, 12), "float32")])[0].shape == (rows, 3)
+    engine.close()

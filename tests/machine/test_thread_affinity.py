@@ -1,6 +1,7 @@
 """Where threads go on captured machines, and pinning on this one."""
 
 import os
+import sys
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotloop.errors import PlanError, RunError
-from hotloop.machine import Machine, ThreadAffinity, pinned, pinned_thread
+from hotloop.machine import Machine, ThreadAffinity, give_way, pinned, pinned_thread
 
 COMPACT = ThreadAffinity.parse("compact")
 SPREAD = ThreadAffinity.parse("spread")
@@ -211,3 +212,25 @@ def test_pinning_to_nothing_changes_nothing(context):
     before = Machine.probe().cpu_ids
     with context(()):
         assert Machine.probe().cpu_ids == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_a_thread_gives_way_alone_with_those_it_starts():
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = nice()
+    seen: dict[str, int] = {}
+
+    def work() -> None:
+        give_way(before + 3)
+        seen["own"] = nice()
+        started = threading.Thread(target=lambda: seen.update(started=nice()))
+        started.start()
+        started.join()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == {"own": before + 3, "started": before + 3}
+    assert nice() == before

@@ -114,11 +114,77 @@ def test_what_waited_for_a_busy_loop_has_used_its_deadline():
             assert late.answer()[0] == 200
             first.send(request_bytes("GET", "/v2"))
             time.sleep(0.2)  # The loop has found the first request and sleeps in it.
-            late.send(request_bytes("POST", INFER, BODY, deadline(500)))
+            late.send(request_bytes("POST", INFER, BODY, deadline(250)))
             assert first.answer()[0] == 200
             status, headers, _ = late.answer()
             assert (status, headers[b"retry-after"]) == (429, b"1")
         served.still_serves()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux tells")
+def test_what_waited_in_the_listen_queue_has_used_its_deadline():
+    """The loop stands still between two looks, so that its own clock says nothing."""
+    with Running(Doubler(num_instances=1)) as served:
+        served.still_serves()
+        time.sleep(0.1)  # The last look is long past.
+        stalled = threading.Event()
+
+        def stall():
+            stalled.set()
+            time.sleep(0.7)
+
+        served.loop.call_soon_threadsafe(stall)
+        assert stalled.wait(5)
+        with served.connect() as late, served.connect() as patient:
+            late.send(request_bytes("POST", INFER, BODY, deadline(500)))
+            patient.send(request_bytes("POST", INFER, BODY, deadline(30_000)))
+            assert late.answer()[0] == 429
+            assert patient.answer()[0] == 200
+        served.still_serves()
+
+
+def test_where_the_kernel_does_not_tell_the_estimate_holds(monkeypatch):
+    clock = Clock(monkeypatch)
+    hub = Hub(Limits(), gate=None, handle=None, on_answer=None)
+
+    class Transport:
+        def get_extra_info(self, name):
+            return self
+
+        def getsockopt(self, *args):
+            raise OSError
+
+    class Silent:
+        def get_extra_info(self, name):
+            return None
+
+    for transport in (None, Transport(), Silent()):
+        assert hub.arrived_at(transport, 99.0, is_first=True) == 99.0
+    hub.came_at()
+    clock.end_turn()
+    hub.came_at()
+    clock.now_s = 100.001  # Looks in quick succession need no one else's clock.
+
+    class Told(Transport):
+        def getsockopt(self, *args):
+            return (0).to_bytes(52, "little") + (2_000).to_bytes(4, "little")
+
+    assert hub.arrived_at(Told(), 99.5, is_first=False) == 99.5
+    assert hub.arrived_at(Told(), 99.5, is_first=True) == pytest.approx(98.001, abs=0.005)
+    clock.now_s = 101.0
+    assert hub.arrived_at(Told(), 99.5, is_first=False) == pytest.approx(99.0, abs=0.005)
+
+
+def test_an_estimate_may_not_fill_the_whole_deadline():
+    with Running(Doubler(num_instances=1)) as served:
+        batcher = served.server.model.lane.batcher
+        with batcher._lock:
+            batcher.curve._tail = 1.0
+            for at in range(50):
+                batcher.curve.add(1, 2.8, time.monotonic() + 0.001 * at)
+            batcher._idle_since_s = time.monotonic() + 60
+        assert served.ask("POST", INFER, BODY, deadline(3000))[0] == 429
+        assert served.ask("POST", INFER, BODY, deadline(4000))[0] == 200
 
 
 def test_a_client_that_goes_leaves_its_place():
