@@ -227,8 +227,11 @@ def test_what_follows_holds_over_all_numbers(act):
     x = torch.nn.functional.pad(x, (0, -len(x) % 4)).reshape(-1, 4)
     want = twin(x)
     got = torch.from_numpy(engine.run([x.numpy()])[0])
-    # The error function is off by 1.5e-7 at most, times x over 2.
-    torch.testing.assert_close(got, want, rtol=3e-7, atol=2e-6)
+    # The error function is off by some roundings, times x over 2; beyond its tails by nothing.
+    torch.testing.assert_close(got, want, rtol=3e-7, atol=3e-6)
+    if act.__class__ is nn.GELU and act.approximate == "none":
+        far = x.abs() > 6
+        assert torch.equal(got[far], torch.where(x[far] > 0, x[far], 0.0))
 
 
 def test_what_is_not_a_number_stays_so():
@@ -252,7 +255,9 @@ def test_values_share_memory_and_a_large_batch_takes_no_more():
     assert places[0] == -1
     assert places[-1] == -2
     engine = HotloopEngine(network, signature.inputs, signature.outputs)
-    assert engine.sample_bytes == 2 * 4096 * 4
+    assert engine.working_bytes(1) == 2 * 4096 * 4
+    assert 32 << 20 < engine.working_bytes(5000) <= 64 << 20
+    assert engine.working_bytes(0) == 0
     x = numpy.random.default_rng(0).standard_normal((5000, 4096), dtype="float32")
     whole = engine.run_one(x)  # 160 MB of values, were they all there at once.
     assert numpy.array_equal(whole[4000:4100], engine.run_one(x[4000:4100]))

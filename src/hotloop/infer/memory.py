@@ -85,7 +85,7 @@ def predicted_memory(
     settings = list(settings)
     instances = max(setting.num_instances for setting in settings)
     files = {workshop.weights_of(setting) for setting in settings}
-    own_weights, own_sample = workshop.own_bytes or (0, 0)
+    own_weights, own_working = workshop.own_bytes or (0, lambda batch: 0)
     weights = sum(
         own_weights if engine == "hotloop" else int(workshop.weight_bytes * _BYTES_OF[precision])
         for engine, precision in files
@@ -94,7 +94,7 @@ def predicted_memory(
     batch = sum(_spec_bytes(spec.dtype, spec.shape, batch_size) for spec in specs)
     working: int | None = None
     if {engine for engine, _ in files} == {"hotloop"}:
-        working = own_sample * batch_size
+        working = own_working(batch_size)
     try:
         _, named = workshop.signature.input_structure["tuple"]
         if working is None and not named["dict"]:

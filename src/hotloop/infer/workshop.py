@@ -56,8 +56,8 @@ class Workshop:
         self.example = list(example)
         self.samples = samples
         self.weight_bytes = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-        # Of hotloop's own engine, once there is one: packed weights, and values for each sample.
-        self.own_bytes: tuple[int, int] | None = None
+        # Of hotloop's own engine, once there is one: packed weights, and values of a call by batch.
+        self.own_bytes: tuple[int, Callable[[int], int]] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="hotloop-infer-")
         self.folder = Path(self._folder.name)
         self._made: dict[Any, Any] = {}
@@ -198,7 +198,7 @@ class Workshop:
                 self.network(), signature.inputs, signature.outputs,
                 num_threads=setting.num_threads, num_instances=setting.num_instances,
             )  # fmt: skip
-            self.own_bytes = (engine.weight_bytes, engine.sample_bytes)
+            self.own_bytes = (engine.weight_bytes, engine.working_bytes)
             return engine
         if setting.engine == "inductor":
             from .engines.torch import InductorEngine

@@ -92,7 +92,10 @@ def _loaded() -> ctypes.CDLL:
     kernels.hotloop_network_pack.argtypes = [pointer, *[integer] * 3, pointer]
     kernels.hotloop_network_filter.argtypes = [pointer, *[integer] * 2, pointer]
     kernels.hotloop_network_needs_patches.argtypes = [integer] * 4
-    for name in ("width", "packed", "filtered", "scratch_bytes", "needs_patches"):
+    kernels.hotloop_network_values_bytes.argtypes = [integer] * 2
+    for name in (
+        "width", "packed", "filtered", "scratch_bytes", "needs_patches", "values_bytes",
+    ):  # fmt: skip
         getattr(kernels, f"hotloop_network_{name}").restype = integer
     kernels.hotloop_network_run.restype = None
     kernels.hotloop_network_run.argtypes = [
@@ -210,10 +213,9 @@ class HotloopEngine:
         self._kept.append(array)
         return int(array.ctypes.data)
 
-    @property
-    def sample_bytes(self) -> int:
-        """What the values between the layers take, for each sample of a batch."""
-        return 4 * self._floats
+    def working_bytes(self, batch_size: int) -> int:
+        """What the values between the layers take in a call; a large batch goes in parts."""
+        return int(self._library.hotloop_network_values_bytes(self._floats, batch_size))
 
     def run(self, arrays: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
         """See ``Engine.run``. A contiguous array is read where it lies."""
