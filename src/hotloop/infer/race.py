@@ -27,7 +27,7 @@ AT_REST = 0.1
 # Medians this near to the best are equal: then the 99th percentile decides (latency).
 EQUAL = 1.02
 # Rates this near to the best are equal, and steadiness decides (throughput).
-EQUAL_RATES = 1.03
+EQUAL_RATES = 1.02
 
 
 @dataclass
