@@ -13,9 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import nn
 import hotloop
 from hotloop.bench.models import build_race_model
 from hotloop.bench.shapes import SAMPLE_SHAPES
+from hotloop.bench.turns import summary
 from hotloop.data import open_dataset
 from hotloop.train.zoo import build_model
 
@@ -72,19 +72,12 @@ def as_written(name: str, x: torch.Tensor, y: torch.Tensor) -> Epochs:
         optimizer = torch.optim.Adam(model.parameters())
         data = torch.utils.data.TensorDataset(x, y)
         loader = torch.utils.data.DataLoader(data, BATCH, shuffle=True, pin_memory=True)
-        taken = []
-        for _ in range(EPOCHS):
-            start = time.perf_counter()
+
+        def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for a, b in loader:
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(
-                    model(a.cuda(non_blocking=True)), b.cuda(non_blocking=True)
-                )
-                loss.backward()
-                optimizer.step()
-            torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
-        return taken
+                yield a.cuda(non_blocking=True), b.cuda(non_blocking=True)
+
+        return timed(batches, model, optimizer)
 
     return epochs
 
@@ -96,22 +89,32 @@ def resident(name: str, x: torch.Tensor, y: torch.Tensor, compiled: bool) -> Epo
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     forward = torch.compile(model, mode="reduce-overhead") if compiled else model
 
-    def epochs() -> list[float]:
-        taken = []
-        for _ in range(EPOCHS):
-            start = time.perf_counter()
-            order = torch.randperm(len(x), device="cuda")
-            for begin in range(0, len(x) - BATCH + 1, BATCH):
-                places = order[begin : begin + BATCH]
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(forward(x[places]), y[places])
-                loss.backward()
-                optimizer.step()
-            torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
-        return taken
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = torch.randperm(len(x), device="cuda")
+        for begin in range(0, len(x) - BATCH + 1, BATCH):
+            places = order[begin : begin + BATCH]
+            yield x[places], y[places]
 
-    return epochs
+    return lambda: timed(batches, forward, optimizer)
+
+
+def timed(
+    batches: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]],
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> list[float]:
+    """Seconds of each epoch of a loop as people write it."""
+    taken = []
+    for _ in range(EPOCHS):
+        start = time.perf_counter()
+        for x, y in batches():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(forward(x), y)
+            loss.backward()
+            optimizer.step()
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return taken
 
 
 def train_row(name: str, count: int, rounds: int) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def train_row(name: str, count: int, rounds: int) -> dict[str, Any]:
         "guide_s": GUIDE_EPOCH_S[count],
     }
     row["peers"] = {
-        peer: {"epoch_s": spread(values), "new_gpu_bytes": memory[peer]}
+        peer: {"epoch_s": summary(values), "new_gpu_bytes": memory[peer]}
         for peer, values in taken.items()
     }
     mine = row["peers"]["hotloop"]["epoch_s"]["median"]
@@ -196,7 +199,7 @@ def infer_row(name: str, batch: int, rounds: int, max_error: float | None) -> di
     row["setting"] = runner.engine.name
     row["precision"] = runner.engine.precision
     row["peers"] = {
-        peer: {"samples_per_s": spread(values), "error": errors[peer]}
+        peer: {"samples_per_s": summary(values), "error": errors[peer]}
         for peer, values in rates.items()
     }
     row["race"] = runner.report.to_dict()["rows"]
@@ -226,13 +229,6 @@ def rate(call: Callable[[], Any]) -> float:
         torch.cuda.synchronize()
         count += 1
     return count / (now - start)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {
-        "median": statistics.median(values), "min": min(values), "max": max(values),
-        "n": len(values),
-    }  # fmt: skip
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import InputError, MissingExtraError, RunError
+from ..machine.tcp_info import LAST_ACK_RECEIVED, TICK_S, since_s
 from .histogram import LatencyHistogram
 
 Arrivals = Literal["poisson", "fixed"]
@@ -36,8 +37,6 @@ _SELECT_LIMIT = 1024
 # Linux: time of arrival beside the bytes, as seconds and nanoseconds; Python has no name for it.
 _SO_TIMESTAMPNS = 35
 _STAMP = struct.Struct("@qq")
-# Of Linux's ``struct tcp_info``: milliseconds since the other side last answered, in clock ticks.
-_TCP_INFO_BYTES, _LAST_ACK, _TICK_S = 60, struct.Struct("=56xI"), 0.004
 UNANSWERED, CONNECTION_ERROR, NOT_SENT = "unanswered", "connection error", "not sent"
 
 
@@ -205,11 +204,7 @@ class _Connection:
 
     def _held_s(self) -> float:
         """How long the connection has stood, its request not sent: this process was late."""
-        try:
-            info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-            return max(0.0, float(_LAST_ACK.unpack(info)[0]) / 1000 - _TICK_S)
-        except (OSError, struct.error):
-            return 0.0
+        return max(0.0, (since_s(self.socket, LAST_ACK_RECEIVED) or 0.0) - TICK_S)
 
     def _receive(self) -> bytes:
         if not self.state.stamped:

@@ -11,9 +11,6 @@ from ..errors import DataError
 if TYPE_CHECKING:
     import numpy
 
-# "tf32": float32 multiplied with ten bits behind the point, on GPUs.
-PRECISIONS = ("float32", "tf32", "bfloat16", "int8")
-
 
 @dataclass(frozen=True)
 class TensorSpec:

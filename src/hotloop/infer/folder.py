@@ -277,7 +277,6 @@ def load_inference(
         found, names, hashes = _made_alike(found, names, hashes, primary)
         ranges = {n: _as(setting, primary) for n, setting in ranges.items()}
         exact = {n: _as(setting, primary) for n, setting in exact.items()}
-        primary = _as(primary, primary)
     engines: dict[Setting, Engine] = {}
     for setting, name, wanted in zip(found, names, hashes, strict=True):
         _verify(folder, name, wanted)

@@ -7,6 +7,7 @@
   they found.
 - ``cache_dir()``: where measured and fetched things are kept; ``timings``: kernels timed before.
 - ``native``: a C++ file, compiled once a machine and loaded.
+- ``tcp_info``: when something last came on a connection, by the kernel's clock.
 """
 
 from . import numa

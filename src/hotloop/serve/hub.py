@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import struct
-import sys
 import time
 from collections.abc import Callable
 
+from ..machine.tcp_info import LAST_DATA_RECEIVED, TICK_S, since_s
 from .connection import Connection
 from .limits import Limits
 from .message import Request
@@ -19,9 +16,6 @@ _WAITED_S = 0.05
 _READ_BYTES = 256 * 1024
 # A look at the sockets after less than this needs no better time of arrival.
 _PROMPT_S = 0.005
-# Of Linux's ``struct tcp_info``: milliseconds since data last came, in ticks of the kernel's clock.
-_TCP_INFO_BYTES, _LAST_DATA_RECV = 56, struct.Struct("=52xI")
-_TICK_S = 0.004
 
 
 class Hub:
@@ -94,13 +88,10 @@ class Hub:
         """
         now = time.monotonic()
         prompt = now - self._looked_at < _PROMPT_S and not is_first
-        if prompt or sys.platform != "linux" or transport is None:
+        if prompt or transport is None:
             return estimate_s
-        with contextlib.suppress(OSError, AttributeError, struct.error):
-            sock = transport.get_extra_info("socket")
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-            return float(now - _LAST_DATA_RECV.unpack(info)[0] / 1000 - _TICK_S)
-        return estimate_s
+        since = since_s(transport.get_extra_info("socket"), LAST_DATA_RECEIVED)
+        return estimate_s if since is None else now - since - TICK_S
 
     def _end_turn(self) -> None:
         self._reading = False
