@@ -9,9 +9,9 @@ import hotloop
 
 SOURCE = Path(hotloop.__file__).parent
 ORDER = [
-    "version", "errors", "units", "files", "machine", "plan", "monitor", "memory", "data", "step",
-    "parallel", "tuning",
-    "train", "infer", "enclave", "serve", "bench", "launch", "cli",
+    "version", "errors", "units", "files", "machine", "kernels", "measure", "plan", "monitor",
+    "memory", "data", "step", "parallel", "tuning", "train", "infer", "enclave", "serve", "report",
+    "bench", "launch", "cli",
 ]  # fmt: skip
 
 

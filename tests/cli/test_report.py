@@ -12,7 +12,7 @@ from hotloop.cli.main import main
 from hotloop.machine import Machine
 from hotloop.train.report import FORMAT
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "monitor"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 import report_samples as samples
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "monitor"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "report"))
 import chromium
 from serving import Doubler, Running
 from test_page_browser import OUTSIDE, TEXTS, luminance

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..files import write_text_atomically
 from ..machine import Machine
-from ..monitor.document import Document
+from ..report.document import Document
 from .report_text import print_report
 
 NAME = "report"
@@ -113,7 +113,7 @@ def described(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_page(out: Path, path: Path, report: dict[str, Any]) -> None:
-    from ..monitor.page import render_page
+    from ..report import render_page
 
     if out.is_dir() or (out.exists() and out.samefile(path)):
         raise InputError(

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..monitor.document import Document, printable_part
-from ..monitor.page.memory import components
-from ..monitor.page.phases import phase_rows
-from ..monitor.page.placement import machine_of, placement
-from ..monitor.page.suggestions import STATES, change_lines, gain, ordered, state
+from ..report.document import Document, printable_part
+from ..report.memory import components
+from ..report.phases import phase_rows
+from ..report.placement import machine_of, placement
+from ..report.suggestions import STATES, change_lines, gain, ordered, state
 from ..units import format_bytes, format_rate, format_seconds, format_share
 
 _UNKNOWN = "not measured"

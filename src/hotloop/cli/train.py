@@ -162,7 +162,7 @@ def _train(
 ) -> int:
     _compile_ahead()
     from ..machine import Machine
-    from ..monitor.document import Document
+    from ..report.document import Document
     from ..train import Trainer
     from ..train.curve import save_curve
     from .progress_bar import progress_bar

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 from xml.etree.ElementTree import Element, tostring
 
-from ..document import printable, printable_part
+from .document import printable, printable_part
 
 Child: TypeAlias = "Element | str | Iterable[Child] | None"
 UNKNOWN = "not measured"

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotloop.machine import Machine
-from hotloop.monitor.document import Document, printable
-from hotloop.monitor.page import render_page
+from hotloop.report import render_page
+from hotloop.report.document import Document, printable
 
 sys.path.insert(0, str(Path(__file__).parent))
 import report_samples as samples

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 from xml.etree.ElementTree import Element
 
-from ...machine import Machine
-from ...machine.affinity import format_cpus
-from ...machine.probe.caches import Cache
-from ...machine.probe.topology import Core
-from ...units import format_bytes, format_seconds, format_share
-from ..document import Document
+from ..machine import Machine
+from ..machine.affinity import format_cpus
+from ..machine.probe.caches import Cache
+from ..machine.probe.topology import Core
+from ..units import format_bytes, format_seconds, format_share
+from .document import Document
 from .elements import UNKNOWN, Child, bar, facts, keyed, note, section, table, tag
 from .placement import machine_of, placement
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from ...units import format_rate, format_seconds, format_share
-from ..document import Document
+from ..units import format_rate, format_seconds, format_share
+from .document import Document
 from .elements import UNKNOWN, Child, bar, keyed, table, tag
 
 # Each kind has its colour, and in the roofline its form of mark.

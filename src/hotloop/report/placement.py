@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...errors import PlanError
-from ...machine import Machine
-from ...machine.affinity import ThreadAffinity, format_cpus
-from ...machine.probe.caches import Cache
-from ...machine.probe.topology import Core, NumaNode
-from ..document import Document
+from ..errors import PlanError
+from ..machine import Machine
+from ..machine.affinity import ThreadAffinity, format_cpus
+from ..machine.probe.caches import Cache
+from ..machine.probe.topology import Core, NumaNode
+from .document import Document
 
 # Above, a CPU number is garbage (as in ``machine.probe.tree``).
 _MOST_CPUS = 65_536

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-from ...units import format_bytes, format_rate, format_share
-from ..document import Document
+from ..units import format_bytes, format_rate, format_share
+from .document import Document
 from .elements import UNKNOWN, bar, tag
 
 

@@ -1,5 +1,6 @@
 """A report as one self-contained HTML page: a pure function of the report and the machine.
 
+document     reads any JSON without failing
 elements     trees of HTML and SVG; what is put in is escaped on the way out
 chart        axes, lines and marks
 headline, suggestions, phases, roofline, memory, learning, workers, counters, machine, plan
@@ -18,8 +19,8 @@ from importlib import resources
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from ..document import Document, printable
 from .counters import counters
+from .document import Document, printable
 from .elements import html, tag
 from .headline import header
 from .learning import learning

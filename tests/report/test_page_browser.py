@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hotloop.monitor.page import render_page
+from hotloop.report import render_page
 
 sys.path.insert(0, str(Path(__file__).parent))
 import chromium

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from xml.etree.ElementTree import Element
 
-from ...units import format_rate, format_seconds, format_share
-from ..document import Document
+from ..units import format_rate, format_seconds, format_share
 from .chart import SMALL, Axis, Frame, Point, Size, chart, room_above, text
+from .document import Document
 from .elements import UNKNOWN, Child, bar, facts, keyed, note, section, table, tag
 
 # Phases of a call, as ``TrainReport.time_s`` has them: title and colour.

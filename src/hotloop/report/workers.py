@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-from ...units import format_seconds, format_share
-from ..document import Document
+from ..units import format_seconds, format_share
+from .document import Document
 from .elements import Child, bar, keyed, note, section, table, tag
 
 _PHASES = (("busy_s", "busy", 1), ("update_s", "updating", 7), ("wait_s", "waiting", 6))

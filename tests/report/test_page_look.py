@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from hotloop.monitor import page
+from hotloop import report
 
-STYLE = page._style()
+STYLE = report._style()
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 VISION = {
     "normal": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),

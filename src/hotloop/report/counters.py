@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-from ...units import format_bytes, format_seconds, format_share
-from ..document import Document
+from ..units import format_bytes, format_seconds, format_share
+from .document import Document
 from .elements import UNKNOWN, Child, facts, note, section, table
 
 _MOST_ROWS = 12

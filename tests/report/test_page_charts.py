@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotloop.machine.affinity import ThreadAffinity
-from hotloop.monitor.document import Document
-from hotloop.monitor.page.chart import NARROW, WIDE, Axis, Frame, thinned
-from hotloop.monitor.page.elements import bar
-from hotloop.monitor.page.learning import smoothed
-from hotloop.monitor.page.phases import means_over, phase_rows
-from hotloop.monitor.page.placement import machine_of, placement
-from hotloop.monitor.page.roofline import roofline, roofs
+from hotloop.report.chart import NARROW, WIDE, Axis, Frame, thinned
+from hotloop.report.document import Document
+from hotloop.report.elements import bar
+from hotloop.report.learning import smoothed
+from hotloop.report.phases import means_over, phase_rows
+from hotloop.report.placement import machine_of, placement
+from hotloop.report.roofline import roofline, roofs
 
 sys.path.insert(0, str(Path(__file__).parent))
 import report_samples as samples

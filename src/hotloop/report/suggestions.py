@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-from ..document import Document
+from .document import Document
 from .elements import Child, facts, note, section, tag
 
 # What the reader is told of each state.

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from ...units import format_seconds
-from ..document import Document
+from ..units import format_seconds
 from .chart import SMALL, Axis, Frame, Point, Size, chart, key_line, thinned
+from .document import Document
 from .elements import Child, note, section, table, tag
 
 # Smoothed over so much of the run: the noise of single batches hides the course of all of them.

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from ...units import format_rate
-from ..document import Document
+from ..units import format_rate
 from .chart import WIDE, Axis, Frame, Point, Size, chart, text
+from .document import Document
 from .elements import UNKNOWN, Child, note, section, tag
 from .headline import flop_rate
 from .operations import KINDS, Operation, operations, operations_part

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from xml.etree.ElementTree import Element
 
-from ...units import format_bytes, format_share
-from ..document import Document
+from ..units import format_bytes, format_share
+from .document import Document
 from .elements import UNKNOWN, Child, bar, facts, keyed, note, section, table, tag
 from .phases import over_time, series
 
