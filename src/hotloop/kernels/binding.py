@@ -1,0 +1,239 @@
+"""Everything that crosses between Python and the C++ of ``kernels/cpp``, declared once.
+
+Each structure and function is declared here, in Python. The build writes the C++ side from it
+(``write_header`` makes ``abi.h``), so the compiler refuses a definition
+that differs; when a library is loaded, ``library.py`` compares the size of each structure and the
+offset of each field with what the compiler made of them, and the hash of this declaration with the
+one that the library was built from.
+
+To add a call: declare a structure with what it takes, and a function that takes a pointer to it.
+A function that can fail returns a status, 0 for done; ``hotloop_error`` has the words.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_MOST_PARAMETERS = 8
+
+
+@dataclass(frozen=True)
+class CType:
+    """A type as C++ writes it, and as ctypes passes it. ``count``: elements of an array field."""
+
+    text: str
+    passed: Any
+    count: int = 0
+
+
+int32 = CType("int32_t", ctypes.c_int32)
+int64 = CType("int64_t", ctypes.c_int64)
+uint64 = CType("uint64_t", ctypes.c_uint64)
+float32 = CType("float", ctypes.c_float)
+float64 = CType("double", ctypes.c_double)
+text = CType("const char*", ctypes.c_char_p)
+nothing = CType("void", None)
+
+
+def pointer(to: str = "void") -> CType:
+    """The address of something: ``pointer("const float")``."""
+    return CType(f"{to}*", ctypes.c_void_p)
+
+
+def array(of: CType, count: int) -> CType:
+    """So many of a type, one after the other in a structure."""
+    return CType(of.text, of.passed * count, count)
+
+
+_structures: dict[str, Any] = {}
+_field_types: dict[str, dict[str, CType]] = {}
+_functions: dict[str, tuple[CType, dict[str, CType]]] = {}
+
+
+def structure(name: str, doc: str, /, **fields: CType) -> Any:
+    """Declare a structure; returns its ctypes class. ``doc`` stands above it in C++ too."""
+    members = [(field, kind.passed) for field, kind in fields.items()]
+    made = type(name, (ctypes.Structure,), {"__doc__": doc, "_fields_": members})
+    _structures[name] = made
+    _field_types[name] = fields
+    return made
+
+
+def value(made: Any) -> CType:
+    """A structure as a field of another one."""
+    return CType(made.__name__, made)
+
+
+def function(name: str, /, result: CType = int32, **parameters: CType) -> None:
+    """Declare a function of the library."""
+    if len(parameters) > _MOST_PARAMETERS:
+        raise ValueError(f"{name} takes {len(parameters)} parameters: put them in a structure")
+    _functions[name] = result, parameters
+
+
+# ---- Errors, threads, scratch memory --------------------------------------------------------
+
+function("hotloop_error", text)
+function("hotloop_binding_hash", text)
+# Index of the first row (size or offset, in the order of `layout`) that differs; -1: all agree.
+function("hotloop_check_layout", int64, rows=pointer("const int64_t"), count=int64)
+
+OpenMp = structure(
+    "OpenMp",
+    """Entries of the OpenMP runtime that torch has loaded, so that both share their threads.
+
+    See "Implementing a parallel construct" in libgomp's manual for GOMP_parallel.""",
+    parallel=pointer(),
+    barrier=pointer(),
+    thread_num=pointer(),
+    num_threads=pointer(),
+    max_threads=pointer(),
+    set_num_threads=pointer(),
+)
+function("hotloop_use_openmp", nothing, runtime=pointer("const OpenMp"))
+TorchInterface = structure(
+    "TorchInterface",
+    """Entries of torch's C interface, by name; null where this torch has none.
+
+    torch/csrc/inductor/aoti_torch/c/shim.h and torch/csrc/stable/c/shim.h, which torch keeps from
+    one version to the next. `torch_interface.h` gives them their types.""",
+    **{
+        name: pointer()
+        for name in (
+            "aoti_torch_get_data_ptr",
+            "aoti_torch_get_dim",
+            "aoti_torch_get_numel",
+            "aoti_torch_get_sizes",
+            "aoti_torch_get_strides",
+            "aoti_torch_get_storage_offset",
+            "aoti_torch_get_dtype",
+            "aoti_torch_get_layout",
+            "aoti_torch_get_device_type",
+            "aoti_torch_empty_strided",
+            "aoti_torch_create_tensor_from_blob",
+            "aoti_torch_new_tensor_handle",
+            "aoti_torch_delete_tensor_object",
+            "aoti_torch__reinterpret_tensor",
+            "aoti_torch_copy_",
+            "aoti_torch_cpu__linear_pointwise",
+            "torch_get_num_threads",
+            "MKL_Set_Num_Threads_Local",
+        )
+    },
+)
+function("hotloop_use_torch", nothing, torch=pointer("const TorchInterface"))
+# How long idle threads of hotloop's own pool look for work before they sleep.
+function("hotloop_set_spin", nothing, spin_ns=int64)
+# What the kernels of all threads keep from one call to the next.
+function("hotloop_scratch_bytes", int64)
+
+# ---- Rows of packed storage -------------------------------------------------------------------
+
+RowCopy = structure(
+    "RowCopy",
+    """Rows of packed storage that become rows of a batch.
+
+    Rows `indices` (count of them, each in [0, num_rows)) of `rows`, or of the file `fd` where rows
+    is null, go to `out`, out_step_bytes apart. With `table` (float [channels][256]) stored rows are
+    bytes, and written ones the floats that they stand for. After the call `bad_index` is the place
+    in `indices` of the first index outside, and then nothing was written; -1: none is.
+    `file_error`: -1: the file is too short; above 0: errno of a read that failed.""",
+    rows=pointer("const unsigned char"),
+    fd=int64,
+    num_rows=int64,
+    row_bytes=int64,
+    indices=pointer("const int64_t"),
+    count=int64,
+    out=pointer("char"),
+    out_step_bytes=int64,
+    table=pointer("const float"),
+    channels=int64,
+    num_threads=int64,
+    bad_index=int64,
+    file_error=int64,
+)
+function("hotloop_copy_rows", copy=pointer("RowCopy"))
+
+# ---- The two sides ------------------------------------------------------------------------------
+
+
+def layout() -> list[int]:
+    """Size of each structure and offset of each of its fields, as ctypes has them."""
+    rows: list[int] = []
+    for made in _structures.values():
+        rows.append(ctypes.sizeof(made))
+        rows += [getattr(made, field).offset for field, *_ in made._fields_]
+    return rows
+
+
+def layout_names() -> list[str]:
+    """What each row of ``layout`` is, for a message."""
+    names: list[str] = []
+    for name, fields in _field_types.items():
+        names.append(f"size of {name}")
+        names += [f"offset of {name}.{field}" for field in fields]
+    return names
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Give each function of a loaded library its types.
+
+    Raises:
+        AttributeError: the library lacks one.
+    """
+    for name, (result, parameters) in _functions.items():
+        entry = getattr(library, name)
+        entry.restype = result.passed
+        entry.argtypes = [kind.passed for kind in parameters.values()]
+
+
+@functools.cache
+def binding_hash() -> str:
+    """16 hex digits of the whole declaration."""
+    return hashlib.sha256(_declarations().encode()).hexdigest()[:16]
+
+
+def header() -> str:
+    """The text of ``abi.h``."""
+    rows: list[str] = []
+    for name, fields in _field_types.items():
+        rows.append(f"sizeof({name})")
+        rows += [f"offsetof({name}, {field})" for field in fields]
+    return "\n".join(
+        [
+            "// Made by the build from src/hotloop/kernels/binding.py: change that file.",
+            "#pragma once",
+            "#include <cstddef>",
+            "#include <cstdint>",
+            "",
+            _declarations(),
+            f'#define HOTLOOP_BINDING_HASH "{binding_hash()}"',
+            "#define HOTLOOP_LAYOUT " + ", ".join(rows),
+            "",
+        ]
+    )
+
+
+def _declarations() -> str:
+    lines = ["namespace hotloop {", ""]
+    for name, made in _structures.items():
+        lines += [f"// {line.strip()}".rstrip() for line in (made.__doc__ or "").splitlines()]
+        lines += [f"struct {name} {{"]
+        for field, kind in _field_types[name].items():
+            lines.append(f"  {kind.text} {field}{f'[{kind.count}]' if kind.count else ''};")
+        lines += ["};", ""]
+    lines += ["}  // namespace hotloop", "", 'extern "C" {', "using namespace hotloop;"]
+    for name, (result, parameters) in _functions.items():
+        listed = ", ".join(f"{kind.text} {parameter}" for parameter, kind in parameters.items())
+        lines.append(f"{result.text} {name}({listed});")
+    return "\n".join([*lines, "}", ""])
+
+
+def write_header(path: str) -> None:
+    """Write ``abi.h``; the build calls this."""
+    Path(path).write_text(header(), encoding="utf-8")
