@@ -159,6 +159,237 @@ RowCopy = structure(
 )
 function("hotloop_copy_rows", copy=pointer("RowCopy"))
 
+# ---- Numeric kernels ---------------------------------------------------------------------------
+# float32 throughout; strides in elements; num_threads: at most. Results do not depend on it.
+
+Matrix = structure(
+    "Matrix",
+    "A matrix in memory: element (i, j) is data[i * row_stride + j * col_stride].",
+    data=pointer("const float"),
+    row_stride=int64,
+    col_stride=int64,
+)
+ProductCall = structure(
+    "ProductCall",
+    """C[m, n] = activation(A[m, k] B[k, n] + bias[n]), or that where mask[m, n] is above 0, else 0.
+
+    Columns of C and of mask are adjacent. bias and mask may be null, and at most one of them is
+    given; with mask there is no activation. activation: 0 none, 1 relu. bfloat16: A and B are
+    rounded to it and summed in float32; an error where hotloop_has_bfloat16() is 0.""",
+    m=int64,
+    n=int64,
+    k=int64,
+    a=value(Matrix),
+    b=value(Matrix),
+    c=pointer("float"),
+    c_row_stride=int64,
+    bias=pointer("const float"),
+    mask=pointer("const float"),
+    mask_row_stride=int64,
+    activation=int32,
+    bfloat16=int32,
+    num_threads=int64,
+)
+
+UpdateRule = structure(
+    "UpdateRule",
+    """Scalars of one update; the formulas are those of torch.optim's single-tensor functions.
+
+    kind: 0 SGD, 1 with momentum, 2 Nesterov, 3 Adam, 4 AdamW, 5 RMSprop, 6 Adagrad.""",
+    kind=int32,
+    first_step=int32,
+    **dict.fromkeys(
+        (
+            "lr",
+            "beta1",
+            "beta2",
+            "eps",
+            "weight_decay",
+            "bias_correction1",
+            "bias_correction2_sqrt",
+            "momentum",
+            "dampening",
+            "alpha",
+        ),
+        float64,
+    ),
+)
+UpdateCall = structure(
+    "UpdateCall",
+    """Updates `count` adjacent weights by scale * gradient.
+
+    state1: momentum, Adam's first moment, the squares of RMSprop and Adagrad; null for SGD.
+    state2: the second moment of Adam and AdamW; else null.""",
+    count=int64,
+    weight=pointer("float"),
+    gradient=pointer("const float"),
+    state1=pointer("float"),
+    state2=pointer("float"),
+    rule=value(UpdateRule),
+    scale=float32,
+    num_threads=int64,
+)
+ProductUpdateCall = structure(
+    "ProductUpdateCall",
+    """Updates weight[m, n] and its states by the gradient scale * A[m, k] B[k, n].
+
+    The gradient goes to memory only where `gradient` is not null. Columns are adjacent; rows of the
+    states and of the gradient lie state_row_stride apart. Else as ProductCall and UpdateCall.""",
+    m=int64,
+    n=int64,
+    k=int64,
+    a=value(Matrix),
+    b=value(Matrix),
+    weight=pointer("float"),
+    weight_row_stride=int64,
+    state1=pointer("float"),
+    state2=pointer("float"),
+    gradient=pointer("float"),
+    state_row_stride=int64,
+    rule=value(UpdateRule),
+    scale=float32,
+    bfloat16=int32,
+    num_threads=int64,
+)
+
+ImageStrides = structure(
+    "ImageStrides",
+    "Strides of images [batch, channels, height, width].",
+    n=int64,
+    c=int64,
+    h=int64,
+    w=int64,
+)
+Windows = structure(
+    "Windows",
+    """Windows of kernel_h x kernel_w, stride_h and stride_w apart, over padded images.
+
+    With [batch, channels, height, width] of the images, output_height and output_width of what is
+    made of them.""",
+    **dict.fromkeys(
+        (
+            "batch",
+            "channels",
+            "height",
+            "width",
+            "output_height",
+            "output_width",
+            "kernel_h",
+            "kernel_w",
+            "stride_h",
+            "stride_w",
+            "pad_h",
+            "pad_w",
+        ),
+        int64,
+    ),
+)
+PoolCall = structure(
+    "PoolCall",
+    """The maximum of each window, then an activation; what lies outside an image counts as nothing.
+
+    The first of equal values stays, and a NaN wins. Output is dense: [n, h, w, c] where
+    channels_last is 1, else [n, c, h, w]. argmax may be null; else it gets, for each result, the
+    place of the maximum in its window, row by row, or 255 where relu cut it off; dense, in the
+    order [n, h, w, c] where the input's channels are adjacent, else [n, c, h, w].
+    activation: as Layer, but only 0 and 1 with argmax, whose windows have at most 255 places.""",
+    windows=value(Windows),
+    input=pointer("const float"),
+    input_strides=value(ImageStrides),
+    output=pointer("float"),
+    argmax=pointer("uint8_t"),
+    channels_last=int32,
+    activation=int32,
+    num_threads=int64,
+)
+PoolBackwardCall = structure(
+    "PoolBackwardCall",
+    """The gradient of a pooling's input, from that of its output and its argmax.
+
+    Of windows that lie next to each other (stride as kernel, no padding). Every element of
+    input_gradient is written. The order of argmax follows whether input_gradient's channels are
+    adjacent, as in PoolCall.""",
+    windows=value(Windows),
+    gradient=pointer("const float"),
+    gradient_strides=value(ImageStrides),
+    argmax=pointer("const uint8_t"),
+    input_gradient=pointer("float"),
+    input_gradient_strides=value(ImageStrides),
+    num_threads=int64,
+)
+
+ConvolutionShape = structure(
+    "ConvolutionShape",
+    """Images [batch, in_channels, height, width] and filters [out_channels, in_channels, 3, 3].
+
+    Stride 1; pad_h and pad_w at most 2.""",
+    batch=int64,
+    in_channels=int64,
+    height=int64,
+    width=int64,
+    out_channels=int64,
+    pad_h=int64,
+    pad_w=int64,
+)
+FilterStrides = structure(
+    "FilterStrides",
+    "Strides of filters [out_channels, in_channels, 3, 3].",
+    o=int64,
+    i=int64,
+    h=int64,
+    w=int64,
+)
+ConvolutionCall = structure(
+    "ConvolutionCall",
+    """Output = input * filters (+ bias), relu where asked.
+
+    Channels of input and output are adjacent. With argmax the results are pooled by 2 x 2, and
+    argmax [batch, height / 2, width / 2, out_channels] is as PoolCall's; then the channels of the
+    output may lie output_strides.c apart.""",
+    shape=value(ConvolutionShape),
+    input=pointer("const float"),
+    input_strides=value(ImageStrides),
+    filters=pointer("const float"),
+    filter_strides=value(FilterStrides),
+    bias=pointer("const float"),
+    output=pointer("float"),
+    output_strides=value(ImageStrides),
+    argmax=pointer("uint8_t"),
+    relu=int32,
+    num_threads=int64,
+)
+ConvolutionInputGradientCall = structure(
+    "ConvolutionInputGradientCall",
+    """The gradient of the input from that of the output, or of the pooled output and its argmax.
+
+    0 where mask, laid out as input_gradient, is not above 0; mask may be null. Channels are
+    adjacent but those of a pooled output's gradient, which may lie in planes.""",
+    shape=value(ConvolutionShape),
+    gradient=pointer("const float"),
+    gradient_strides=value(ImageStrides),
+    argmax=pointer("const uint8_t"),
+    filters=pointer("const float"),
+    filter_strides=value(FilterStrides),
+    mask=pointer("const float"),
+    input_gradient=pointer("float"),
+    input_strides=value(ImageStrides),
+    num_threads=int64,
+)
+ConvolutionFilterGradientCall = structure(
+    "ConvolutionFilterGradientCall",
+    "The gradients of the filters and of the bias; else as ConvolutionInputGradientCall.",
+    shape=value(ConvolutionShape),
+    input=pointer("const float"),
+    input_strides=value(ImageStrides),
+    gradient=pointer("const float"),
+    gradient_strides=value(ImageStrides),
+    argmax=pointer("const uint8_t"),
+    filter_gradient=pointer("float"),
+    filter_strides=value(FilterStrides),
+    bias_gradient=pointer("float"),
+    num_threads=int64,
+)
+
 # ---- The two sides ------------------------------------------------------------------------------
 
 
