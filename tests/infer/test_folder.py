@@ -131,7 +131,7 @@ def test_saving_replaces_an_export_but_nothing_else(tmp_path, exported):
 
 
 def test_a_save_that_fails_leaves_the_old_export_and_no_traces(exported, monkeypatch):
-    from hotloop.infer import folder as room
+    from hotloop.infer import folder_writer as room
 
     before = sorted((p.name, p.read_bytes()) for p in exported.iterdir())
 

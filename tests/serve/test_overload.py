@@ -19,7 +19,8 @@ import serving
 from serving import Doubler, Running, request_bytes, tensor
 
 from hotloop.serve import BatchOptions, Limits
-from hotloop.serve.hub import Hub
+from hotloop.serve.connection import Connection
+from hotloop.serve.connection_manager import ConnectionManager
 from hotloop.serve.message import Request
 from hotloop.serve.work import Work
 
@@ -51,7 +52,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now_s = 100.0
         self.callbacks = []
-        monkeypatch.setattr("hotloop.serve.hub.time.monotonic", lambda: self.now_s)
+        monkeypatch.setattr("hotloop.serve.connection_manager.time.monotonic", lambda: self.now_s)
         monkeypatch.setattr(asyncio, "get_running_loop", lambda: self)
 
     def call_soon(self, callback):
@@ -65,30 +66,35 @@ class Clock:
 
 def test_bytes_count_from_the_look_before_the_one_that_found_them(monkeypatch):
     clock = Clock(monkeypatch)
-    hub = Hub(Limits(), gate=None, handle=None, on_answer=None)
-    assert hub.came_at() == 100.0
+    manager = ConnectionManager(Limits(), gate=None, handle=None, on_answer=None)
+    assert manager.earliest_arrival_s() == 100.0
     clock.now_s = 100.3  # A long turn: thousands of sockets are read.
-    assert hub.came_at() == 100.0
+    assert manager.earliest_arrival_s() == 100.0
     clock.end_turn()
     clock.now_s = 100.31
-    assert hub.came_at() == pytest.approx(100.01)  # It may have come as soon as the turn began.
+    # It may have come as soon as the turn began.
+    assert manager.earliest_arrival_s() == pytest.approx(100.01)
     clock.now_s = 100.4
-    assert hub.came_at() == pytest.approx(100.01)
+    assert manager.earliest_arrival_s() == pytest.approx(100.01)
     clock.end_turn()
     clock.now_s = 107.0  # The loop has waited for bytes: these have only just come.
-    assert hub.came_at() == 107.0
+    assert manager.earliest_arrival_s() == 107.0
     clock.now_s = 107.5
     clock.end_turn()
     clock.now_s = 107.51
-    assert hub.came_at() == pytest.approx(107.01)
+    assert manager.earliest_arrival_s() == pytest.approx(107.01)
 
 
 def test_what_a_connection_sends_at_once_counts_from_the_look_that_accepted_it(monkeypatch):
     clock = Clock(monkeypatch)
     arrived = []
-    hub = Hub(Limits(), gate=lambda request: arrived.append(request.arrived_s), handle=None,
-              on_answer=None)  # fmt: skip
-    connection = hub()
+    manager = ConnectionManager(
+        Limits(),
+        gate=lambda request: arrived.append(request.arrived_s),
+        handle=None,
+        on_answer=None,
+    )
+    connection = Connection(manager)
     clock.now_s = 100.3  # Thousands more were accepted meanwhile, and no byte was read.
     clock.end_turn()
     clock.now_s = 100.31
@@ -108,7 +114,7 @@ def test_what_waited_for_a_busy_loop_has_used_its_deadline():
             if request.path == b"/v2":
                 time.sleep(0.6)
 
-        app.hub.handle = slow
+        app.manager.handle = slow
         with served.connect() as first, served.connect() as late:
             late.send(request_bytes("GET", "/v2/health/live"))
             assert late.answer()[0] == 200
@@ -145,7 +151,7 @@ def test_what_waited_in_the_listen_queue_has_used_its_deadline():
 
 def test_where_the_kernel_does_not_tell_the_estimate_holds(monkeypatch):
     clock = Clock(monkeypatch)
-    hub = Hub(Limits(), gate=None, handle=None, on_answer=None)
+    manager = ConnectionManager(Limits(), gate=None, handle=None, on_answer=None)
 
     class Transport:
         def get_extra_info(self, name):
@@ -159,20 +165,20 @@ def test_where_the_kernel_does_not_tell_the_estimate_holds(monkeypatch):
             return None
 
     for transport in (None, Transport(), Silent()):
-        assert hub.arrived_at(transport, 99.0, is_first=True) == 99.0
-    hub.came_at()
+        assert manager.arrival_s(transport, 99.0, is_first=True) == 99.0
+    manager.earliest_arrival_s()
     clock.end_turn()
-    hub.came_at()
+    manager.earliest_arrival_s()
     clock.now_s = 100.001  # Looks in quick succession need no one else's clock.
 
     class Told(Transport):
         def getsockopt(self, *args):
             return (0).to_bytes(52, "little") + (2_000).to_bytes(4, "little")
 
-    assert hub.arrived_at(Told(), 99.5, is_first=False) == 99.5
-    assert hub.arrived_at(Told(), 99.5, is_first=True) == pytest.approx(98.001, abs=0.005)
+    assert manager.arrival_s(Told(), 99.5, is_first=False) == 99.5
+    assert manager.arrival_s(Told(), 99.5, is_first=True) == pytest.approx(98.001, abs=0.005)
     clock.now_s = 101.0
-    assert hub.arrived_at(Told(), 99.5, is_first=False) == pytest.approx(99.0, abs=0.005)
+    assert manager.arrival_s(Told(), 99.5, is_first=False) == pytest.approx(99.0, abs=0.005)
 
 
 def test_an_estimate_may_not_fill_the_whole_deadline():
@@ -240,7 +246,7 @@ def test_what_cannot_be_answered_in_time_is_refused_before_its_body(monkeypatch)
         status, headers, _ = client.answer()
         assert (status, headers[b"retry-after"]) == (429, b"1")
         assert served.server.stats.dropped["deadline not reachable"] == 1
-        assert served.server.app.hub.buffered_bytes == 0
+        assert served.server.app.manager.buffered_bytes == 0
 
 
 def test_an_engine_that_was_slow_once_is_tried_again():
@@ -313,7 +319,8 @@ def test_under_overload_every_request_gets_an_answer_and_the_counts_agree():
         refused = sum(stats.dropped[r] for r in ("queue full", "deadline not reachable"))
         assert (refused, stats.dropped["deadline"]) == (answers[429], answers[504])
         assert served.server.model.lane.batcher.num_queued == 0
-        assert served.server.app.hub.buffered_bytes == served.server.app.hub.unanswered == 0
+        manager = served.server.app.manager
+        assert manager.buffered_bytes == manager.unanswered == 0
         served.still_serves()
 
 
@@ -334,7 +341,7 @@ def test_a_body_in_pieces_is_put_together(pieces):
         assert status == 200
         got = json.loads(answer)["outputs"][0]["data"]
         np.testing.assert_allclose(got, 2 * rows.ravel(), rtol=1e-6)
-        assert served.server.app.hub.buffered_bytes == 0
+        assert served.server.app.manager.buffered_bytes == 0
 
 
 def test_bodies_on_their_way_count_as_waiting_while_they_come_quickly(monkeypatch):
@@ -388,7 +395,7 @@ def test_what_is_answered_or_refused_is_free_without_the_collector():
             engine.go.set()
             for client in gone:
                 client.socket.close()
-            served.until(lambda: not served.server.app.hub.connections)
+            served.until(lambda: not served.server.app.manager.connections)
             served.until(lambda: not served.server.model.lane.batcher.busy_instances)
             served.still_serves()
             assert alive() - before < 10

@@ -34,7 +34,7 @@ import torch
 from torch import nn
 import hotloop
 from hotloop.train.trials import Work
-from hotloop.train.tuned import trainer_fingerprint
+from hotloop.train.tuned import parts_fingerprint
 
 class Slow(nn.Module):
     """Waits as long as it is told to in each forward pass."""
@@ -60,7 +60,7 @@ def work(arguments, plan):
     data = (x, (x.sum(1) > 0).long())
     example = (torch.empty(1, 8), torch.empty(1, dtype=torch.int64))
     size = arguments["batch_size"]
-    return Work(trainer, data, size, 0, trainer_fingerprint(trainer, size, example))
+    return Work(trainer, data, size, 0, parts_fingerprint(trainer.parts, size, example))
 '''
 # No compiler, no arena: what is tested here is the trial, and it is to start quickly.
 PLAN = hotloop.Plan().replace(

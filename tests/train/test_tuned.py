@@ -11,7 +11,7 @@ from torch import nn
 
 import hotloop
 from hotloop.machine import Machine
-from hotloop.train.tuned import trainer_fingerprint
+from hotloop.train.tuned import parts_fingerprint
 from hotloop.tuning.remembered import forget, remember
 
 LOSS = nn.functional.cross_entropy
@@ -35,7 +35,7 @@ def make_trainer(plan=AUTO, *, seed=0, width=4, optimizer=torch.optim.Adam, **op
 def keep(trainer, knobs, batch_size=16):
     machine, model = (
         Machine.probe().fingerprint(),
-        trainer_fingerprint(trainer, batch_size, EXAMPLE),
+        parts_fingerprint(trainer.parts, batch_size, EXAMPLE),
     )
     assert remember(machine, model, knobs, "1.3 times")
     return machine, model
@@ -75,7 +75,7 @@ def test_what_another_version_kept_is_no_reason_to_fail(cache):
 
 def test_fingerprints_tell_work_apart_and_not_values():
     def of(trainer, batch_size=16, example=EXAMPLE):
-        return trainer_fingerprint(trainer, batch_size, example)
+        return parts_fingerprint(trainer.parts, batch_size, example)
 
     base = of(make_trainer())
     trained = make_trainer(seed=3)
@@ -99,12 +99,12 @@ def test_fingerprints_tell_work_apart_and_not_values():
 def test_the_fingerprint_is_the_same_in_every_process():
     code = (
         "import torch, hotloop\nfrom torch import nn\n"
-        "from hotloop.train.tuned import trainer_fingerprint\n"
+        "from hotloop.train.tuned import parts_fingerprint\n"
         "model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))\n"
         "optimizer = torch.optim.Adam(model.parameters(), lr=0.5)\n"
         "trainer = hotloop.Trainer(model, nn.functional.cross_entropy, optimizer)\n"
         "example = torch.empty(1, 8), torch.empty(1, dtype=torch.int64)\n"
-        "print(trainer_fingerprint(trainer, 16, example))"
+        "print(parts_fingerprint(trainer.parts, 16, example))"
     )
     there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert there.stdout.strip() == trainer_fingerprint(make_trainer(), 16, EXAMPLE)
+    assert there.stdout.strip() == parts_fingerprint(make_trainer().parts, 16, EXAMPLE)

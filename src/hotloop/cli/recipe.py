@@ -225,7 +225,7 @@ def trial_work(arguments: dict[str, Any], plan: Plan) -> Work:
     """
     from ..train import Trainer
     from ..train.trials import Work
-    from ..train.tuned import trainer_fingerprint
+    from ..train.tuned import parts_fingerprint
 
     recipe = Recipe(**{**arguments["recipe"], "batch_size": arguments["batch_size"]})
     rate = recipe.learning_rate
@@ -243,7 +243,7 @@ def trial_work(arguments: dict[str, Any], plan: Plan) -> Work:
         scheduler=stretched.build_scheduler(optimizer, data.num_samples),
         scheduler_interval="step",
     )
-    fingerprint = trainer_fingerprint(trainer, recipe.batch_size, data.example())
+    fingerprint = parts_fingerprint(trainer.parts, recipe.batch_size, data.example())
     return Work(trainer, data, recipe.batch_size, recipe.seed, fingerprint)
 
 

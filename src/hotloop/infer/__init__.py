@@ -11,7 +11,7 @@ race       interleaved timing
 report     what the race found
 remembered winners of earlier races
 runner     InferenceRunner
-folder     an export: written, read
+folder     an export, read; folder_writer writes it, folder_format is what both know
 archive    .pt2 archives without pickle
 memory     the guide's inference table
 engine     what every backend looks like

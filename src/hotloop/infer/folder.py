@@ -7,201 +7,19 @@ looked through before it is read (``archive``). Compiled code comes from hotloop
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import HotloopError, InputError, ModelError, StorageError
+from ..errors import InputError, ModelError
 from ..machine import Machine
-from ..version import VERSION
 from .engine import Engine, TensorSpec
-from .remembered import versions
+from .folder_format import DOCUMENT, FORMAT, FORMAT_VERSION, setting_of, sha256
 from .report import InferenceReport, Setting
 from .runner import InferenceRunner
 
-if TYPE_CHECKING:
-    from .workshop import Workshop
-
-DOCUMENT = "model.json"
-FORMAT = "hotloop-inference"
-FORMAT_VERSION = 1
 _MAX_DOCUMENT_BYTES = 64 * 1024**2
-
-
-def save(runner: InferenceRunner, folder: Path) -> Path:
-    """See ``InferenceRunner.save``."""
-    if folder.exists() and not (folder / DOCUMENT).is_file() and any(_listed(folder)):
-        raise InputError(
-            "the folder must be new, empty or an earlier export", got=folder,
-            next_step="name another with --out",
-        )  # fmt: skip
-    aside = folder.with_name(f".{folder.name}-{secrets.token_hex(6)}")
-    try:
-        aside.mkdir(parents=True)
-        document = _document(runner, aside)
-        (aside / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        for path in aside.iterdir():
-            _sync(path)
-        _sync(aside)
-        _put_in_place(aside, folder)
-    except OSError as error:
-        raise StorageError(
-            f"{folder} could not be written", got=error.strerror, next_step="choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
-
-
-def _listed(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError("the export must be a folder", got=folder)
-    return list(folder.iterdir())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _put_in_place(aside: Path, folder: Path) -> None:
-    """Rename; a folder that is there goes aside first and comes back if that fails."""
-    old = folder.with_name(f".{folder.name}-{secrets.token_hex(6)}")
-    if not folder.exists():
-        os.rename(aside, folder)
-        _sync(folder.parent)
-        return
-    os.rename(folder, old)
-    try:
-        os.rename(aside, folder)
-    except OSError:
-        os.rename(old, folder)
-        raise
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _document(runner: InferenceRunner, folder: Path) -> dict[str, Any]:
-    engines: list[dict[str, Any]] = []
-    kept: list[Setting] = []
-    notes = list(runner.report.notes)
-    failures = []
-    for setting in runner.engines:
-        try:
-            name = _write_engine(runner, setting, folder)
-        except HotloopError as why:
-            failures.append(why)
-            notes.append(f"{setting.title} is left out: {why}")
-            continue
-        digest = {f.name: _sha256(f) for f in _files_of(folder, name)}
-        errors = [
-            (row.error, row.accuracy_loss) for row in runner.report.rows if row.setting == setting
-        ]
-        error, loss = errors[0] if errors else (None, None)
-        engines.append(
-            {
-                **dataclasses.asdict(setting),
-                "file": name,
-                "sha256": digest,
-                "error": error,
-                "accuracy_loss": loss,
-            }
-        )
-        kept.append(setting)
-    if not kept:
-        raise failures[0]
-
-    def numbered(table: Mapping[int, Setting]) -> list[list[int]]:
-        return [[size, kept.index(s)] for size, s in table.items() if s in kept]
-
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "hotloop": VERSION,
-        "goal": runner.report.goal,
-        "inputs": [spec.to_dict() for spec in runner.inputs],
-        "outputs": [spec.to_dict() for spec in runner.outputs],
-        "input_structure": runner.input_structure,
-        "output_structure": runner.output_structure,
-        "engines": engines,
-        "by_batch_size": numbered(runner.by_batch_size),
-        "exact": numbered(runner.exact),
-        "versions": versions(),
-        "machine": Machine.probe().fingerprint(),
-        "report": {**runner.report.to_dict(), "notes": notes},
-    }
-
-
-def _write_engine(runner: InferenceRunner, setting: Setting, folder: Path) -> str:
-    if runner.source is not None:
-        name = json.loads((runner.source / DOCUMENT).read_text(encoding="utf-8"))
-        entry = next(e for e in name["engines"] if _setting(e) == setting)
-        for path in _files_of(runner.source, entry["file"]):
-            shutil.copyfile(path, folder / path.name)
-        return str(entry["file"])
-    workshop = runner.workshop
-    if workshop is None:
-        raise ModelError("this runner has no file to keep", got=setting.title)
-    return _write_from_workshop(workshop, setting, folder)
-
-
-def _write_from_workshop(workshop: Workshop, setting: Setting, folder: Path) -> str:
-    int8 = setting.precision == "int8"
-    if setting.engine == "hotloop":
-        name = "network.safetensors"
-        workshop.network().save(folder / name)
-        return name
-    if setting.engine in ("eager", "inductor"):
-        inner = setting.precision if setting.engine == "inductor" else "float32"
-        if setting.engine == "eager" and workshop.fixed_batch("float32") is not None:
-            raise ModelError(
-                "eager can be kept where torch.export captures the model for any batch size",
-                got="a graph for one batch size",
-                next_step="keep the weights as .safetensors and load them with factory",
-            )
-        name = "model.pt2" if inner == "float32" else f"model-{inner}.pt2"
-        shutil.copyfile(workshop.archive(inner), folder / name)
-        return name
-    source = workshop.onnx("int8" if int8 else "float32")
-    if setting.engine == "openvino":
-        from .engines.openvino import write_model
-
-        name = "model-int8.xml" if int8 else "model.xml"
-        write_model(source, folder / name)
-        return name
-    name = "model-int8.onnx" if int8 else "model.onnx"
-    shutil.copyfile(source, folder / name)
-    beside = source.with_name(source.name + ".data")
-    if beside.exists():
-        # The graph names this file, so the name stays.
-        shutil.copyfile(beside, folder / beside.name)
-    return name
-
-
-def _files_of(folder: Path, name: str) -> list[Path]:
-    """An engine's file, and the weights beside it."""
-    path = folder / name
-    sources = [path]
-    if path.suffix == ".xml":
-        sources.append(path.with_suffix(".bin"))
-    if path.suffix == ".onnx":
-        precision = "int8" if path.stem.endswith("int8") else "float32"
-        beside = folder / f"{precision}.onnx.data"
-        sources += [beside] if beside.exists() else []
-    return sources
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def local_path(path: str | Path) -> Path:
@@ -252,7 +70,7 @@ def load_inference(
     document = _read(folder)
     usable = Machine.probe().usable_cpus
     try:
-        found = [_setting(entry) for entry in document["engines"]]
+        found = [setting_of(entry) for entry in document["engines"]]
         inputs = [TensorSpec.from_dict(spec) for spec in document["inputs"]]
         outputs = [TensorSpec.from_dict(spec) for spec in document["outputs"]]
         ranges = {int(n): found[int(i)] for n, i in document["by_batch_size"]}
@@ -380,10 +198,6 @@ def _damaged(folder: Path, got: object) -> ModelError:
     )
 
 
-def _setting(entry: Mapping[str, Any]) -> Setting:
-    return Setting(**{f.name: entry[f.name] for f in dataclasses.fields(Setting)})
-
-
 def _plain_name(name: Any) -> str:
     """A file inside the folder itself, never a path out of it."""
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
@@ -396,7 +210,7 @@ def _verify(folder: Path, name: str, wanted: Mapping[str, Any]) -> None:
         raise _damaged(folder, f"no checksum of {name}")
     for part, digest in wanted.items():
         try:
-            if _sha256(folder / _plain_name(part)) != digest:
+            if sha256(folder / _plain_name(part)) != digest:
                 raise _damaged(folder, f"another checksum of {part}")
         except OSError as error:
             raise _damaged(folder, f"{part}: {error.strerror}") from None

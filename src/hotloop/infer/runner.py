@@ -22,6 +22,7 @@ import numpy
 from ..errors import DataError, InputError
 from ..machine import Machine
 from .engine import Engine, TensorSpec, check_arrays
+from .folder_writer import Export, write_folder
 from .report import InferenceReport, Setting
 from .signature import LEAF, flatten, unflatten
 
@@ -237,9 +238,19 @@ class InferenceRunner:
             ModelError: the winner cannot be kept in a file.
             StorageError: the folder cannot be written.
         """
-        from .folder import save
-
-        return save(self, Path(folder))
+        export = Export(
+            settings=tuple(self.engines),
+            by_batch_size=self.by_batch_size,
+            exact=self.exact,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            input_structure=self.input_structure,
+            output_structure=self.output_structure,
+            report=self.report,
+            workshop=self.workshop,
+            source=self.source,
+        )
+        return write_folder(export, Path(folder))
 
     def close(self) -> None:
         """Give memory and threads back; no call may follow."""

@@ -1,25 +1,15 @@
-"""``Ceilings``: the rates a machine can reach, as values, and their cache."""
+"""``Ceilings``: the rates a machine can reach, as values."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import statistics
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from ..errors import StorageError
-from ..files import write_text_atomically
-from .cache_dir import cache_dir
-
-if TYPE_CHECKING:
-    from .machine import Machine
+from typing import Any
 
 FORMAT = 1
 
@@ -160,43 +150,3 @@ def installed_torch_version() -> str | None:
         return metadata.version("torch")
     except metadata.PackageNotFoundError:
         return None
-
-
-def load_or_measure(machine: Machine, *, max_age_s: float | None, use_cache: bool) -> Ceilings:
-    """See ``Machine.ceilings``."""
-    if use_cache:
-        cached = load(machine, max_age_s=max_age_s)
-        if cached is not None:
-            return cached
-    from .measure import measure
-
-    ceilings = measure(machine)
-    path = _cache_path(machine)
-    if path is not None:
-        # Figures that cannot be kept are still good figures.
-        with contextlib.suppress(StorageError):
-            write_text_atomically(path, json.dumps(ceilings.to_dict(), indent=1, sort_keys=True))
-    return ceilings
-
-
-def _cache_path(machine: Machine) -> Path | None:
-    try:
-        return cache_dir() / f"ceilings-{machine.fingerprint()}.json"
-    except OSError:
-        return None
-
-
-def load(machine: Machine, *, max_age_s: float | None) -> Ceilings | None:
-    """The cached figures if they hold for this machine and torch; a damaged file is no file."""
-    path = _cache_path(machine)
-    if path is None:
-        return None
-    try:
-        ceilings = Ceilings.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        age_s = time.time() - ceilings.measured_at_s
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    known = (machine.fingerprint(), installed_torch_version())
-    if (ceilings.fingerprint, ceilings.torch_version) != known:
-        return None
-    return ceilings if max_age_s is None or 0 <= age_s <= max_age_s else None

@@ -9,8 +9,10 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from . import ceilings_cache, measure
+from .ceilings import Ceilings
 from .probe.accelerators import Accelerator, read_accelerators
 from .probe.allocator import read_allocator
 from .probe.caches import Cache, read_caches
@@ -21,9 +23,6 @@ from .probe.system import read_architecture, read_is_virtual, read_kernel, read_
 from .probe.tee import read_tee, read_tee_hosted
 from .probe.topology import Core, NumaNode, count_sockets, read_cores, read_nodes, read_online
 from .probe.tree import Tree, parse_cpu_list, parse_fields
-
-if TYPE_CHECKING:
-    from .ceilings import Ceilings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,15 +166,15 @@ class Machine:
             max_age_s: measure again when the cached figures are older; ``None``: any age.
             use_cache: ``False``: measure now, and store the result.
         """
-        from .ceilings import load_or_measure
-
-        return load_or_measure(self, max_age_s=max_age_s, use_cache=use_cache)
+        known = self.cached_ceilings(max_age_s=max_age_s) if use_cache else None
+        if known is None:
+            known = measure.measure(self)
+            ceilings_cache.store(self.fingerprint(), known)
+        return known
 
     def cached_ceilings(self, *, max_age_s: float | None = 30 * 86_400.0) -> Ceilings | None:
         """What ``ceilings`` measured before; ``None`` where it would have to measure."""
-        from .ceilings import load
-
-        return load(self, max_age_s=max_age_s)
+        return ceilings_cache.load(self.fingerprint(), max_age_s=max_age_s)
 
 
 def _usable_cpu_ids(

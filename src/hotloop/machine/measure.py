@@ -22,12 +22,11 @@ from .ceilings import (
     Measurement,
     installed_torch_version,
 )
+from .hardware import Hardware
 from .heap import give_back_memory
 
 if TYPE_CHECKING:
     import torch
-
-    from .machine import Machine
 
 SIZES = (512, 1024, 2048, 4096)
 BUDGET_S = 12.0
@@ -51,7 +50,7 @@ class _Candidate:
 
 
 def measure(
-    machine: Machine,
+    machine: Hardware,
     *,
     budget_s: float = BUDGET_S,
     rounds: int = ROUNDS,
@@ -90,7 +89,7 @@ def measure(
     )
 
 
-def thread_counts(machine: Machine) -> tuple[int, ...]:
+def thread_counts(machine: Hardware) -> tuple[int, ...]:
     """1, the usable cores where that is another number, and all usable CPUs; ascending."""
     cores = min(machine.usable_cores or machine.usable_cpus, machine.usable_cpus)
     return tuple(sorted({1, cores, machine.usable_cpus}))
@@ -136,7 +135,7 @@ def _torch_settings_kept() -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
 
 
-def _matmul_candidates(machine: Machine, sizes: Sequence[int]) -> list[_Candidate]:
+def _matmul_candidates(machine: Hardware, sizes: Sequence[int]) -> list[_Candidate]:
     import torch
 
     candidates = []
@@ -165,7 +164,7 @@ def _has_onednn_linear(dtype: torch.dtype) -> bool:
 
 
 def _matmul_candidate(
-    machine: Machine,
+    machine: Hardware,
     dtype: torch.dtype,
     route: str,
     library: str,
@@ -207,7 +206,7 @@ def _product(dtype: torch.dtype, route: str, size: int) -> Callable[[], object]:
     return lambda: linear(left, weight, None, "none", [], "")
 
 
-def _bandwidth_candidates(machine: Machine, array_bytes: int | None) -> list[_Candidate]:
+def _bandwidth_candidates(machine: Hardware, array_bytes: int | None) -> list[_Candidate]:
     import torch
 
     counts = thread_counts(machine)
@@ -247,7 +246,7 @@ def _stream(
     )
 
 
-def _array_bytes(machine: Machine, num_threads: int) -> int:
+def _array_bytes(machine: Hardware, num_threads: int) -> int:
     """4 times the last-level cache in reach: of one CPU, or of all usable CPUs together."""
     usable = set(machine.cpu_ids)
     sizes = [
@@ -259,7 +258,7 @@ def _array_bytes(machine: Machine, num_threads: int) -> int:
     return max(_LEAST_ARRAY_BYTES, 4 * reach)
 
 
-def _headroom_bytes(machine: Machine) -> float:
+def _headroom_bytes(machine: Hardware) -> float:
     headroom = machine.memory.headroom_bytes
     return float("inf") if headroom is None else float(headroom)
 

@@ -1,7 +1,8 @@
 """The inference server: one model behind HTTP. Importing and serving loads no torch.
 
 - ``Server``, ``ServerOptions`` (``server.py``): sockets, signals, the end.
-- ``Connection`` (``connection.py``), ``Hub`` (``hub.py``): HTTP under ``Limits``.
+- ``Connection`` (``connection.py``): HTTP under ``Limits``. ``ConnectionManager``
+  (``connection_manager.py``): what all connections share.
 - ``App`` (``app.py``): what each path answers.
 - ``tensors.py``, ``values.py``, ``answers.py``: bytes to arrays and back.
 - ``Batcher`` (``batcher.py``), ``CostCurve`` (``cost.py``): requests to calls of the engine.

@@ -7,7 +7,7 @@ import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import orjson
@@ -16,6 +16,7 @@ from ..errors import HotloopError
 from ..monitor.prometheus import CONTENT_TYPE
 from ..version import VERSION
 from .answers import infer_answer, predict_answer
+from .connection_manager import ConnectionManager
 from .limits import Limits
 from .log import Log
 from .message import JSON, Refusal, Request, busy
@@ -26,9 +27,6 @@ from .security import Tokens, check_host
 from .stats import Stats
 from .tensors import InferRequest, parse_infer, parse_predict
 from .work import Work
-
-if TYPE_CHECKING:
-    from .hub import Hub
 
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 _NO_TOKEN_NEEDED = frozenset({b"/v2/health/live", b"/v2/health/ready"})
@@ -69,7 +67,7 @@ class App:
         self.limits = limits
         self.options = options
         self.draining = False
-        self.hub: Hub | None = None
+        self.manager: ConnectionManager | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._assets = assets()
         self._public = _NO_TOKEN_NEEDED | set(self._assets)
@@ -92,7 +90,7 @@ class App:
     # --- before the body
 
     def gate(self, request: Request) -> None:
-        """Refuse as early as can be; see ``Hub``."""
+        """Refuse as early as can be; see ``ConnectionManager``."""
         method, path, headers = request.method, request.path, request.headers
         if b"host" not in headers and request.keep_alive:
             raise Refusal(400, "a request must name its host", close=True)
@@ -296,7 +294,7 @@ class App:
         request.answer(200, self.stats.prometheus(self._gauges()), CONTENT_TYPE.encode())
 
     def _gauges(self) -> list[tuple[str, str, float]]:
-        lane, hub = self.model.lane, self.hub
+        lane, manager = self.model.lane, self.manager
         batcher = lane.batcher
         gauges: list[tuple[str, str, float]] = [
             ("serve_queue_requests", "Requests that wait.", batcher.num_queued),
@@ -306,12 +304,16 @@ class App:
             ("serve_arriving_rows_per_second", "Rows asked for.", batcher.rate_per_s),
             ("serve_log_lines_dropped", "Lines nobody read.", self.log.dropped),
         ]
-        if hub is not None:
+        if manager is not None:
             gauges += [
-                ("serve_connections", "Open connections.", len(hub.connections)),
-                ("serve_buffered_bytes", "Bodies in memory.", hub.buffered_bytes),
-                ("serve_connections_timed_out", "Closed for being slow or idle.", hub.timed_out),
-                ("serve_connections_evicted", "Idle, closed to make room.", hub.evicted),
+                ("serve_connections", "Open connections.", len(manager.connections)),
+                ("serve_buffered_bytes", "Bodies in memory.", manager.buffered_bytes),
+                (
+                    "serve_connections_timed_out",
+                    "Closed for being slow or idle.",
+                    manager.timed_out,
+                ),
+                ("serve_connections_evicted", "Idle, closed to make room.", manager.evicted),
             ]
         return gauges
 

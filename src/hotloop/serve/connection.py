@@ -11,15 +11,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import httptools
 
+from .connection_manager import ConnectionManager
 from .limits import Limits
 from .message import Refusal, Request, busy, head
-
-if TYPE_CHECKING:
-    from .hub import Hub
 
 _NEVER = float("inf")
 _MAX_PIECES = 64
@@ -40,13 +38,13 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_active",
         "_body",
-        "_came_s",
         "_chunks",
+        "_earliest_s",
         "_fed_bytes",
         "_headers",
         "_held_bytes",
-        "_hub",
         "_in_headers",
+        "_manager",
         "_parser",
         "_paused",
         "_pieces",
@@ -63,8 +61,8 @@ class Connection(asyncio.BufferedProtocol):
         "due_at",
     )  # fmt: skip
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, manager: ConnectionManager) -> None:
+        self._manager = manager
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None  # Made with the first byte: idle connections are many.
         self._active: Request | None = None  # The request that is being answered.
@@ -83,8 +81,8 @@ class Connection(asyncio.BufferedProtocol):
         self._refusal: Refusal | None = None
         self._started_s = 0.0
         # What it sends at once is found by the next look and has waited for as long as this one.
-        self._came_s = hub.came_at()
-        self._turn = hub.turn + 1
+        self._earliest_s = manager.earliest_arrival_s()
+        self._turn = manager.turn + 1
         self._stopped = False
         self._paused = False
         self.due_at = _NEVER
@@ -94,10 +92,10 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
         self._transport = cast(asyncio.Transport, transport)
-        hub = self._hub
-        self.due_at = time.monotonic() + hub.limits.header_timeout_s
-        full = len(hub.connections) >= hub.max_connections
-        if full and not hub.make_room():
+        manager = self._manager
+        self.due_at = time.monotonic() + manager.limits.header_timeout_s
+        full = len(manager.connections) >= manager.max_connections
+        if full and not manager.make_room():
             self._transport.write(
                 b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
                 b"content-length: 0\r\n\r\n"
@@ -105,11 +103,11 @@ class Connection(asyncio.BufferedProtocol):
             self._stopped = True
             self._transport.close()
             return
-        hub.connections[self] = None
+        manager.connections[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone; whatever it waited for need not be computed."""
-        self._hub.connections.pop(self, None)
+        self._manager.connections.pop(self, None)
         self._stopped = True
         self._release(self._held_bytes)
         self._held_bytes = 0
@@ -120,7 +118,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body, self._pieces = b"", None
         for request in waiting:
             self._release(len(request.body))
-            self._hub.unanswered -= 1
+            self._manager.unanswered -= 1
             request.answered = True
             on_gone, request.on_gone = request.on_gone, None
             if on_gone is not None:
@@ -131,7 +129,7 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
-        self.due_at = time.monotonic() + self._hub.limits.write_timeout_s
+        self.due_at = time.monotonic() + self._manager.limits.write_timeout_s
 
     def resume_writing(self) -> None:
         """It has caught up."""
@@ -143,22 +141,22 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the loop reads to: one place for all, because it is empty again after each read."""
-        return self._hub.read_buffer
+        return self._manager.read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes of one request, of several, or of part of one."""
-        self._feed(self._hub.read_buffer[:nbytes])
+        self._feed(self._manager.read_buffer[:nbytes])
 
     def _feed(self, data: memoryview) -> None:
         if self._stopped:
             return
         if self._parser is None:
             self._parser = httptools.HttpRequestParser(self)
-        came_s = self._hub.came_at()
-        if self._turn < self._hub.turn:
-            self._came_s = came_s
+        earliest_s = self._manager.earliest_arrival_s()
+        if self._turn < self._manager.turn:
+            self._earliest_s = earliest_s
         if self._fed_bytes == 0 and self._active is None and not self._receiving:
-            self.due_at = time.monotonic() + self._hub.limits.header_timeout_s
+            self.due_at = time.monotonic() + self._manager.limits.header_timeout_s
             self._in_headers = True
         self._fed_bytes += len(data)
         try:
@@ -176,7 +174,7 @@ class Connection(asyncio.BufferedProtocol):
                 assert self._refusal is not None
                 self._fail(self._refusal)
             return
-        limits = self._hub.limits
+        limits = self._manager.limits
         if self._in_headers and self._fed_bytes > limits.max_header_bytes:
             # Checked here too: the parser keeps an unfinished header to itself.
             self._fail(_too_many_header_bytes(limits))
@@ -190,7 +188,7 @@ class Connection(asyncio.BufferedProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         queued = len(self._queue) if self._queue else 0
-        if queued >= self._hub.limits.max_pipelined or self._stopped:
+        if queued >= self._manager.limits.max_pipelined or self._stopped:
             # What was sent ahead of this is answered, then the connection is closed.
             self._stopped = True
             last = self._queue[-1] if self._queue else self._active
@@ -198,8 +196,8 @@ class Connection(asyncio.BufferedProtocol):
                 last.keep_alive = False
             raise _Stop
         self._receiving = self._in_headers = True
-        self._started_s = self._hub.arrived_at(
-            self._transport, self._came_s, is_first=not self._started_s
+        self._started_s = self._manager.arrival_s(
+            self._transport, self._earliest_s, is_first=not self._started_s
         )
         self._target, self._headers, self._size = b"", {}, 0
         self._body, self._pieces, self._chunks, self._refusal = b"", None, 0, None
@@ -223,17 +221,19 @@ class Connection(asyncio.BufferedProtocol):
                 self._raise(Refusal(400, f"{name.decode()} must be given once", close=True))
             value = headers[name] + b", " + value
         headers[name] = value
-        if len(headers) > self._hub.limits.max_headers:
-            self._raise(Refusal(431, f"at most {self._hub.limits.max_headers} headers", close=True))
+        if len(headers) > self._manager.limits.max_headers:
+            self._raise(
+                Refusal(431, f"at most {self._manager.limits.max_headers} headers", close=True)
+            )
 
     def on_headers_complete(self) -> None:
         """All that is needed to refuse a body before it is read."""
-        limits, headers = self._hub.limits, self._headers
+        limits, headers = self._manager.limits, self._headers
         self._in_headers = False
         self._size = 0
         path, _, query = self._target.partition(b"?")
         request = Request(self, self._parser.get_method(), path, query, headers, self._started_s)
-        request.keep_alive = self._parser.should_keep_alive() and not self._hub.draining
+        request.keep_alive = self._parser.should_keep_alive() and not self._manager.draining
         self._request = request
         if self._active is None:
             self.due_at = time.monotonic() + limits.body_timeout_s
@@ -246,7 +246,7 @@ class Connection(asyncio.BufferedProtocol):
         if length > limits.max_body_bytes:
             self._raise(_body_too_large(limits))
         try:
-            self._hub.gate(request)
+            self._manager.gate(request)
         except Refusal as refusal:
             if refusal.close or b"expect" in headers:
                 # A client that asks first does not send the body of a request that is refused.
@@ -261,27 +261,29 @@ class Connection(asyncio.BufferedProtocol):
     def on_chunk_header(self) -> None:
         """A part of a chunked body begins."""
         self._chunks += 1
-        if self._chunks > self._hub.limits.max_chunks:
+        if self._chunks > self._manager.limits.max_chunks:
             self._raise(
-                Refusal(413, f"a body has at most {self._hub.limits.max_chunks} chunks", close=True)
+                Refusal(
+                    413, f"a body has at most {self._manager.limits.max_chunks} chunks", close=True
+                )
             )
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
-        hub = self._hub
+        manager = self._manager
         self._size += len(body)
         if self._refusal is None:
             self._held_bytes += len(body)
-            hub.buffered_bytes += len(body)
+            manager.buffered_bytes += len(body)
             if not self._body:
                 self._body = body  # Most bodies come whole: no copy.
             else:
                 self._add_piece(body)
-            if hub.buffered_bytes > hub.limits.max_buffered_bytes:
+            if manager.buffered_bytes > manager.limits.max_buffered_bytes:
                 self._drop_body()
                 self._refusal = busy(503, "too much is waiting", 1.0, "buffered bytes")
-        if self._size > hub.limits.max_body_bytes:
-            self._raise(_body_too_large(hub.limits))
+        if self._size > manager.limits.max_body_bytes:
+            self._raise(_body_too_large(manager.limits))
 
     def on_message_complete(self) -> None:
         """The request is whole."""
@@ -315,12 +317,12 @@ class Connection(asyncio.BufferedProtocol):
             return
         request.answered = True
         request.on_gone = None
-        self._hub.unanswered -= 1
+        self._manager.unanswered -= 1
         self._release(len(request.body))
         request.body = b""
         transport = self._transport
         assert transport is not None
-        keep = request.keep_alive and not self._hub.draining
+        keep = request.keep_alive and not self._manager.draining
         first = head(status, len(body), content_type, headers, keep_alive=keep)
         if request.method == b"HEAD":
             body = b""
@@ -330,7 +332,7 @@ class Connection(asyncio.BufferedProtocol):
             transport.write(first + body)
         else:
             transport.writelines([first, body])
-        self._hub.on_answer(request, status)
+        self._manager.on_answer(request, status)
         self._active = None
         if not keep:
             self._stopped = True
@@ -343,7 +345,7 @@ class Connection(asyncio.BufferedProtocol):
         self._set_due()
 
     def _enqueue(self, request: Request) -> None:
-        self._hub.unanswered += 1
+        self._manager.unanswered += 1
         if self._active is None and not self._queue and not self._paused:
             self._start(request)
         else:
@@ -362,7 +364,7 @@ class Connection(asyncio.BufferedProtocol):
         if request.error is not None:
             request.refuse(request.error)
         else:
-            self._hub.handle(request)
+            self._manager.handle(request)
 
     # --- time
 
@@ -398,7 +400,7 @@ class Connection(asyncio.BufferedProtocol):
         """Close after what was written has been sent."""
         assert self._transport is not None
         self._stopped = True
-        self.due_at = time.monotonic() + self._hub.limits.write_timeout_s
+        self.due_at = time.monotonic() + self._manager.limits.write_timeout_s
         self._transport.close()
 
     def abort(self) -> None:
@@ -409,7 +411,7 @@ class Connection(asyncio.BufferedProtocol):
     def _set_due(self) -> None:
         if self._active is not None or self._paused:
             return
-        limits = self._hub.limits
+        limits = self._manager.limits
         now = time.monotonic()
         if self._fed_bytes == 0 and not self._receiving:
             self.due_at = now + limits.idle_timeout_s
@@ -425,7 +427,7 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         assert transport is not None
         if transport.can_write_eof():
-            most = self._hub.limits.write_timeout_s
+            most = self._manager.limits.write_timeout_s
             wait_s = most if self.has_unsent else min(1.0, most)
             self.due_at = time.monotonic() + wait_s
             transport.write_eof()
@@ -455,8 +457,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _count(self, size: int) -> None:
         self._size += size if self._in_headers else 0
-        if self._in_headers and self._size > self._hub.limits.max_header_bytes:
-            self._raise(_too_many_header_bytes(self._hub.limits))
+        if self._in_headers and self._size > self._manager.limits.max_header_bytes:
+            self._raise(_too_many_header_bytes(self._manager.limits))
 
     def _add_piece(self, body: bytes) -> None:
         """Pieces are joined once, at the end: to let thousands of bodies grow scatters the heap."""
@@ -475,7 +477,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body, self._pieces = b"", None
 
     def _release(self, size: int) -> None:
-        self._hub.buffered_bytes -= size
+        self._manager.buffered_bytes -= size
 
 
 def _too_many_header_bytes(limits: Limits) -> Refusal:

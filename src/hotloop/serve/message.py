@@ -5,12 +5,9 @@ from __future__ import annotations
 import http
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import orjson
-
-if TYPE_CHECKING:
-    from .connection import Connection
 
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
@@ -58,6 +55,20 @@ def busy(status: int, text: str, retry_after_s: float, reason: str) -> Refusal:
     return Refusal(status, text, headers=[(b"retry-after", str(seconds).encode())], reason=reason)
 
 
+class Client(Protocol):
+    """Who sent a request and takes its answer; see ``Connection``."""
+
+    def answer(
+        self,
+        request: Request,
+        status: int,
+        body: bytes,
+        content_type: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+    ) -> None:
+        """Send the answer."""
+
+
 class Request:
     """One request, whole; answered once, from the loop's thread.
 
@@ -65,7 +76,7 @@ class Request:
         method, path, query: of the request line; the path is not decoded.
         headers: names in lower case.
         body: all of it.
-        arrived_s: monotonic seconds at which its first byte came, see ``Hub.came_at``.
+        arrived_s: monotonic seconds at which its first byte came, see ``ConnectionManager``.
         on_whole: called with it once its body is whole, or will not be.
         on_gone: called if the client goes before it is answered.
     """
@@ -74,7 +85,7 @@ class Request:
         "answered",
         "arrived_s",
         "body",
-        "connection",
+        "client",
         "error",
         "handler",
         "headers",
@@ -87,9 +98,9 @@ class Request:
         "route",
     )
 
-    def __init__(self, connection: Connection, method: bytes, path: bytes, query: bytes,
+    def __init__(self, client: Client, method: bytes, path: bytes, query: bytes,
                  headers: dict[bytes, bytes], arrived_s: float) -> None:  # fmt: skip
-        self.connection = connection
+        self.client = client
         self.method = method
         self.path = path
         self.query = query
@@ -112,7 +123,7 @@ class Request:
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         """Send the answer."""
-        self.connection.answer(self, status, body, content_type, headers)
+        self.client.answer(self, status, body, content_type, headers)
 
     def answer_json(self, document: Any, status: int = 200) -> None:
         """Send a document."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from ..errors import HotloopError, InputError
 from .app import App, AppOptions
-from .hub import Hub
+from .connection import Connection
+from .connection_manager import ConnectionManager
 from .limits import Limits, raise_descriptor_limit
 from .log import Log
 from .model import Model
@@ -96,10 +97,10 @@ class Server:
             app = App(self.model, self.stats, self.log, options.limits, options.app)
             self.app = app
             most = raise_descriptor_limit(options.limits.max_connections)
-            hub = Hub(options.limits, app.gate, app.handle, app.on_answer, most)
-            app.hub = hub
+            manager = ConnectionManager(options.limits, app.gate, app.handle, app.on_answer, most)
+            app.manager = manager
             server = await loop.create_server(
-                hub, sock=sock, backlog=_BACKLOG, ssl=options.tls,
+                lambda: Connection(manager), sock=sock, backlog=_BACKLOG, ssl=options.tls,
                 ssl_handshake_timeout=options.limits.header_timeout_s if options.tls else None,
             )  # fmt: skip
         except BaseException:
@@ -112,7 +113,7 @@ class Server:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._on_signal, number)
             loop.add_signal_handler(signal.SIGHUP, self._on_hangup, app)
-        self._keep(self._sweep(hub))
+        self._keep(self._sweep(manager))
         if options.watch_s > 0:
             self._keep(self._watch(app))
         # What is there now stays; the collector need not look at it during requests.
@@ -127,30 +128,30 @@ class Server:
         on_ready(self)
         try:
             await self._stop.wait()
-            return await self._drain(server, app, hub)
+            return await self._drain(server, app, manager)
         finally:
             for task in self._tasks:
                 task.cancel()
             gc.set_threshold(*thresholds)
             gc.unfreeze()
 
-    async def _drain(self, server: asyncio.Server, app: App, hub: Hub) -> bool:
+    async def _drain(self, server: asyncio.Server, app: App, manager: ConnectionManager) -> bool:
         """Take no more, answer what was accepted, close."""
-        self.log.info("draining", unanswered=hub.unanswered, signal=self.stopped_by)
+        self.log.info("draining", unanswered=manager.unanswered, signal=self.stopped_by)
         app.draining = True
         server.close()
-        hub.drain()
+        manager.drain()
         loop = asyncio.get_running_loop()
         close = self.model.lane.batcher.close
         limit_s = loop.time() + self.options.drain_s
         finished = await loop.run_in_executor(None, close, self.options.drain_s)
         ends_at = loop.time() + _LINGER_S
-        while hub.connections and loop.time() < ends_at:
-            if any(connection.has_unsent for connection in hub.connections):
+        while manager.connections and loop.time() < ends_at:
+            if any(connection.has_unsent for connection in manager.connections):
                 ends_at = max(ends_at, min(limit_s, loop.time() + _LINGER_S))
             await asyncio.sleep(0.01)
-        left = hub.unanswered
-        for connection in list(hub.connections):
+        left = manager.unanswered
+        for connection in list(manager.connections):
             connection.abort()
         self.log.info("stopped", finished=finished and left == 0, unanswered=left)
         return finished and left == 0
@@ -186,7 +187,7 @@ class Server:
                 await self._reload(app)
             seen = mark
 
-    async def _sweep(self, hub: Hub) -> None:
+    async def _sweep(self, manager: ConnectionManager) -> None:
         limits = self.options.limits
         shortest = min(
             limits.header_timeout_s, limits.body_timeout_s, limits.idle_timeout_s,
@@ -195,7 +196,7 @@ class Server:
         pause_s = min(1.0, max(0.05, shortest / 8))
         while True:
             await asyncio.sleep(pause_s)
-            hub.sweep()
+            manager.sweep()
 
     def _keep(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]

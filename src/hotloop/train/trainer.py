@@ -32,6 +32,7 @@ from .hosts import newest_of, plan_of, step_of
 from .loop import TrainLoop
 from .loop_report import report_of
 from .observed import monitor_of, run_observed
+from .parts import TrainingParts
 from .planned import planned
 from .progress import Progress, RunState, Stopwatch
 from .report import TrainReport
@@ -98,6 +99,19 @@ class Trainer:
         self.clip_value = clip_value
         self.ceilings = ceilings
         self.machine = machine or Machine.probe()
+
+    @property
+    def parts(self) -> TrainingParts:
+        """What it trains, as one value."""
+        return TrainingParts(
+            self.model,
+            self.loss_fn,
+            self.optimizer,
+            self.scheduler,
+            self.scheduler_interval,
+            self.clip_norm,
+            self.clip_value,
+        )
 
     def fit(
         self,
@@ -176,7 +190,9 @@ class Trainer:
             example = dataset.example()
             tuned = None
             if hosts is None:
-                plan, tuned = with_tuned(self, plan, found, batch_size, example)
+                plan, tuned = with_tuned(
+                    self.parts, self.machine, self.plan, plan, found, batch_size, example
+                )
             line_bytes = plan.memory.line_bytes or 64
             layouts = dataset.layouts(batch_size, line_bytes=line_bytes)
             # Rows are padded to the line: the graph is made for the strides of the buffers.

@@ -75,7 +75,7 @@ class Facts:
 
     Attributes:
         steps_per_call: steps that one call of the step makes. peak_bytes: most memory resident.
-        fingerprint: of the work, see ``tuned.trainer_fingerprint``.
+        fingerprint: of the work, see ``tuned.parts_fingerprint``.
         precision: of forward and backward. precision_reason: what the probe of precision ``auto``
             found; ``None``: nothing was probed.
     """
@@ -348,7 +348,7 @@ def unpickled(arguments: dict[str, Any], plan: Plan) -> Work:
 
     from ..data.copies import load_packed
     from .trainer import Trainer
-    from .tuned import trainer_fingerprint
+    from .tuned import parts_fingerprint
 
     folder = Path(arguments["folder"])
     try:
@@ -378,7 +378,7 @@ def unpickled(arguments: dict[str, Any], plan: Plan) -> Work:
         clip_value=parts["clip_value"],
     )
     data, batch_size = load_packed(folder / "data"), arguments["batch_size"]
-    fingerprint = trainer_fingerprint(trainer, batch_size, data.example())
+    fingerprint = parts_fingerprint(trainer.parts, batch_size, data.example())
     return Work(trainer, data, batch_size, arguments["seed"], fingerprint)
 
 

@@ -7,19 +7,18 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import PlanError
+from ..machine import Machine
 from ..plan import AUTO, Plan
 from ..tuning import knobs_of, text_of
 from ..tuning.remembered import recall
-
-if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
-    from .trainer import Trainer
+from .checkpoint import Checkpoint
+from .parts import TrainingParts
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,9 @@ class Tuned:
 
 
 def with_tuned(
-    trainer: Trainer,
+    parts: TrainingParts,
+    machine: Machine,
+    asked: Plan,
     plan: Plan,
     found: Checkpoint | None,
     batch_size: int,
@@ -39,22 +40,20 @@ def with_tuned(
 ) -> tuple[Plan, Tuned | None]:
     """The plan with what tuning found for this machine, model and batch, and what was taken over.
 
-    Only where ``trainer.plan`` has ``num_threads = "auto"``. A knob that is not at its default
+    Only where ``asked`` has ``num_threads = "auto"``. A knob that is not at its default
     there was set by somebody and stays. A resumed run takes what the run had when it began.
 
     Args:
-        plan: resolved. found: the checkpoint gone on from. example: one sample and target.
+        asked: the plan as given. plan: resolved. found: the checkpoint gone on from.
+        example: one sample and target.
     """
-    asked = trainer.plan
     if asked.cpu.num_threads != AUTO:
         return plan, None
     if found is not None:
         kept = found.document.get("tuned")
         remembered = (dict(kept), "as when the run began") if kept else None
     else:
-        remembered = recall(
-            trainer.machine.fingerprint(), trainer_fingerprint(trainer, batch_size, example)
-        )
+        remembered = recall(machine.fingerprint(), parts_fingerprint(parts, batch_size, example))
     if remembered is None:
         return plan, None
     knobs, proof = remembered
@@ -72,29 +71,29 @@ def _changed(knobs: Mapping[str, Any], default: Mapping[str, Any]) -> str:
     return text_of({k: v for k, v in knobs.items() if default[k] != v})
 
 
-def trainer_fingerprint(
-    trainer: Trainer, batch_size: int, example: tuple[torch.Tensor, torch.Tensor]
+def parts_fingerprint(
+    parts: TrainingParts, batch_size: int, example: tuple[torch.Tensor, torch.Tensor]
 ) -> str:
     """16 hex digits of what makes two runs the same work: model, loss, optimizer, batch, sample.
 
     Values of weights, learning rates and the like are left out.
     """
-    optimizer = trainer.optimizer
-    parts = {
-        "model": _described(trainer.model),
+    optimizer = parts.optimizer
+    facts = {
+        "model": _described(parts.model),
         "parameters": [
             (name, list(p.shape), str(p.dtype), str(p.device.type), p.requires_grad)
-            for name, p in trainer.model.named_parameters()
+            for name, p in parts.model.named_parameters()
         ],
-        "loss": _described(trainer.loss_fn),
+        "loss": _described(parts.loss_fn),
         "optimizer": [
             type(optimizer).__qualname__,
             sorted((k, v) for k, v in optimizer.defaults.items() if isinstance(v, bool)),
         ],
-        "limits": [trainer.clip_norm is not None, trainer.clip_value is not None],
+        "limits": [parts.clip_norm is not None, parts.clip_value is not None],
         "batch": [batch_size, *((list(t.shape[1:]), str(t.dtype)) for t in example)],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _described(thing: Any) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from ..machine.tcp_info import LAST_DATA_RECEIVED, TICK_S, since_s
-from .connection import Connection
 from .limits import Limits
 from .message import Request
 
@@ -18,7 +18,30 @@ _READ_BYTES = 256 * 1024
 _PROMPT_S = 0.005
 
 
-class Hub:
+class ManagedConnection(Protocol):
+    """What the manager asks of a connection; see ``Connection``."""
+
+    due_at: float
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being received or answered."""
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether some of an answer has not been taken by the client's side yet."""
+
+    def time_is_up(self) -> None:
+        """Called once ``due_at`` has passed."""
+
+    def close(self) -> None:
+        """Close after what was written has been sent."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
+class ConnectionManager:
     """What the connections of a server share: limits, sums, and who answers.
 
     Args:
@@ -43,7 +66,7 @@ class Hub:
         self.handle = handle
         self.on_answer = on_answer
         self.max_connections = max_connections or limits.max_connections
-        self.connections: dict[Connection, None] = {}
+        self.connections: dict[ManagedConnection, None] = {}
         self.buffered_bytes = 0
         self.unanswered = 0
         self.draining = False
@@ -51,11 +74,11 @@ class Hub:
         self.evicted = 0
         self.read_buffer = memoryview(bytearray(_READ_BYTES))
         self._reading = False
-        self._turn_at = self._turn_ended_at = self._came_at = self._looked_at = 0.0
+        self._turn_at = self._turn_ended_at = self._earliest_s = self._looked_at = 0.0
         self._turn_s = 0.0
         self.turn = 0  # Number of the loop's present look at its sockets.
 
-    def came_at(self) -> float:
+    def earliest_arrival_s(self) -> float:
         """The earliest time at which what is read or accepted now can have come; monotonic seconds.
 
         The loop serves all sockets that are ready, one after the other, then looks for the next.
@@ -68,12 +91,12 @@ class Hub:
             self._looked_at = self._turn_at
             self._turn_at = now = time.monotonic()
             waited = now - self._turn_ended_at > _WAITED_S
-            self._came_at = now if waited else now - self._turn_s
+            self._earliest_s = now if waited else now - self._turn_s
             # Run when all that is ready has been read.
             asyncio.get_running_loop().call_soon(self._end_turn)
-        return self._came_at
+        return self._earliest_s
 
-    def arrived_at(
+    def arrival_s(
         self, transport: asyncio.Transport | None, estimate_s: float, *, is_first: bool
     ) -> float:
         """When the bytes that are being read came; monotonic seconds.
@@ -82,7 +105,7 @@ class Hub:
         have waited in the listen queue, or the loop for its processor.
 
         Args:
-            estimate_s: by ``came_at``, for where the kernel does not tell.
+            estimate_s: by ``earliest_arrival_s``, for where the kernel does not tell.
             is_first: whether nothing has come on this connection before; nobody knows how long
                 it has waited to be accepted.
         """
@@ -97,10 +120,6 @@ class Hub:
         self._reading = False
         self._turn_ended_at = time.monotonic()
         self._turn_s = self._turn_ended_at - self._turn_at
-
-    def __call__(self) -> Connection:
-        """A new connection, for ``create_server``; uvloop calls it when it accepts one."""
-        return Connection(self)
 
     def sweep(self) -> None:
         """Close what has taken too long. A timer each would cost more than it finds."""

@@ -1,0 +1,37 @@
+"""Ceilings kept between runs, for this machine and this torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+from ..errors import StorageError
+from ..files import write_text_atomically
+from .cache_dir import cache_dir
+from .ceilings import Ceilings, installed_torch_version
+
+
+def load(fingerprint: str, *, max_age_s: float | None) -> Ceilings | None:
+    """The figures kept if they hold for this machine and torch; a damaged file is no file."""
+    try:
+        ceilings = Ceilings.from_dict(json.loads(_path(fingerprint).read_text(encoding="utf-8")))
+        age_s = time.time() - ceilings.measured_at_s
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    known = (fingerprint, installed_torch_version())
+    if (ceilings.fingerprint, ceilings.torch_version) != known:
+        return None
+    return ceilings if max_age_s is None or 0 <= age_s <= max_age_s else None
+
+
+def store(fingerprint: str, ceilings: Ceilings) -> None:
+    """Keep the figures where that is possible: those that cannot be kept are still good."""
+    with contextlib.suppress(StorageError, OSError):
+        text = json.dumps(ceilings.to_dict(), indent=1, sort_keys=True)
+        write_text_atomically(_path(fingerprint), text)
+
+
+def _path(fingerprint: str) -> Path:
+    return cache_dir() / f"ceilings-{fingerprint}.json"
