@@ -19,7 +19,9 @@ if [ -z "$python" ]; then
   exit 2
 fi
 
-wanted="$("$python" --version) $(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum) $root"
+# The build too: other C++, another library.
+built="$(cat "$root/CMakeLists.txt" "$root/src/hotloop/kernels/binding.py" "$root"/src/hotloop/kernels/cpp/* | cksum)"
+wanted="$("$python" --version) $(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum) $built $root"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
   exit 0
 fi
@@ -28,9 +30,12 @@ echo "hotloop: making the environment in $venv (once, a minute or two)" >&2
 rm -f "$stamp"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  --constraint "$root/constraints.txt" torch setuptools
-# The build runs in this environment, so that the pinned setuptools is the one used.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --constraint "$root/constraints.txt" torch scikit-build-core cmake ninja
+# The build runs in this environment, so that the pinned tools are the ones used.
+PATH="$venv/bin:$PATH" "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --constraint "$root/constraints.txt" --no-build-isolation \
   --editable "$root[plot,parquet,onnx,openvino,serve,clients,dev]"
+if ! command -v c++ g++ clang++ >/dev/null; then
+  echo "hotloop: no C++ compiler, so no kernels of hotloop's own: steps run as PyTorch makes them. Next: install g++ and call this again." >&2
+fi
 printf '%s' "$wanted" >"$stamp"

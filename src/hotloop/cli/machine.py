@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import kernels
 from ..errors import InputError
 from ..machine import Machine
 from ..machine.affinity import format_cpus
@@ -67,15 +68,30 @@ def run(args: argparse.Namespace) -> int:
     ceilings = machine.ceilings(use_cache=not args.remeasure) if wants_ceilings else None
     if args.json:
         document: dict[str, Any] = machine.to_dict()
+        document["kernels"] = kernel_facts(root)
         if ceilings is not None:
             document["ceilings"] = ceilings.to_dict()
         print(json.dumps(document, indent=2, sort_keys=True))
         return 0
-    print(_table(machine_rows(machine)))
+    facts = kernel_facts(root)
+    reason = facts["unavailable"] or facts["reason"]
+    row = ("kernels", f"{facts['level'] or 'none'}: {reason}")
+    print(_table([*machine_rows(machine), row]))
     if ceilings is not None:
         print()
         print(_table(ceiling_rows(ceilings)))
     return 0
+
+
+def kernel_facts(root: Path) -> dict[str, str | None]:
+    """Which of hotloop's libraries the machine below ``root`` loads, and why no better one."""
+    here = root.resolve() == Path("/")
+    choice = kernels.chosen() if here else kernels.choice_below(root)
+    return {
+        "level": choice.level.name if choice.level else None,
+        "reason": choice.reason,
+        "unavailable": kernels.unavailable_reason() if here else None,
+    }
 
 
 def machine_rows(machine: Machine) -> list[tuple[str, str]]:

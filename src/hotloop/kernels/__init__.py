@@ -1,17 +1,18 @@
 """All C++ of hotloop and its binding: one library for each level of instruction set.
 
 ``cpp/`` has the kernels, ``binding.py`` what crosses to Python, ``levels.py`` the levels, and
-``library.py`` chooses and loads. Nothing here imports torch.
+``loader.py`` chooses and loads. Nothing here imports torch.
 """
 
 from .levels import LEVELS, Choice, Level, choose
-from .library import call, chosen, is_available, library, unavailable_reason, use_torch
+from .loader import call, choice_below, chosen, is_available, library, unavailable_reason, use_torch
 
 __all__ = [
     "LEVELS",
     "Choice",
     "Level",
     "call",
+    "choice_below",
     "choose",
     "chosen",
     "is_available",

@@ -2,7 +2,7 @@
 
 Each structure and function is declared here, in Python. The build writes the C++ side from it
 (``write_header`` makes ``abi.h``), so the compiler refuses a definition
-that differs; when a library is loaded, ``library.py`` compares the size of each structure and the
+that differs; when a library is loaded, ``loader.py`` compares the size of each structure and the
 offset of each field with what the compiler made of them, and the hash of this declaration with the
 one that the library was built from.
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 _V2 = frozenset({"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"})
 _V3 = _V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+# Missing features that a reason names.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,12 @@ def choose(architecture: str | None, features: Set[str]) -> Choice:
         if not missing:
             if better is None:
                 return Choice(level, "the highest level there is")
-            return Choice(level, f"{better[0].name} needs {', '.join(better[1])}")
+            return Choice(level, _needs(*better))
         better = level, missing
     assert better is not None
-    return Choice(None, f"{better[0].name}, the lowest level, needs {', '.join(better[1])}")
+    return Choice(None, _needs(*better))
+
+
+def _needs(level: Level, missing: list[str]) -> str:
+    named = ", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else "")
+    return f"{level.name} needs {named}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from ..errors import RunError
 from ..machine.probe.isa import read_cpuinfo
+from ..machine.probe.system import read_architecture
 from ..machine.probe.tree import Tree
 from . import binding
 from .levels import LEVELS, Choice, choose
@@ -42,7 +42,14 @@ def chosen() -> Choice:
                 return Choice(level, f"{LEVEL_VARIABLE} names it")
         names = ", ".join(level.name for level in LEVELS)
         raise RunError(f"{LEVEL_VARIABLE} must be one of {names}", got=named)
-    return choose(platform.machine(), read_cpuinfo(Tree("/")).flags or frozenset())
+    return choice_below("/")
+
+
+def choice_below(root: str | Path) -> Choice:
+    """The level for the machine whose files lie below ``root``; see ``Machine.probe``."""
+    tree = Tree(root)
+    cpuinfo = read_cpuinfo(tree)
+    return choose(read_architecture(tree, cpuinfo), cpuinfo.flags or frozenset())
 
 
 @functools.cache
