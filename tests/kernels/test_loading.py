@@ -1,6 +1,7 @@
 """Which library is loaded, and what is said where none can be."""
 
 import ctypes
+import shutil
 import subprocess
 import sys
 
@@ -37,6 +38,11 @@ def test_another_processor_has_none():
     assert choose("riscv64", {"asimd"}).reason == "hotloop has no kernels for riscv64"
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="installed without a C++ compiler")
+def test_where_there_is_a_compiler_the_kernels_are_there():
+    assert loader.unavailable_reason() is None
+
+
 def loaded_in_a_process(level):
     code = "from hotloop.kernels import library; print(library()._name)"
     return subprocess.run(
@@ -51,6 +57,11 @@ def loaded_in_a_process(level):
 def test_a_level_can_be_named():
     lowest = [v for v in LEVELS if v.architecture == Machine.probe().architecture][-1]
     assert loaded_in_a_process(lowest.name).stdout.strip().endswith(f"-{lowest.name}.so")
+
+
+def test_no_level_can_be_named():
+    done = loaded_in_a_process("off")
+    assert done.stderr.splitlines()[-1].endswith("got HOTLOOP_KERNELS is off.")
 
 
 def test_a_level_that_does_not_exist_is_one_line():

@@ -17,7 +17,7 @@ from ..machine.probe.tree import Tree
 from . import binding
 from .levels import LEVELS, Choice, choose
 
-# Names a level (``x86-64-v3``) to load instead of the best one.
+# Names a level (``x86-64-v3``) to load instead of the best one; ``off``: none.
 LEVEL_VARIABLE = "HOTLOOP_KERNELS"
 _HERE = Path(__file__).parent
 # A wheel has the libraries beside this file. An editable install leaves the sources where they are
@@ -40,7 +40,9 @@ def chosen() -> Choice:
         for level in LEVELS:
             if level.name == named:
                 return Choice(level, f"{LEVEL_VARIABLE} names it")
-        names = ", ".join(level.name for level in LEVELS)
+        if named == "off":
+            return Choice(None, f"{LEVEL_VARIABLE} is off")
+        names = ", ".join([*(level.name for level in LEVELS), "off"])
         raise RunError(f"{LEVEL_VARIABLE} must be one of {names}", got=named)
     return choice_below("/")
 
@@ -61,9 +63,7 @@ def library() -> ctypes.CDLL:
     """
     choice = chosen()
     if choice.level is None:
-        raise RunError(
-            "hotloop's kernels need a processor that they are built for", got=choice.reason
-        )
+        raise RunError("hotloop's kernels must be there for this processor", got=choice.reason)
     path = _path(choice.level.name)
     # Global: steps that a compiler made (step/) call the kernels by name.
     try:
