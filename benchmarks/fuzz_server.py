@@ -13,11 +13,9 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "serve"))
-import fuzzing
-import serving
-
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from hotloop.serve import Limits
+from support import fuzzing, serving
 
 
 def main() -> int:

@@ -1,12 +1,23 @@
-"""Settings shared by all tests."""
+"""Settings and fixtures shared by all tests."""
 
-import os
-
+import pytest
 from hypothesis import settings
+
+from support import PROFILE
 
 # Machines are shared: the time of one example says nothing.
 settings.register_profile("hotloop", deadline=None)
-# The whole check draws the same examples for the same code, so that it fails for what a change
-# did; new examples are drawn wherever pytest is called by hand.
-settings.register_profile("check", deadline=None, derandomize=True)
-settings.load_profile(os.environ.get("HOTLOOP_HYPOTHESIS", "hotloop"))
+# A check draws the same examples for the same code, so that it fails for what a change did; new
+# examples are drawn wherever pytest is called by hand.
+for name in ("fast", "check", "full"):
+    settings.register_profile(name, deadline=None, derandomize=True)
+settings.load_profile(PROFILE)
+
+
+@pytest.fixture(scope="session")
+def arena_available():
+    """Skips where there is no tensor arena; asked for when a test runs, as it may take seconds."""
+    from hotloop.memory import TensorArena
+
+    if not TensorArena.available():
+        pytest.skip(f"no arena: {TensorArena.unavailable_reason()}")

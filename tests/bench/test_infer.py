@@ -236,7 +236,7 @@ def test_a_peer_answers_as_eager_does(peer, quick):
     assert found.peak_bytes >= found.resident_bytes > 2**24
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_hotloop_races_beside_its_peers_and_its_export_needs_no_torch(capsys, tmp_path):
     pytest.importorskip("onnxruntime")
     out = tmp_path / "infer.json"

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy
 import pytest
@@ -22,9 +21,7 @@ from hotloop.bench.load import LoadReport, capacity_per_s, generate, ramp
 from hotloop.bench.requests import encode, request_bytes, target_of
 from hotloop.cli.main import main
 from hotloop.errors import InputError, MissingExtraError, RunError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from stall_server import SmallServer
+from support.stall_server import SmallServer
 
 
 def requests(port, body=b"{}"):

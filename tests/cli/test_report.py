@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,9 +10,7 @@ from hotloop.cli import report as command
 from hotloop.cli.main import main
 from hotloop.machine import Machine
 from hotloop.train.report import FORMAT
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-import report_samples as samples
+from support import report_samples as samples
 
 
 def run(capsys, *argv):

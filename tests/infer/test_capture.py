@@ -1,17 +1,11 @@
 """Graphs for any batch size, in both precisions."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 from hotloop.infer.capture import own_copy, read_signature
 from hotloop.infer.workshop import Workshop, settings_for
-
-spec = importlib.util.spec_from_file_location("infer_models", Path(__file__).parent / "models.py")
-models = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(models)
+from support import inference_models as models
 
 
 def workshop(model, example):

@@ -1,8 +1,6 @@
 """`compile_inference`: what eager gives, whichever engine wins, and a model left as it was."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import numpy
 import pytest
@@ -11,10 +9,7 @@ from torch import nn
 
 import hotloop
 from hotloop.errors import DataError, InputError, MissingExtraError, ModelError
-
-spec = importlib.util.spec_from_file_location("infer_models", Path(__file__).parent / "models.py")
-models = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(models)
+from support import inference_models as models
 
 QUICK = {"budget_s": 1.0, "cache": False}
 ENGINES = ["eager", "onnxruntime", "openvino"]
@@ -312,7 +307,7 @@ def test_a_named_engine_that_is_missing_gives_the_pip_line(monkeypatch):
         assert all("hotloop[openvino]" in reason for reason in reasons)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_compiled_graph_answers_as_eager_and_is_built_once():
     model = models.Residual()
     options = {"engines": ["inductor"], "batch_sizes": [1, 4], "budget_s": 120}

@@ -1,9 +1,7 @@
 """Inference on a GPU against eager; what needs no device is tested without one."""
 
 import copy
-import importlib.util
 import threading
-from pathlib import Path
 
 import numpy
 import pytest
@@ -22,10 +20,8 @@ from hotloop.infer.cuda import (
     CudaWorkshop,
     cuda_settings,
 )
+from support import inference_models as models
 
-spec = importlib.util.spec_from_file_location("infer_models", Path(__file__).parent / "models.py")
-models = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(models)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 

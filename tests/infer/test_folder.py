@@ -1,6 +1,5 @@
 """An export: whole or not at all, without torch where none is needed, and never code."""
 
-import importlib.util
 import json
 import pickle
 import subprocess
@@ -17,10 +16,7 @@ import hotloop
 from hotloop.errors import DataError, InputError, ModelError
 from hotloop.infer import load_engine, measure_memory
 from hotloop.train.zoo import build_model
-
-spec = importlib.util.spec_from_file_location("infer_models", Path(__file__).parent / "models.py")
-models = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(models)
+from support import inference_models as models
 
 ENGINES = ["hotloop", "eager", "onnxruntime", "openvino"]
 
@@ -75,7 +71,7 @@ def test_dicts_and_named_inputs_survive(tmp_path, engine):
         torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_compiled_graph_is_kept_as_a_graph_not_as_code(tmp_path):
     model = models.perceptron()
     folder = export(tmp_path / "out", model, torch.randn(4, 12), "inductor", budget_s=120.0)

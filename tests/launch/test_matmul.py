@@ -273,7 +273,7 @@ def test_deterministic_algorithms_are_not_timed(router):
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_compiled_models_still_work():

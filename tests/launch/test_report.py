@@ -5,13 +5,13 @@ import json
 
 import pytest
 import torch
-from processes import finish, launched, write
 
 from hotloop.errors import RunError
 from hotloop.launch import compare, waits
 from hotloop.launch.compare import Outcome
 from hotloop.launch.report import RunReport, report_text
 from hotloop.launch.suggest import suggest
+from support.processes import finish, launched, write
 
 PRODUCT = {
     "batch": 0, "m": 64, "k": 784, "n": 3072, "layout": "nt", "adds": True, "num_threads": 2,

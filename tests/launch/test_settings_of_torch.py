@@ -6,7 +6,8 @@ import shlex
 import subprocess
 
 import pytest
-from processes import environment, finish, launched, plain, write
+
+from support.processes import environment, finish, launched, plain, write
 
 FACTS = """
 import json, os, subprocess, sys, importlib.util
@@ -138,7 +139,7 @@ def test_bad_usage_is_one_line(tmp_path, options, words):
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processes need two CPUs")
 def test_ranks_have_cores_of_their_own(tmp_path):
     script = write(

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from processes import both, environment, finish, launched, plain, signalled, write
+
+from support.processes import both, environment, finish, launched, plain, signalled, write
 
 
 @pytest.fixture(autouse=True)

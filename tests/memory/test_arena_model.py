@@ -131,9 +131,7 @@ def test_blocks_never_overlap_and_nothing_is_lost(steps):
     assert (m.live_bytes, m.top_bytes, m.outside_bytes) == (0, 0, 0)
 
 
-needs_arena = pytest.mark.skipif(
-    not TensorArena.available(), reason=f"no arena: {TensorArena.unavailable_reason()}"
-)
+needs_arena = pytest.mark.usefixtures("arena_available")
 
 
 @needs_arena

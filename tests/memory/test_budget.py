@@ -123,9 +123,7 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not():
     assert largest_micro_batch(model, batch(), 512, 2**20, plan, loss_fn=LOSS) is None
 
 
-@pytest.mark.skipif(
-    not TensorArena.available(), reason=f"no arena: {TensorArena.unavailable_reason()}"
-)
+@pytest.mark.usefixtures("arena_available")
 @pytest.mark.parametrize("kind", ["perceptron", "convolutions"])
 def test_the_trace_is_what_a_real_step_allocates(kind):
     if kind == "perceptron":

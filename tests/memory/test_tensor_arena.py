@@ -21,9 +21,7 @@ from hotloop.memory.tensor_arena import TensorArena, tensor_arena
 MIB = 1024**2
 LARGE = 300_000  # float32 elements: well over the threshold
 
-needs_arena = pytest.mark.skipif(
-    not TensorArena.available(), reason=f"no arena: {TensorArena.unavailable_reason()}"
-)
+needs_arena = pytest.mark.usefixtures("arena_available")
 
 
 def allocator() -> int:

@@ -1,9 +1,7 @@
 """Each rule on a report made by hand: it speaks where it must and is silent where it must."""
 
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -20,10 +18,8 @@ from hotloop.monitor import (
 )
 from hotloop.monitor.suggest import RULES
 from hotloop.plan import Plan
+from support import monitor_reports as reports
 
-_spec = importlib.util.spec_from_file_location("reports", Path(__file__).parent / "reports.py")
-reports = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reports)
 report, machine, GIB = reports.report, reports.machine, reports.GIB
 
 

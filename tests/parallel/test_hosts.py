@@ -18,10 +18,11 @@ import torch
 from hotloop import InputError, Machine, Plan, RunError
 from hotloop.parallel import Hosts, joined
 from hotloop.train.hosts import plan_of
+from support import FOLDER
 
-SCRIPT = str(Path(__file__).with_name("host_script.py"))
+SCRIPT = str(FOLDER / "host_script.py")
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "hosts" / "torchrun.sh")
-QUARRELS = str(Path(__file__).with_name("host_quarrels.py"))
+QUARRELS = str(FOLDER / "host_quarrels.py")
 
 
 def free_port() -> int:

@@ -5,8 +5,6 @@ import copy
 import hashlib
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,10 +13,8 @@ from hypothesis import strategies as st
 from hotloop.machine import Machine
 from hotloop.report import render_page
 from hotloop.report.document import Document, printable
-
-sys.path.insert(0, str(Path(__file__).parent))
-import report_samples as samples
-from page_reader import read_page
+from support import report_samples as samples
+from support.page_reader import read_page
 
 TAGS = """
     html head meta title link style body header main nav section p h1 h2 h3 a ul ol li dl dt dd

@@ -1,41 +1,16 @@
 """The page in a real browser: nothing is loaded, nothing complains, nothing sticks out."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from hotloop.report import render_page
-
-sys.path.insert(0, str(Path(__file__).parent))
-import chromium
-import report_samples as samples
+from support import chromium
+from support import report_samples as samples
+from support.chromium import OUTSIDE, TEXTS, luminance
 
 pytestmark = pytest.mark.skipif(
     chromium.find() is None, reason="no Chromium on this machine (apt-get install chromium)"
 )
 
-# Every element with text of its own that is shown: its colour, what lies behind it, its size.
-TEXTS = """
-[...document.querySelectorAll('body *')].filter(e =>
-  [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.getClientRects().length
-).map(e => {
-  const style = getComputedStyle(e);
-  const drawn = e.namespaceURI.endsWith('svg');
-  let behind = e;
-  while (behind && getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)')
-    behind = behind.parentElement;
-  return [e.textContent.trim().slice(0, 40), drawn ? style.fill : style.color,
-          getComputedStyle(behind).backgroundColor,
-          e.getBoundingClientRect().width > 0 ? parseFloat(style.fontSize) : 99];
-})
-"""
-# Things that reach beyond the right edge of the window and lie in nothing that scrolls.
-OUTSIDE = """
-[...document.querySelectorAll('body *')].filter(e =>
-  e.getBoundingClientRect().right > innerWidth + 0.5 && !e.closest('.scroll')
-).map(e => e.outerHTML.slice(0, 120))
-"""
 SHOWN = "[...document.querySelectorAll('svg.%s')].filter(e => e.getClientRects().length).length"
 
 
@@ -102,12 +77,6 @@ def test_scripts_and_pictures_would_be_refused(browser, tmp_path):
     assert any("x.png" in url for url in browser.requests())
     failed = [e["params"] for e in browser.events if e.get("method") == "Network.loadingFailed"]
     assert [f.get("blockedReason") for f in failed] == ["csp"]
-
-
-def luminance(colour):
-    channels = [float(c) / 255 for c in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
 
 @pytest.mark.parametrize("width", [360, 1280])

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,9 +15,7 @@ from hotloop.report.learning import smoothed
 from hotloop.report.phases import means_over, phase_rows
 from hotloop.report.placement import machine_of, placement
 from hotloop.report.roofline import roofline, roofs
-
-sys.path.insert(0, str(Path(__file__).parent))
-import report_samples as samples
+from support import report_samples as samples
 
 RANGES = st.tuples(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9)).map(lambda p: (p[0], p[0] + p[1]))
 POSITIVE = st.tuples(st.floats(1e-9, 1e12), st.floats(1.05, 1e9)).map(lambda p: (p[0], p[0] * p[1]))

@@ -3,19 +3,15 @@
 import contextlib
 import gzip
 import json
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import serving
-from serving import Doubler, Running, request_bytes, tensor
-
 from hotloop.monitor import resident_bytes
 from hotloop.serve import Limits
+from support import serving
+from support.serving import Doubler, Running, request_bytes, tensor
 
 LIMITS = Limits(
     max_body_bytes=100_000, max_json_bytes=50_000, max_chunks=1000, max_rows=500,

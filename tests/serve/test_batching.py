@@ -2,23 +2,19 @@
 
 import json
 import math
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-import serving
-from serving import Doubler, Running, request_bytes, tensor
-
 from hotloop.serve import AppOptions, BatchOptions
 from hotloop.serve.cost import CostCurve
+from support import serving
+from support.serving import Doubler, Running, request_bytes, tensor
 
 BODY = json.dumps(tensor([[1, 2, 3, 4]])).encode()
 INFER = "/v2/models/m/infer"

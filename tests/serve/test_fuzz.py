@@ -4,24 +4,19 @@ The counts here keep the run short; ``benchmarks/fuzz_server.py`` runs them for 
 """
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-import fuzzing
-import serving
-from serving import Doubler, Running, request_bytes
-
 from hotloop.infer import TensorSpec
 from hotloop.serve import Limits
 from hotloop.serve.json_body import depth_exceeds
 from hotloop.serve.message import Refusal
 from hotloop.serve.tensors import Signature, parse_infer, parse_predict
+from support import fuzzing, serving
+from support.serving import Doubler, Running, request_bytes
 
 LIMITS = Limits(max_body_bytes=1_000_000, max_json_bytes=100_000)
 

@@ -9,20 +9,17 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import serving
-from serving import Doubler, Running, request_bytes, tensor
 
 from hotloop.serve import BatchOptions, Limits
 from hotloop.serve.connection import Connection
 from hotloop.serve.connection_manager import ConnectionManager
 from hotloop.serve.message import Request
 from hotloop.serve.work import Work
+from support import serving
+from support.serving import Doubler, Running, request_bytes, tensor
 
 BODY = json.dumps(tensor([[1, 2, 3, 4]])).encode()
 INFER = "/v2/models/m/infer"

@@ -3,14 +3,12 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import serving
-from serving import Doubler, Running, tensor
+from support import serving
+from support.serving import Doubler, Running, tensor
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,13 @@
 import json
 import ssl
 import subprocess
-import sys
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from serving import Doubler, Running, request_bytes
-
 from hotloop.errors import InputError
 from hotloop.serve import AppOptions, Tokens, check_exposure, is_loopback, tls_context
+from support.serving import Doubler, Running, request_bytes
 
 TOKEN = "0123456789abcdef0123"
 OTHER = "another-token-of-some-length"

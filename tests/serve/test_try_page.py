@@ -1,21 +1,16 @@
 """The page in a real browser: a drawn digit, an image, a pasted tensor, the live figures."""
 
 import json
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "report"))
-import chromium
-from serving import Doubler, Running
-from test_page_browser import OUTSIDE, TEXTS, luminance
-
 from hotloop.infer import TensorSpec
 from hotloop.serve import AppOptions, Tokens
+from support import chromium
+from support.chromium import OUTSIDE, TEXTS, luminance
+from support.serving import Doubler, Running
 
 pytestmark = pytest.mark.skipif(
     chromium.find() is None, reason="no Chromium on this machine (apt-get install chromium)"

@@ -20,8 +20,13 @@ from hotloop.train.zoo import build_model
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
-if not rounds_products():
-    pytest.skip("this processor has no products in bfloat16", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def products_in_bfloat16():
+    if not rounds_products():
+        pytest.skip("this processor has no products in bfloat16")
+
 
 sides = st.integers(1, 150)
 

@@ -1,20 +1,17 @@
 """The compiled step against plain PyTorch: the same losses, weights and optimizer state."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).parent))
-from beside_plain import same_losses
-
 import hotloop
 from hotloop.machine import native
 from hotloop.train.zoo import build_model
+from support.beside_plain import same_losses
+from support.interpreted import backends
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
@@ -105,8 +102,10 @@ def both(model, make_optimizer, **options):
     return plain, make_optimizer(plain.parameters()), make_optimizer(model.parameters()), options
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_hundred_steps_are_plain_pytorchs(name):
+@pytest.mark.parametrize(
+    ("name", "backend"), backends(MODELS, compiled=("cnn",)), indirect=["backend"]
+)
+def test_steps_are_plain_pytorchs(name, backend):
     torch.manual_seed(0)
     model = MODELS[name]().train()
     plain = copy.deepcopy(model)
@@ -114,7 +113,7 @@ def test_a_hundred_steps_are_plain_pytorchs(name):
     plain_optimizer = torch.optim.Adam(plain.parameters(), lr=3e-4)
     reconstruct = name == "autoencoder"
     loss_fn = reconstruction if reconstruct else F.cross_entropy
-    steps = 20 if name == "cnn" else STEPS
+    steps = 20 if name == "cnn" or backend == "interpreted" else STEPS
     data = list(batches(steps, reconstruct=reconstruct))
     step = hotloop.compile_step(model, loss_fn, optimizer, example=data[0])
     assert step.path == "compiled", step.reason
@@ -154,8 +153,10 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_with_groups_schedulers_and_clipping(name):
+@pytest.mark.parametrize(
+    ("name", "backend"), backends(OPTIMIZERS, compiled=("adamw",)), indirect=["backend"]
+)
+def test_optimizers_with_groups_schedulers_and_clipping(name, backend):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 33), nn.Tanh(), nn.Linear(33, 5))
     plain = copy.deepcopy(model)
@@ -188,7 +189,8 @@ def test_optimizers_with_groups_schedulers_and_clipping(name):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_many_steps_in_one_call_are_the_same_steps():
+@pytest.mark.parametrize("backend", backends(), indirect=True)
+def test_many_steps_in_one_call_are_the_same_steps(backend):
     torch.manual_seed(0)
     one = nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 5))
     many = copy.deepcopy(one)
@@ -204,7 +206,8 @@ def test_many_steps_in_one_call_are_the_same_steps():
     assert steps[1].optimizer.state[many[0].weight]["step"] == 5
 
 
-def test_micro_batches_make_the_update_of_the_whole_batch():
+@pytest.mark.parametrize("backend", backends(), indirect=True)
+def test_micro_batches_make_the_update_of_the_whole_batch(backend):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 5))
     plain = copy.deepcopy(model)
@@ -221,7 +224,8 @@ def test_micro_batches_make_the_update_of_the_whole_batch():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_another_batch_size_a_replaced_weight_and_another_mode_stay_right():
+@pytest.mark.parametrize("backend", backends(), indirect=True)
+def test_another_batch_size_a_replaced_weight_and_another_mode_stay_right(backend):
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(12, 33, bias=False), nn.BatchNorm1d(33), nn.ReLU(), nn.Linear(33, 5)
@@ -282,7 +286,8 @@ def test_what_cannot_be_captured_trains_on_the_plain_path(make, reason):
     assert step(x, y) < before
 
 
-def test_operations_tell_where_the_time_goes():
+@pytest.mark.parametrize("backend", ["interpreted"], indirect=True)
+def test_operations_tell_where_the_time_goes(backend):
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(128, 10)

@@ -1,8 +1,5 @@
 """hotloop's own convolution against float64, and where the graph uses it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,15 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).parent))
-from beside_plain import learns_as_in_plain_pytorch
-
 from hotloop.machine import native
 from hotloop.step import convolutions
 from hotloop.step.compiled import CompiledStep
 from hotloop.step.convolutions import Convolution
 from hotloop.step.routes import Route
 from hotloop.train.zoo import build_model
+from support.beside_plain import learns_as_in_plain_pytorch
+from support.interpreted import backends
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
@@ -235,12 +231,14 @@ def frozen(model):
         ),
     ],
 )  # fmt: skip
-def test_compiled_networks_learn_as_in_plain_pytorch(own, make):
+@pytest.mark.parametrize("backend", backends(), indirect=True)
+def test_compiled_networks_learn_as_in_plain_pytorch(own, make, backend):
     torch.manual_seed(0)
     learns(make(), torch.rand(16, 1, 28, 28))
 
 
-def test_images_in_colour_are_turned_once(own):
+@pytest.mark.parametrize("backend", backends(), indirect=True)
+def test_images_in_colour_are_turned_once(own, backend):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
         nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8 * 4, 10),

@@ -1,8 +1,6 @@
 """Pooling kernels against torch's, and where the graph uses them."""
 
 import ctypes
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,19 +9,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).parent))
-from beside_plain import learns_as_in_plain_pytorch
-
 from hotloop.machine import native
 from hotloop.step import convolutions, operators
 from hotloop.step.compiled import CompiledStep
 from hotloop.step.program import kernels
 from hotloop.step.routes import Route
 from hotloop.train.zoo import build_model
+from support.beside_plain import learns_as_in_plain_pytorch
+from support.interpreted import backends
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
-LIBRARY = kernels()
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +36,11 @@ def forward_backward(x, g, kh, kw, relu, last):
     out, places = operators._fake_pool(x, kh, kw, relu, last)
     shape = (ctypes.c_int64 * 12)(*x.shape, kh, kw, relu, last, *x.stride())
     threads = ctypes.c_int32(2)
-    LIBRARY.hotloop_pool_f32(shape, address(x), address(out), address(places), threads)
+    kernels().hotloop_pool_f32(shape, address(x), address(out), address(places), threads)
     gx = operators._dense(list(x.shape), places, x.dtype).fill_(7)
     shape = (ctypes.c_int64 * 12)(*x.shape, kh, kw, 0, 0, *gx.stride())
     strides = (ctypes.c_int64 * 4)(*g.stride())
-    LIBRARY.hotloop_pool_backward_f32(
+    kernels().hotloop_pool_backward_f32(
         shape, address(g), strides, address(places), address(gx), threads
     )
     return out, gx
@@ -144,6 +140,7 @@ def test_a_relu_that_others_need_stays():
         lambda: network(nn.ReLU(), nn.MaxPool2d((3, 2)), nn.Conv2d(4, 3, 3), width=3 * 6 * 11),
     ],
 )
-def test_compiled_networks_that_pool_learn_as_in_plain_pytorch(make):
+@pytest.mark.parametrize("backend", backends(), indirect=True)
+def test_compiled_networks_that_pool_learn_as_in_plain_pytorch(make, backend):
     torch.manual_seed(0)
     learns_as_in_plain_pytorch(make(), torch.rand(16, 1, 28, 28), lr=0.1)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import hotloop
 from hotloop.machine import native
 from hotloop.step.precision import BOUND, PROBE_STEPS, probe
+from support.interpreted import backends
 
 AUTO = hotloop.Plan().replace({"step.precision": "auto", "step.compile": "always"})
 
@@ -99,7 +100,8 @@ def task():
     return model, torch.optim.Adam(model.parameters(), lr=1e-3), x, y
 
 
-def test_bfloat16_computes_low_and_keeps_float32_weights(compiled_path):
+@pytest.mark.parametrize("backend", backends(), indirect=True)
+def test_bfloat16_computes_low_and_keeps_float32_weights(compiled_path, backend):
     torch.manual_seed(0)
     model, optimizer, x, y = task()
     exact = F.cross_entropy(model.eval()(x[:32]), y[:32]).item()
@@ -115,7 +117,8 @@ def test_bfloat16_computes_low_and_keeps_float32_weights(compiled_path):
     assert {s.dtype for s in states} == {torch.float32}
 
 
-def test_auto_leaves_the_model_alone_and_says_what_it_found(compiled_path):
+@pytest.mark.parametrize("backend", backends(), indirect=True)
+def test_auto_leaves_the_model_alone_and_says_what_it_found(compiled_path, backend):
     torch.manual_seed(0)
     model, optimizer, x, y = task()
     before, random = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
@@ -128,7 +131,8 @@ def test_auto_leaves_the_model_alone_and_says_what_it_found(compiled_path):
     assert torch.equal(torch.random.get_rng_state(), random)
 
 
-def test_a_run_reports_its_precision_and_keeps_it_when_resumed(compiled_path, tmp_path):
+@pytest.mark.parametrize("backend", backends(), indirect=True)
+def test_a_run_reports_its_precision_and_keeps_it_when_resumed(compiled_path, tmp_path, backend):
     torch.manual_seed(0)
     model, optimizer, x, y = task()
     trainer = hotloop.Trainer(model, F.cross_entropy, optimizer, plan=AUTO)

@@ -156,7 +156,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 """
 
 
-@pytest.mark.skipif(not hotloop.TensorArena.available(), reason="no native arena here")
+@pytest.mark.usefixtures("arena_available")
 def test_a_step_by_itself_takes_no_fresh_pages():
     """Beyond the trainer too: activations lie where those of the step before lay."""
 

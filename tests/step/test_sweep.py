@@ -1,43 +1,31 @@
 """Generated models: the captured step is plain PyTorch's, whatever the layers and the optimizer.
 
 The sweep runs the captured graph, hotloop's kernels included, node by node; what only the compiler
-could break is covered by the examples that are compiled: a few here, as many as HOTLOOP_SWEEP says
-where somebody has ten seconds for each.
+could break is covered by the examples that are compiled: ten in the full check, as many as
+HOTLOOP_SWEEP says where somebody has ten seconds for each.
 """
 
 import copy
-import ctypes
 import os
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
 from hotloop.machine import native
-from hotloop.step import convolutions, operators, routes
+from hotloop.step import convolutions, routes
 from hotloop.step.compiled import CompiledStep
-from hotloop.step.convolutions import Convolution
-from hotloop.step.program import UpdateRule, kernels
-from hotloop.step.updates import COLUMNS
+from support import examples, interpreted
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
-LIBRARY = kernels()
 
 STEPS = 6
-COMPILED = int(os.environ.get("HOTLOOP_SWEEP", "3"))
+COMPILED = int(os.environ.get("HOTLOOP_SWEEP", "10"))
 LR = 1e-2
-
-
-def address(tensor):
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def integers(*values):
-    return [ctypes.c_int64(v) for v in values]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,116 +36,6 @@ def own_convolutions():
             convolutions, "fastest", lambda work: routes.Route("hotloop", {"hotloop": 1.0})
         )
         yield
-
-
-class Nodes(fx.Interpreter):
-    """Runs a captured graph; hotloop's operators by the kernels a compiled step would call."""
-
-    def call_function(self, target, args, kwargs):
-        name = getattr(target, "__name__", "")
-        if str(target).startswith("hotloop."):
-            return getattr(self, name.split(".")[0].rstrip("_012"))(*args)
-        return super().call_function(target, args, kwargs)
-
-    def gemm(self, a, b, bias, mask, act):
-        out = a.new_empty(a.shape[0], b.shape[1])
-        routes.gemm(a, b, out, bias, mask, act=act, num_threads=2)
-        return out
-
-    def onednn(self, a, b, bias):
-        return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
-
-    def pool(self, x, kh, kw, relu, last):
-        out, places = operators._fake_pool(x, kh, kw, relu, last)
-        LIBRARY.hotloop_pool_f32(
-            (ctypes.c_int64 * 12)(*x.shape, kh, kw, relu, last, *x.stride()),
-            address(x), address(out), address(places), ctypes.c_int32(2),
-        )  # fmt: skip
-        return out, places
-
-    def pool_backward(self, g, places, h, w, kh, kw):
-        gx = operators._dense([*places.shape[:2], h, w], places, g.dtype)
-        LIBRARY.hotloop_pool_backward_f32(
-            (ctypes.c_int64 * 12)(*gx.shape, kh, kw, 0, 0, *gx.stride()),
-            address(g), (ctypes.c_int64 * 4)(*g.stride()),
-            address(places), address(gx), ctypes.c_int32(2),
-        )  # fmt: skip
-        return gx
-
-    def conv3x3(self, x, w, bias, ph, pw, relu):
-        work = self.convolution("convolution", x, w, ph, pw)
-        out = operators._dense(list(work.out), x, x.dtype, True)
-        convolutions.run(work, x, w, None, bias, [out], relu=bool(relu))
-        return out
-
-    def conv3x3_pool(self, x, w, bias, ph, pw, relu, last):
-        out, places = operators._fake_conv_pool(x, w, bias, ph, pw, relu, last)
-        work = self.convolution("convolution", x, w, ph, pw)
-        convolutions.run(work, x, w, None, bias, [out], relu=bool(relu), places=places)
-        return out, places
-
-    def conv3x3_input_gradient(self, x, g, w, places, mask, ph, pw):
-        out = operators._dense(list(x.shape), x, x.dtype, True)
-        work = self.convolution("input gradient", x, w, ph, pw)
-        convolutions.run(work, x, w, g, None, [out], mask=mask, places=places)
-        return out
-
-    def conv3x3_weight_gradient(self, x, g, w, places, ph, pw, last):
-        out = [operators._dense(list(w.shape), w, w.dtype, bool(last)), w.new_empty(len(w))]
-        work = self.convolution("weight gradient", x, w, ph, pw)
-        convolutions.run(work, x, w, g, None, out, places=places)
-        return out
-
-    @staticmethod
-    def convolution(part, x, w, ph, pw):
-        return Convolution(part, tuple(x.shape), tuple(w.shape), (ph, pw), 2)
-
-    def update(self, w, g, *rest):
-        *states, control, scale, group = rest
-        first, second = [*states, None, None][:2]
-        assert w.stride() == g.stride()
-        factor = 1.0 if scale is None else scale.item()
-        LIBRARY.hotloop_update_f32(
-            *integers(w.numel()), address(w), address(g), address(first), address(second),
-            ctypes.byref(self.rule(control, group)), ctypes.c_float(factor), ctypes.c_int32(2),
-        )  # fmt: skip
-
-    def gemm_update(self, w, a, b, *rest):
-        *states, control, group = rest
-        first, second = [*states, None, None][:2]
-        if w.stride(1) != 1:
-            w, a, b = w.t(), b.t(), a.t()
-        LIBRARY.hotloop_gemm_update_f32(
-            *integers(a.shape[0], b.shape[1], a.shape[1]),
-            address(a), *integers(*a.stride()), address(b), *integers(*b.stride()),
-            address(w), *integers(w.stride(0)), address(first), address(second),
-            *integers(w.stride(0)), address(None), ctypes.byref(self.rule(control, group)),
-            ctypes.c_float(1.0), ctypes.c_int32(2),
-        )  # fmt: skip
-
-    @staticmethod
-    def rule(control, group):
-        row = dict(zip(COLUMNS, control[group].tolist(), strict=False))
-        return UpdateRule(**row | {n: int(row[n]) for n in ("kind", "first_step")})
-
-
-class Interpreted:
-    """Stands for ``Program``: the same inputs, without the compiler."""
-
-    def __init__(self, graph):
-        self.graph = graph
-
-    def bind(self, tensors, control, counters):
-        self.tensors, self.control, self.counters = tensors, control, counters
-
-    def run(self, x, y, tables, steps=1):
-        assert steps == 1
-        self.control.copy_(tables[0])
-        with torch.no_grad():
-            (loss,) = Nodes(self.graph).run(*self.tensors, x, y)
-        for counter in self.counters:
-            counter += 1
-        return loss.reshape(1).clone()
 
 
 ACTIVATIONS = (nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Softplus)
@@ -286,7 +164,7 @@ def compare(task, *, compiled):
     if compiled:
         step.load()
     else:
-        step._program = Interpreted(step.captured.graph)
+        interpreted.load(step)
     for a, b in zip(x, y, strict=True):
         loss = step.run(a, b).item()
         plain_optimizer.zero_grad()
@@ -309,14 +187,15 @@ def compare(task, *, compiled):
 
 
 @settings(
-    max_examples=80, deadline=None, derandomize=True,
+    max_examples=examples(80), deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 @given(tasks())
-def test_eighty_generated_models_train_as_in_plain_pytorch(task):
+def test_generated_models_train_as_in_plain_pytorch(task):
     compare(task, compiled=False)
 
 
+@pytest.mark.full
 @settings(
     max_examples=COMPILED, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

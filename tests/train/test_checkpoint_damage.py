@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,7 @@ from safetensors.torch import save as safetensors_bytes
 from hotloop.errors import CheckpointError
 from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.encode import join_state, split_state
-
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_samples import sample, save_sample, variant_of
+from support.checkpoint_samples import sample, save_sample, variant_of
 
 FILES = ["model.safetensors", "optimizer.safetensors", "document.json", "manifest.json"]
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,8 @@ from hotloop.errors import StorageError
 from hotloop.train import checkpoint
 from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.system_calls import Files
-
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_samples import QuickFiles, save_sample, variant_of
+from support import FOLDER
+from support.checkpoint_samples import QuickFiles, save_sample, variant_of
 
 CALLS = [name for name in vars(Files) if not name.startswith("_")]
 OPENING = ("create", "open_folder", "open_read")
@@ -173,9 +171,9 @@ def test_no_call_goes_round_the_object_that_the_faults_are_put_on(tmp_path):
     """What the interpreter itself audits while a checkpoint is written: opened, named, removed."""
     script = f"""
 import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(FOLDER.parent)!r})
 from pathlib import Path
-from checkpoint_samples import save_sample
+from support.checkpoint_samples import save_sample
 from hotloop.train.checkpoint import CheckpointStore
 folder = Path({str(tmp_path / "run")!r})
 store = CheckpointStore(folder, keep_last=1)

@@ -8,16 +8,12 @@ systems promise more, each something else. What may be left is written out and l
 
 import dataclasses
 import random
-import sys
-from pathlib import Path
 
 import pytest
 
 from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.system_calls import Files
-
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_samples import QuickFiles, save_sample, variant_of
+from support.checkpoint_samples import QuickFiles, save_sample, variant_of
 
 
 @dataclasses.dataclass

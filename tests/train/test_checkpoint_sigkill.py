@@ -3,22 +3,26 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from support import FOLDER
 
-def kill_loop(folder, num_kills, seed):
-    script = Path(__file__).parent / "checkpoint_kill_loop.py"
+
+def run(script, *arguments):
+    """What the script found; nothing wrong."""
     done = subprocess.run(
-        [sys.executable, str(script), str(folder), str(num_kills), str(seed)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+        [sys.executable, "-m", f"support.{script}", *map(str, arguments)],
+        cwd=FOLDER.parent, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["wrong"] == []
+    return result
+
+
+def kill_loop(folder, num_kills, seed):
+    result = run("checkpoint_kill_loop", folder, num_kills, seed)
     assert result["kills"] == num_kills
     return result
 
@@ -29,7 +33,7 @@ def test_a_killed_writer_loses_nothing_that_it_said_was_saved(tmp_path):
     assert result["mid_save"] >= 5
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_hundreds_of_kills(tmp_path):
     result = kill_loop(tmp_path, 500, seed=2)
     assert result["mid_save"] >= 100
@@ -38,12 +42,6 @@ def test_hundreds_of_kills(tmp_path):
 
 def test_killed_at_each_system_call_and_cut_at_each_size(tmp_path):
     """The kernel kills, frees locks, writes short and refuses; not a model of it."""
-    script = Path(__file__).parent / "checkpoint_kill_each_call.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["wrong"] == []
+    result = run("checkpoint_kill_each_call", tmp_path)
     assert result["kills"] > 6 * 30
     assert result["bytes"] > 400

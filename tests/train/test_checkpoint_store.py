@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +16,7 @@ from hotloop.errors import CheckpointError, PlanError, StorageError
 from hotloop.train import tensor_file
 from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.encode import join_state, split_state
-
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_samples import QuickFiles
+from support.checkpoint_samples import QuickFiles
 
 
 def raw(tensor):

@@ -16,6 +16,28 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
+# Every element with text of its own that is shown: its colour, what lies behind it, its size.
+TEXTS = """
+[...document.querySelectorAll('body *')].filter(e =>
+  [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.getClientRects().length
+).map(e => {
+  const style = getComputedStyle(e);
+  const drawn = e.namespaceURI.endsWith('svg');
+  let behind = e;
+  while (behind && getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)')
+    behind = behind.parentElement;
+  return [e.textContent.trim().slice(0, 40), drawn ? style.fill : style.color,
+          getComputedStyle(behind).backgroundColor,
+          e.getBoundingClientRect().width > 0 ? parseFloat(style.fontSize) : 99];
+})
+"""
+# Things that reach beyond the right edge of the window and lie in nothing that scrolls.
+OUTSIDE = """
+[...document.querySelectorAll('body *')].filter(e =>
+  e.getBoundingClientRect().right > innerWidth + 0.5 && !e.closest('.scroll')
+).map(e => e.outerHTML.slice(0, 120))
+"""
+
 
 def find() -> str | None:
     """The browser's program, if there is one."""
@@ -136,3 +158,9 @@ class Chromium:
         """Console messages, exceptions and what the browser logged."""
         methods = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [json.dumps(e["params"]) for e in self.events if e.get("method") in methods]
+
+
+def luminance(colour):
+    channels = [float(c) / 255 for c in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b

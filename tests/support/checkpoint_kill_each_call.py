@@ -1,6 +1,6 @@
 """Kill a saving process at each of its system calls in turn; run by test_checkpoint_sigkill.py.
 
-    python checkpoint_kill_each_call.py FOLDER
+    python -m support.checkpoint_kill_each_call FOLDER
 
 Each victim is forked, saves over a checkpoint that is there, and kills itself before or after one
 system call, so that the kernel ends it as it ends any process: locks freed, descriptors closed,
@@ -16,12 +16,10 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_samples import QuickFiles, save_sample, variant_of
-
 from hotloop.errors import StorageError
 from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.system_calls import Files
+from support.checkpoint_samples import QuickFiles, save_sample, variant_of
 
 
 class Deadly(QuickFiles):

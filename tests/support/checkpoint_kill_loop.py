@@ -1,6 +1,6 @@
 """Kill a process that saves checkpoints, again and again; run by test_checkpoint_sigkill.py.
 
-    python checkpoint_kill_loop.py FOLDER NUM_KILLS SEED
+    python -m support.checkpoint_kill_loop FOLDER NUM_KILLS SEED
 
 One process imports torch once and forks the victims: an import takes longer than a hundred saves.
 Prints one line of JSON: kills, how many hit a save in mid-way, how many found a newer one than
@@ -17,10 +17,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint_samples import save_sample, variant_of
-
 from hotloop.train.checkpoint import CheckpointStore
+from support.checkpoint_samples import save_sample, variant_of
 
 
 def save_for_ever(folder, step, pipe):
