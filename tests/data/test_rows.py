@@ -1,4 +1,4 @@
-"""The compiled copy of rows: the bits of the plain path, for any layout, from any thread."""
+"""The kernel that copies rows: the bits of the plain path, for any layout, from any thread."""
 
 import tempfile
 import threading
@@ -9,13 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hotloop
-from hotloop.data import rows as module
+from hotloop import kernels
 from hotloop.data.rows import byte_table, copy_rows, read_rows
 from hotloop.data.transforms import Normalize
-from hotloop.machine import native
 
-if not native.has_compiler():
-    pytest.skip("no C++ compiler here", allow_module_level=True)
+if not kernels.is_available():
+    pytest.skip(f"no kernels: {kernels.unavailable_reason()}", allow_module_level=True)
 
 
 def from_memory(source, indices, out, table=None):
@@ -94,6 +93,13 @@ def test_what_it_cannot_do_is_left_to_torch():
     assert byte_table((torch.rand(6), torch.rand(6)), (2, 3)) is None
 
 
+@pytest.mark.parametrize("move", [from_memory, from_file])
+def test_rows_of_no_elements_are_none(move):
+    assert move(torch.ones(4, 0), torch.tensor([1, 3]), torch.ones(2, 0))
+    with pytest.raises(IndexError):
+        move(torch.ones(4, 0), torch.tensor([4]), torch.ones(1, 0))
+
+
 @pytest.mark.parametrize("above", [0, 1 << 30])
 def test_a_dataset_gives_the_same_bits_with_and_without_it(monkeypatch, above):
     images = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8).numpy()
@@ -101,8 +107,8 @@ def test_a_dataset_gives_the_same_bits_with_and_without_it(monkeypatch, above):
     dataset = hotloop.data.open_dataset((images, labels), mmap_above_bytes=above)
     indices = torch.randperm(300)
     outs = []
-    for library in (module.native_part, lambda: None):
-        monkeypatch.setattr(module, "native_part", library)
+    for available in (True, False):
+        monkeypatch.setattr(kernels, "is_available", lambda available=available: available)
         x, y = torch.empty(300, 1, 28, 28), torch.empty(300, dtype=torch.int64)
         dataset.gather(indices, x, y, training=True)
         outs.append((x, y))

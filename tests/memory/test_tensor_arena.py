@@ -24,11 +24,6 @@ LARGE = 300_000  # float32 elements: well over the threshold
 needs_arena = pytest.mark.usefixtures("arena_available")
 
 
-def allocator() -> int:
-    library, _ = module.native_part()
-    return library.hotloop_cpu_allocator()
-
-
 @pytest.fixture
 def empty():
     """Nothing lives in the arena before, nor after."""
@@ -53,11 +48,9 @@ def run_python(code: str, *, timeout_s: float = 60) -> str:
 
 @needs_arena
 def test_large_tensors_come_from_it_and_small_ones_do_not(empty):
-    found = allocator()
     with tensor_arena() as arena:
         assert arena.installed
         assert arena.reason is None
-        assert allocator() != found
         large, small, none = torch.ones(LARGE), torch.ones(100), torch.ones(0)
         assert arena.offset(large) == 0
         assert arena.offset(small) is None
@@ -66,38 +59,34 @@ def test_large_tensors_come_from_it_and_small_ones_do_not(empty):
         assert large.sum() == LARGE
         del large, small, none
     assert not arena.installed
-    assert allocator() == found
     assert arena.offset(torch.ones(LARGE)) is None
 
 
 @needs_arena
-def test_an_exception_leaves_the_found_allocator(empty):
+def test_after_an_exception_tensors_are_the_systems(empty):
     def fail() -> None:
         with tensor_arena() as arena:
             assert arena.offset(torch.ones(LARGE)) == 0
             raise ZeroDivisionError
 
-    found = allocator()
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert allocator() == found
+    assert tensor_arena().offset(torch.ones(LARGE)) is None
 
 
 @needs_arena
 def test_contexts_nest_and_the_first_one_rules(empty):
-    found = allocator()
     with tensor_arena() as outer:
         with tensor_arena(threshold_bytes=1), outer as same:
             assert same is outer
             assert outer.offset(torch.ones(100)) is None
         assert outer.installed
         assert outer.offset(torch.ones(LARGE)) == 0
-    assert allocator() == found
+    assert outer.offset(torch.ones(LARGE)) is None
 
 
 @needs_arena
 def test_tensors_outlive_it_and_new_ones_do_not_enter(empty):
-    found = allocator()
     with tensor_arena() as arena:
         kept = torch.arange(LARGE)
     assert arena.offset(kept) == 0
@@ -114,7 +103,6 @@ def test_tensors_outlive_it_and_new_ones_do_not_enter(empty):
     assert arena.stats().num_live == 1
     del array
     assert arena.stats().num_live == 0
-    assert allocator() == found
 
 
 @needs_arena
@@ -136,8 +124,7 @@ def test_storage_resized_inside_and_after(empty):
 @needs_arena
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 def test_onednn_tensors_are_freed_on_the_other_side(empty):
-    # They go back through the allocator installed at that time, whichever they came from.
-    found = allocator()
+    # oneDNN asks torch's allocator too, through functions of its own.
     before = torch.randn(LARGE).to_mkldnn()
     with tensor_arena() as arena:
         del before
@@ -147,11 +134,10 @@ def test_onednn_tensors_are_freed_on_the_other_side(empty):
     assert arena.offset(value) is None
     del inside
     assert arena.stats().num_live == 0
-    assert allocator() == found
 
 
 @needs_arena
-def test_what_does_not_fit_goes_to_the_found_allocator(empty):
+def test_what_does_not_fit_goes_to_the_system(empty):
     with tensor_arena(capacity_bytes=4 * MIB) as arena:
         before = arena.stats()
         assert before.capacity_bytes == 4 * MIB
@@ -230,7 +216,6 @@ def test_threads_share_it_without_overlap(empty):
 
 @needs_arena
 def test_contexts_overlap_in_threads(empty):
-    found = allocator()
 
     def enter_and_leave(_: int) -> int:
         with tensor_arena() as arena:
@@ -238,7 +223,7 @@ def test_contexts_overlap_in_threads(empty):
 
     with ThreadPoolExecutor(4) as threads:
         assert sum(threads.map(enter_and_leave, range(200))) == 200
-    assert allocator() == found
+    assert tensor_arena().offset(torch.ones(LARGE)) is None
 
 
 @needs_arena
@@ -366,13 +351,13 @@ for spare in (32 << 20, 1 << 30):
 
 
 def test_where_it_is_not_available_the_context_changes_nothing(monkeypatch):
-    monkeypatch.setattr(module, "_state", (None, "no compiler"))
+    monkeypatch.setattr(module, "unavailable_reason", lambda: "no kernels")
     assert not TensorArena.available()
-    assert TensorArena.unavailable_reason() == "no compiler"
+    assert TensorArena.unavailable_reason() == "no kernels"
     with tensor_arena() as arena, arena.recording() as events:
         tensor = torch.ones(LARGE)
         assert not arena.installed
-        assert arena.reason == "no compiler"
+        assert arena.reason == "no kernels"
         assert arena.offset(tensor) is None
         arena.reset_peak()
         arena.trim()

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,15 +141,6 @@ def _has_begun(folder: Path, recipe: Recipe) -> bool:
     return True
 
 
-def _compile_ahead() -> None:
-    """Let the C++ compiler begin what the run needs, beside the imports that follow."""
-    from ..memory import tensor_arena  # isort: split
-    from ..data import rows
-
-    for load in (tensor_arena.native_part, rows.native_part):
-        threading.Thread(target=load, daemon=True).start()
-
-
 def _train(
     args: argparse.Namespace,
     folder: Path,
@@ -160,7 +150,6 @@ def _train(
     *,
     resume: bool,
 ) -> int:
-    _compile_ahead()
     from ..machine import Machine
     from ..report.document import Document
     from ..train import Trainer

@@ -1,24 +1,22 @@
-"""Rows into a batch, compiled: from memory, or from a file without an interpreted call for each."""
+"""Rows into a batch: from memory, or from a file without an interpreted call for each."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import RunError
-from ..machine import native
+from .. import kernels
+from ..kernels import binding
 
 # Below so many bytes waking a second thread costs more than it brings.
 _ONE_THREAD_BYTES = 128 * 1024
-# As rows.cpp has them.
-_SHORT, _ERRNO = -2, -10
+# As RowCopy has it.
+_SHORT = -1
 
 
 def copy_rows(
@@ -37,24 +35,21 @@ def copy_rows(
         table: float32 ``[channels, 256]``: what the bytes of each leading slice of a row stand for.
 
     Returns:
-        Whether it was done; ``False``: not these layouts or types, or no compiler here, and
+        Whether it was done; ``False``: not these layouts or types, or no kernels here, and
         nothing was written.
 
     Raises:
         IndexError: an index is outside the rows.
     """
-    library = native_part()
     wanted = rows.dtype if table is None else torch.float32
-    if library is None or out.dtype != wanted or not (rows.is_contiguous() and _rows_dense(out)):
+    if not (kernels.is_available() and out.dtype == wanted and rows.is_contiguous()):
+        return False
+    if not _rows_dense(out):
         return False
     row_bytes = math.prod(rows.shape[1:]) * rows.element_size()
-    _checked(
-        library.hotloop_copy_rows(
-            rows.data_ptr(), *_arguments(len(rows), row_bytes, indices, out, table)
-        ),
-        indices,
-        len(rows),
-    )
+    copy = _row_copy(len(rows), row_bytes, indices, out, table)
+    copy.rows = rows.data_ptr()
+    _run(copy, indices)
     return True
 
 
@@ -72,51 +67,54 @@ def read_rows(
         IndexError: an index is outside the rows. EOFError: the file is too short.
         OSError: it cannot be read.
     """
-    library = native_part()
     wanted = dtype if table is None else torch.float32
-    if library is None or out.dtype != wanted or not _rows_dense(out):
+    if not (kernels.is_available() and out.dtype == wanted and _rows_dense(out)):
         return False
     row_bytes = math.prod(out.shape[1:]) * dtype.itemsize
-    result = library.hotloop_read_rows(fd, *_arguments(num_rows, row_bytes, indices, out, table))
-    if result == _SHORT:
+    copy = _row_copy(num_rows, row_bytes, indices, out, table)
+    copy.fd = fd
+    _run(copy, indices)
+    if copy.file_error == _SHORT:
         raise EOFError
-    if result <= _ERRNO:
-        raise OSError(_ERRNO - result, os.strerror(_ERRNO - result))
-    _checked(result, indices, num_rows)
+    if copy.file_error:
+        raise OSError(copy.file_error, os.strerror(copy.file_error))
     return True
 
 
-def _arguments(
+def _row_copy(
     num_rows: int,
     row_bytes: int,
     indices: torch.Tensor,
     out: torch.Tensor,
     table: torch.Tensor | None,
-) -> tuple[int | None, ...]:
-    """What both calls take, in their order."""
+) -> Any:
+    """All but where the rows are."""
     assert indices.is_contiguous()
     assert indices.dtype == torch.int64
     alone = (
         len(indices) * row_bytes < _ONE_THREAD_BYTES
         or threading.current_thread() is not threading.main_thread()
     )
-    return (
-        num_rows,
-        row_bytes,
-        indices.data_ptr(),
-        len(indices),
-        out.data_ptr(),
-        out.stride(0) * out.element_size(),
-        None if table is None else table.data_ptr(),
-        1 if table is None else len(table),
-        1 if alone else torch.get_num_threads(),
+    return binding.RowCopy(
+        num_rows=num_rows,
+        row_bytes=row_bytes,
+        indices=indices.data_ptr(),
+        count=len(indices),
+        out=out.data_ptr(),
+        out_step_bytes=out.stride(0) * out.element_size(),
+        table=None if table is None else table.data_ptr(),
+        channels=1 if table is None else len(table),
+        num_threads=1 if alone else torch.get_num_threads(),
     )
 
 
-def _checked(result: int, indices: torch.Tensor, num_rows: int) -> None:
-    if result >= 0:
+def _run(copy: Any, indices: torch.Tensor) -> None:
+    kernels.use_torch()
+    kernels.call("hotloop_copy_rows", ctypes.byref(copy))
+    if copy.bad_index >= 0:
         raise IndexError(
-            f"row indices must be between 0 and {num_rows - 1} (got: {indices[result].item()})"
+            f"row indices must be between 0 and {copy.num_rows - 1} "
+            f"(got: {indices[copy.bad_index].item()})"
         )
 
 
@@ -143,26 +141,3 @@ def byte_table(
 
 def _rows_dense(out: torch.Tensor) -> bool:
     return len(out) == 0 or out[0].is_contiguous()
-
-
-_LOCK = threading.Lock()
-
-
-def native_part() -> ctypes.CDLL | None:
-    """The compiled part, or ``None`` where it cannot be compiled."""
-    with _LOCK:  # Who comes while it is compiled waits for it.
-        return _loaded()
-
-
-@functools.cache
-def _loaded() -> ctypes.CDLL | None:
-    try:
-        library = native.load(Path(__file__).parent / "rows.cpp", flags=("-fopenmp",))
-    except RunError:
-        return None
-    number, address, count = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int32
-    rest: list[Any] = [number, number, address, number, address, number, address, number, count]
-    for call, first in ((library.hotloop_copy_rows, address), (library.hotloop_read_rows, count)):
-        call.argtypes = [first, *rest]
-        call.restype = number
-    return library

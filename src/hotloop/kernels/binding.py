@@ -159,6 +159,59 @@ RowCopy = structure(
 )
 function("hotloop_copy_rows", copy=pointer("RowCopy"))
 
+# ---- The tensor arena ---------------------------------------------------------------------------
+# One a process; `allocator_hook.h` says how torch's tensors get there.
+
+ArenaCounters = structure(
+    "ArenaCounters",
+    "What the arena holds, in bytes and blocks; ArenaStats in memory/tensor_arena.py says more.",
+    **dict.fromkeys(
+        (
+            "live_bytes",
+            "peak_live_bytes",
+            "num_live",
+            "top_bytes",
+            "peak_top_bytes",
+            "touched_bytes",
+            "free_bytes",
+            "capacity_bytes",
+            "reserved_bytes",
+            "num_allocations",
+            "num_fallbacks",
+        ),
+        uint64,
+    ),
+)
+ArenaEvent = structure(
+    "ArenaEvent",
+    "A block placed at an offset for a request; requested_bytes -1: the one there was freed.",
+    offset_bytes=uint64,
+    requested_bytes=int64,
+)
+# Whether tensors of the torch that is loaded can come from the arena; changes nothing.
+function("hotloop_arena_check")
+# 1: torch has asked for a tensor's memory since the first hotloop_arena_install.
+function("hotloop_arena_is_asked")
+# Bytes of addresses reserved: at least least_bytes, or 0.
+function("hotloop_arena_reserve", uint64, wanted_bytes=uint64, least_bytes=uint64)
+# From now on requests of threshold_bytes and more come from the arena, up to capacity_bytes, until
+# as many calls of hotloop_arena_uninstall. huge_pages: 1 asks for them, -1 for none.
+function(
+    "hotloop_arena_install",
+    capacity_bytes=uint64,
+    threshold_bytes=uint64,
+    granularity_bytes=uint64,
+    huge_pages=int32,
+)
+function("hotloop_arena_uninstall", nothing)
+function("hotloop_arena_trim", nothing)
+function("hotloop_arena_count", nothing, counters=pointer("ArenaCounters"))
+function("hotloop_arena_reset_peak", nothing)
+# Bytes from the arena's start to a block in use; -1: it is not one.
+function("hotloop_arena_offset_of", int64, pointer=pointer("const void"))
+# Events from now on, up to capacity, null stops; returns how many there were since the last call.
+function("hotloop_arena_record", uint64, events=pointer("ArenaEvent"), capacity=uint64)
+
 # ---- Numeric kernels ---------------------------------------------------------------------------
 # float32 throughout; strides in elements; num_threads: at most. Results do not depend on it.
 

@@ -3,7 +3,7 @@
 layout        BatchLayout: rows of one tensor at an aligned stride
 arena         one anonymous mapping, aligned and touched, on huge pages when asked
 pool          MemoryPool and BatchBuffer: buffers lent out and taken back across threads
-tensor_arena  TensorArena: torch's CPU tensors from one range (tensor_arena.cpp)
+tensor_arena  TensorArena: torch's CPU tensors from one range
 arena_model   ArenaModel: how far that range will be used, without using it
 image_layout  images with channels adjacent, as convolutions like them
 trace         one step on shapes alone: every allocation in order

@@ -1,8 +1,9 @@
 """Where the tensor arena will put each block, without allocating anything.
 
-The same algorithm as ``tensor_arena.cpp``, in the same order of ties: change both or neither. Best
-fit with immediate coalescing is described in D. Knuth, The Art of Computer Programming, vol. 1,
-section 2.5; the untouched end of the range, used last, is the "wilderness" of K.-P. Vo's malloc.
+The same algorithm as ``kernels/cpp/placement.cpp``, in the same order of ties: change both or
+neither. Best fit with immediate coalescing is described in D. Knuth, The Art of Computer
+Programming, vol. 1, section 2.5; the untouched end of the range, used last, is the "wilderness" of
+K.-P. Vo's malloc.
 """
 
 from __future__ import annotations

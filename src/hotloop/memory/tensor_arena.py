@@ -10,9 +10,8 @@ the measurements.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from typing import NamedTuple, get_args
 
 import torch
 
-from ..errors import HotloopError, PlanError, RunError
-from ..machine import native
+from .. import kernels
+from ..errors import PlanError, RunError
+from ..kernels import binding
 from ..units import GIB, MIB, format_bytes
 from .arena import HugePages, transparent_huge_pages
 from .arena_model import GRANULARITY_BYTES, THRESHOLD_BYTES, check_sizes
 
-_SOURCE = Path(__file__).with_name("tensor_arena.cpp")
 _LEAST_BYTES = 64 * MIB
 _ADVICE = {"never": -1, "try": 1, "require": 1}
 
@@ -43,7 +42,7 @@ class ArenaStats:
         touched_bytes: highest top since the last trim; at most this much is resident, and after a
             run in which every block was written to, this much was.
         free_bytes: holes below the top.
-        capacity_bytes: how far blocks may be placed; requests beyond went to the allocator found.
+        capacity_bytes: how far blocks may be placed; the rest goes to the system's allocator.
         reserved_bytes: size of the reserved range of addresses (not memory).
         num_allocations, num_fallbacks: requests placed since the process began; those above the
             threshold that were not, for want of room.
@@ -69,34 +68,23 @@ class ArenaEvent(NamedTuple):
     num_bytes: int | None
 
 
-# Order and width of the C struct `Counters`.
-class _Counters(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ArenaStats.__dataclass_fields__]
-
-
-class _Event(ctypes.Structure):
-    _fields_ = [("offset", ctypes.c_uint64), ("requested", ctypes.c_int64)]
-
-
 class TensorArena:
     """Context manager: large CPU tensors made inside come from the arena.
 
     There is one arena a process. Tensors that outlive the context stay valid for ever; their blocks
     go back to the arena when they are freed. Contexts nest and may overlap in several threads: the
-    first one in sets the arena up, the others join it with its settings, the last one out
-    uninstalls. Then the pages of free blocks are given back to the system. While blocks are still
-    alive the arena stays registered with torch but hands every request on to the allocator it
-    found, because torch frees oneDNN tensors through whichever allocator is registered; with the
-    last block, the allocator found is registered again.
+    first one in sets the arena up, the others join it with its settings, with the last one out no
+    more tensors come from it, and the pages of its free blocks are given back to the system.
 
-    Where the arena cannot be used (no compiler, another system than Linux, no address space), the
-    context changes nothing, and ``reason`` says why in one line.
+    torch's own allocator stays: what it asks of the system comes from the arena
+    (``kernels/cpp/allocator_hook.h``). Where that is not possible (no kernels here, another build
+    of torch, no address space), the context changes nothing, and ``reason`` says why in one line.
 
     Args:
         huge_pages: ``"never"``, ``"try"`` or ``"require"`` transparent huge pages.
-        threshold_bytes: smaller requests go to the allocator found.
+        threshold_bytes: smaller requests go to the system's allocator.
         granularity_bytes: sizes are rounded up to a multiple.
-        capacity_bytes: most the arena may hold; larger demands go to the allocator found.
+        capacity_bytes: most the arena may hold; larger demands go to the system's allocator.
             ``None``: four times the physical memory, of which only what is touched is used.
         keep_pages: leave the pages of free blocks in place when the last context ends, for one that
             is entered again and again; ``trim`` gives them back.
@@ -137,13 +125,13 @@ class TensorArena:
 
     @staticmethod
     def available() -> bool:
-        """Whether the native part is built; builds it (in seconds) the first time."""
-        return native_part()[0] is not None
+        """Whether large tensors can come from the arena here."""
+        return unavailable_reason() is None
 
     @staticmethod
     def unavailable_reason() -> str | None:
         """Why ``available()`` is false, in one line; ``None`` if it is true."""
-        return native_part()[1]
+        return unavailable_reason()
 
     @property
     def installed(self) -> bool:
@@ -151,45 +139,39 @@ class TensorArena:
         return any(self._installs)
 
     def __enter__(self) -> TensorArena:
-        library, self.reason = native_part()
-        if library is not None:
-            self.reason = self._install(library)
+        self.reason = unavailable_reason() or self._install()
         self._installs.append(self.reason is None)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        library = native_part()[0]
-        if self._installs.pop() and library is not None:
-            library.hotloop_arena_uninstall()
+        if self._installs.pop():
+            kernels.library().hotloop_arena_uninstall()
             if not self.keep_pages:
-                library.hotloop_arena_trim()
+                self.trim()
 
     def stats(self) -> ArenaStats:
         """The counters now; all zero where the arena is not available."""
-        counters = _Counters()
-        library = native_part()[0]
-        if library is not None:
-            library.hotloop_arena_count(ctypes.byref(counters))
+        counters = binding.ArenaCounters()
+        if self.available():
+            kernels.library().hotloop_arena_count(ctypes.byref(counters))
         return ArenaStats(*(getattr(counters, name) for name in ArenaStats.__dataclass_fields__))
 
     def reset_peak(self) -> None:
         """Let the peaks start again from what is in use now."""
-        library = native_part()[0]
-        if library is not None:
-            library.hotloop_arena_reset_peak()
+        if self.available():
+            kernels.library().hotloop_arena_reset_peak()
 
     def trim(self) -> None:
         """Give the pages of all free blocks back; the next use of them faults them in again."""
-        library = native_part()[0]
-        if library is not None:
-            library.hotloop_arena_trim()
+        if self.available():
+            kernels.library().hotloop_arena_trim()
 
     def offset(self, tensor: torch.Tensor) -> int | None:
         """Bytes from the arena's base to the tensor's storage; ``None`` if it is not in it."""
-        library = native_part()[0]
-        if library is None or tensor.device.type != "cpu":
+        if not self.available() or tensor.device.type != "cpu":
             return None
-        offset: int = library.hotloop_arena_offset_of(tensor.untyped_storage().data_ptr())
+        address = tensor.untyped_storage().data_ptr()
+        offset: int = kernels.library().hotloop_arena_offset_of(address)
         return None if offset < 0 else offset
 
     @contextmanager
@@ -202,11 +184,11 @@ class TensorArena:
             RunError: there were more than ``max_events``.
         """
         events: list[ArenaEvent] = []
-        library = native_part()[0]
-        if library is None:
+        if not self.available():
             yield events
             return
-        buffer = (_Event * max_events)()
+        library = kernels.library()
+        buffer = (binding.ArenaEvent * max_events)()
         library.hotloop_arena_record(buffer, max_events)
         try:
             yield events
@@ -215,59 +197,47 @@ class TensorArena:
         if count > max_events:
             raise RunError("a recording must fit its max_events", got=f"{count} events")
         events += [
-            ArenaEvent(e.offset, None if e.requested < 0 else e.requested) for e in buffer[:count]
+            ArenaEvent(e.offset_bytes, None if e.requested_bytes < 0 else e.requested_bytes)
+            for e in buffer[:count]
         ]
 
-    def _install(self, library: ctypes.CDLL) -> str | None:
+    def _install(self) -> str | None:
+        library = kernels.library()
         wanted = self.capacity_bytes or _default_reserve_bytes()
         if library.hotloop_arena_reserve(wanted, min(wanted, _LEAST_BYTES)) == 0:
             return f"the system did not reserve {format_bytes(wanted)} of addresses, nor less"
-        advice = _ADVICE[self.huge_pages]
-        refused = library.hotloop_arena_install(
-            wanted, self.threshold_bytes, self.granularity_bytes, advice
-        )
-        return "another allocator of higher priority is installed in torch" if refused else None
+        sizes = wanted, self.threshold_bytes, self.granularity_bytes
+        try:
+            kernels.call("hotloop_arena_install", *sizes, _ADVICE[self.huge_pages])
+        except RunError as error:
+            return str(error)
+        if not _is_asked():
+            library.hotloop_arena_uninstall()
+            return "torch has another allocator than its own for CPU tensors"
+        return None
 
 
 tensor_arena = TensorArena
 
-_LOCK = threading.Lock()
-_state: tuple[ctypes.CDLL | None, str | None] | None = None
+
+@functools.cache
+def unavailable_reason() -> str | None:
+    """Why no tensors can come from the arena here, in one line; ``None``: they can."""
+    missing = kernels.unavailable_reason()
+    if missing is None:
+        try:
+            kernels.call("hotloop_arena_check")
+        except RunError as error:
+            missing = str(error)
+    return missing
 
 
-def native_part() -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or the reason there is none. Tried once: two copies would be two arenas."""
-    global _state
-    with _LOCK:
-        if _state is None:
-            _state = _load()
-        return _state
-
-
-def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    if not sys.platform.startswith("linux"):
-        return None, f"the tensor arena is written for Linux, not {sys.platform}"
-    try:
-        library = native.load(_SOURCE)
-    except HotloopError as error:
-        return None, str(error)
-    size, pointer = ctypes.c_uint64, ctypes.c_void_p
-    _declare(library, "hotloop_arena_reserve", [size, size], size)
-    _declare(library, "hotloop_arena_install", [size, size, size, ctypes.c_int], ctypes.c_int)
-    _declare(library, "hotloop_arena_uninstall", [], None)
-    _declare(library, "hotloop_arena_trim", [], None)
-    _declare(library, "hotloop_arena_count", [pointer], None)
-    _declare(library, "hotloop_arena_reset_peak", [], None)
-    _declare(library, "hotloop_arena_offset_of", [pointer], ctypes.c_int64)
-    _declare(library, "hotloop_arena_record", [pointer, size], size)
-    _declare(library, "hotloop_cpu_allocator", [], pointer)
-    return library, None
-
-
-def _declare(library: ctypes.CDLL, name: str, arguments: list[type], result: type | None) -> None:
-    function = getattr(library, name)
-    function.argtypes = arguments
-    function.restype = result
+@functools.cache
+def _is_asked() -> bool:
+    """Whether torch's allocator, once hooked, asks the arena's side for memory; tried once."""
+    # A storage, not a tensor: inside a fake mode tensors have no memory.
+    torch.UntypedStorage(1, device="cpu")
+    return bool(kernels.library().hotloop_arena_is_asked())
 
 
 def _default_reserve_bytes() -> int:

@@ -108,7 +108,8 @@ HOTLOOP_EXPORT int32_t hotloop_copy_rows(hotloop::RowCopy* copy) {
   return guarded([&] {
     copy->file_error = kDone;
     copy->bad_index = first_outside(*copy);
-    if (copy->bad_index >= 0) return;
+    // Rows of no bytes have no address either.
+    if (copy->bad_index >= 0 || copy->row_bytes == 0) return;
     if (copy->rows) copy_from_memory(*copy);
     else copy->file_error = copy_from_file(*copy);
   });
