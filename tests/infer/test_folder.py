@@ -203,7 +203,7 @@ def test_files_of_each_kind(tmp_path, monkeypatch):
         "safetensors": tmp_path / "model.safetensors",
     }
     save_file(model.state_dict(), paths["safetensors"])
-    (tmp_path / "my_models.py").write_text((Path(__file__).parent / "models.py").read_text())
+    (tmp_path / "my_models.py").write_text(Path(models.__file__).read_text())
     monkeypatch.syspath_prepend(tmp_path)
     for kind, path in paths.items():
         factory = "my_models:with_example" if kind == "safetensors" else None
@@ -228,7 +228,7 @@ def test_garbage_and_pickles_are_refused(tmp_path, suffix, monkeypatch):
     ran = []
     path = tmp_path / f"model.{suffix}"
     path.write_bytes(pickle.dumps(_Bomb(tmp_path / "ran")))
-    (tmp_path / "my_models2.py").write_text((Path(__file__).parent / "models.py").read_text())
+    (tmp_path / "my_models2.py").write_text(Path(models.__file__).read_text())
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises((ModelError, InputError)):
         load_engine(path, factory="my_models2:with_example")
