@@ -5,12 +5,22 @@
 """
 
 from .levels import LEVELS, Choice, Level, choose
-from .loader import call, choice_below, chosen, is_available, library, unavailable_reason, use_torch
+from .loader import (
+    build_hash,
+    call,
+    choice_below,
+    chosen,
+    is_available,
+    library,
+    unavailable_reason,
+    use_torch,
+)
 
 __all__ = [
     "LEVELS",
     "Choice",
     "Level",
+    "build_hash",
     "call",
     "choice_below",
     "choose",

@@ -80,6 +80,8 @@ def function(name: str, /, result: CType = int32, **parameters: CType) -> None:
 
 function("hotloop_error", text)
 function("hotloop_binding_hash", text)
+# 16 hex digits of the C++ that the library was built from.
+function("hotloop_build_hash", text)
 # Index of the first row (size or offset, in the order of `layout`) that differs; -1: all agree.
 function("hotloop_check_layout", int64, rows=pointer("const int64_t"), count=int64)
 
@@ -243,6 +245,8 @@ ProductCall = structure(
     bfloat16=int32,
     num_threads=int64,
 )
+function("hotloop_product", product=pointer("const ProductCall"))
+function("hotloop_has_bfloat16")
 
 UpdateRule = structure(
     "UpdateRule",
@@ -282,6 +286,7 @@ UpdateCall = structure(
     scale=float32,
     num_threads=int64,
 )
+function("hotloop_update", update=pointer("const UpdateCall"))
 ProductUpdateCall = structure(
     "ProductUpdateCall",
     """Updates weight[m, n] and its states by the gradient scale * A[m, k] B[k, n].
@@ -304,6 +309,7 @@ ProductUpdateCall = structure(
     bfloat16=int32,
     num_threads=int64,
 )
+function("hotloop_product_update", update=pointer("const ProductUpdateCall"))
 
 ImageStrides = structure(
     "ImageStrides",
@@ -355,6 +361,7 @@ PoolCall = structure(
     activation=int32,
     num_threads=int64,
 )
+function("hotloop_pool", pool=pointer("const PoolCall"))
 PoolBackwardCall = structure(
     "PoolBackwardCall",
     """The gradient of a pooling's input, from that of its output and its argmax.
@@ -370,6 +377,7 @@ PoolBackwardCall = structure(
     input_gradient_strides=value(ImageStrides),
     num_threads=int64,
 )
+function("hotloop_pool_backward", pool=pointer("const PoolBackwardCall"))
 
 ConvolutionShape = structure(
     "ConvolutionShape",
@@ -411,6 +419,7 @@ ConvolutionCall = structure(
     relu=int32,
     num_threads=int64,
 )
+function("hotloop_convolve3x3", convolution=pointer("const ConvolutionCall"))
 ConvolutionInputGradientCall = structure(
     "ConvolutionInputGradientCall",
     """The gradient of the input from that of the output, or of the pooled output and its argmax.
@@ -428,6 +437,9 @@ ConvolutionInputGradientCall = structure(
     input_strides=value(ImageStrides),
     num_threads=int64,
 )
+function(
+    "hotloop_convolve3x3_input_gradient", convolution=pointer("const ConvolutionInputGradientCall")
+)
 ConvolutionFilterGradientCall = structure(
     "ConvolutionFilterGradientCall",
     "The gradients of the filters and of the bias; else as ConvolutionInputGradientCall.",
@@ -441,6 +453,10 @@ ConvolutionFilterGradientCall = structure(
     filter_strides=value(FilterStrides),
     bias_gradient=pointer("float"),
     num_threads=int64,
+)
+function(
+    "hotloop_convolve3x3_filter_gradient",
+    convolution=pointer("const ConvolutionFilterGradientCall"),
 )
 
 # ---- The two sides ------------------------------------------------------------------------------

@@ -100,6 +100,17 @@ def call(name: str, *arguments: Any) -> None:
         raise failure(loaded)
 
 
+@functools.cache
+def build_hash() -> str:
+    """16 hex digits of the C++ that the library was built from: other kernels, other measurements.
+
+    Raises:
+        RunError: there are no kernels here.
+    """
+    built: bytes = library().hotloop_build_hash()
+    return built.decode()
+
+
 def failure(loaded: ctypes.CDLL) -> RunError:
     """The error of this thread's last call that returned a status other than 0."""
     said: bytes = loaded.hotloop_error()

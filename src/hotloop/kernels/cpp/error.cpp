@@ -58,6 +58,8 @@ HOTLOOP_EXPORT const char* hotloop_error() { return hotloop::last_error; }
 
 HOTLOOP_EXPORT const char* hotloop_binding_hash() { return HOTLOOP_BINDING_HASH; }
 
+HOTLOOP_EXPORT const char* hotloop_build_hash() { return HOTLOOP_SOURCES_HASH; }
+
 HOTLOOP_EXPORT int64_t hotloop_check_layout(const int64_t* rows, int64_t count) {
   using namespace hotloop;
   static constexpr int64_t layout[] = {HOTLOOP_LAYOUT};

@@ -1,5 +1,5 @@
 // Matrix products of float32 matrices with what follows them done while the results are in registers or in
-// the first-level cache. Every sum is taken in one order, whatever the number of threads.
+// the first-level cache. Every sum is taken in one order, whatever the number of threads. They throw Error.
 #pragma once
 
 #include "abi.h"
