@@ -1,4 +1,4 @@
-"""The C++ by itself under sanitizers: programs in ``native/``, which know neither Python nor torch."""
+"""The C++ by itself under sanitizers: programs in ``native/``, without Python and torch."""
 
 import os
 import shutil
