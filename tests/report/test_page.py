@@ -79,7 +79,8 @@ def test_a_full_report_has_every_section_and_its_figures():
     assert times[1] == ["steps", "4.37 s", "48 %"]
     assert times[-1] == ["in all", "9.02 s", ""]
     memory = rows_of(section(page, "memory"), "Memory by component")
-    assert memory[1] == ["Model parameters", "4.58 MiB", "–"]
+    assert memory[1] == ["Model parameters", "4.58 MiB", "4.58 MiB"]
+    assert memory[3] == ["Gradient buffers", "4.58 MiB", "–"]
     assert memory[-1] == ["in all", "410 MiB", "426 MiB"]
     epochs = rows_of(section(page, "learning"), "Epochs")
     assert epochs[1] == ["1", "0.9000", "0.5300", "85.00%", "0.001", "1.10 s", "3,723"]

@@ -148,13 +148,13 @@ class Budget:
         working, assumptions = working_bytes(trace) if trace.complete else None, trace.assumptions
         if phase == "train" and plan.step.precision == "auto" and working is not None:
             # The probe trains a copy beside the model.
-            working += _model_bytes(model)
+            working += model_bytes(model)
             assumptions = [*assumptions, "precision auto probes on a copy of the model"]
         return cls(
             phase=phase,
             batch_size=batch_size,
             micro_batch_size=micro,
-            model_parameters_bytes=_model_bytes(model),
+            model_parameters_bytes=model_bytes(model),
             batch_data_bytes=MemoryPool.predict_bytes(layouts, num_buffers) + data_resident_bytes,
             gradient_buffers_bytes=trace.gradient_bytes,
             optimizer_state_bytes=trace.optimizer_state_bytes,
@@ -326,7 +326,8 @@ def working_bytes(trace: StepTrace) -> int:
     return max(0, arena.peak_top_bytes - held)
 
 
-def _model_bytes(model: nn.Module) -> int:
+def model_bytes(model: nn.Module) -> int:
+    """Parameters and buffers; what is tied counts once."""
     return sum(_storages(model).values())
 
 

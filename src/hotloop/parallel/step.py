@@ -16,6 +16,7 @@ from ..machine.threads import num_threads
 from ..plan import ParallelConfig, Plan
 from ..step.capture import LossFn, NotCapturable
 from ..step.operations import Operation
+from ..step.path_choice import choose_path
 from ..step.step import Between, TrainStep
 from .balance import LoadBalancer, WorkerStats
 from .placement import seated, seats
@@ -99,23 +100,16 @@ class ParallelStep(TrainStep):
         self._example = (x[: self.chunk_size], y[: self.chunk_size])
         self._team: Team | None = None
         self.balancer = LoadBalancer(self.num_workers, max(1, self.num_chunks))
-        if plan.step.compile == "off":
-            self.reason = "compile is off in the plan"
-        elif plan.memory.micro_batch_size is not None:
-            self.reason = "micro-batches are run one after the other"
-        elif plan.step.precision != "float32":
-            self.reason = self.precision_reason = "workers compute in float32"
-        elif len(x) % self.chunk_size:
-            self.reason = f"batches of {len(x)} are not whole chunks of {self.chunk_size}"
-        else:
-            try:
-                self._team = self._new_team()
-                self.reason = (
-                    f"chunks of {self.chunk_size} on {self.num_workers} workers, one copy of "
-                    "the weights"
-                )
-            except (NotCapturable, RunError) as verdict:
-                self.reason = str(verdict)
+        choice = choose_path(model, x, y, plan, chunk_size=self.chunk_size)
+        self.reason, self.precision_reason = choice.reason, choice.precision_reason
+        if choice.path == "plain":
+            return
+        try:
+            self._team = self._new_team()
+            of_each = f"chunks of {self.chunk_size} on {self.num_workers} workers"
+            self.reason = f"{of_each}, one copy of the weights"
+        except (NotCapturable, RunError) as verdict:
+            self.reason = str(verdict)
 
     @property
     def path(self) -> str:

@@ -68,8 +68,12 @@ def _bar_row(name: str, size: str, drawn: Element) -> Element:
 
 def _table(report: Document) -> list[Child]:
     rows: list[tuple[Child, ...]] = []
-    for _, title, colour, size in components(report):
-        rows.append((keyed(colour, title), UNKNOWN if size is None else format_bytes(size), "–"))
+    for key, title, colour, size in components(report):
+        used = report.amount("used_bytes", key)
+        rows.append(
+            (keyed(colour, title), UNKNOWN if size is None else format_bytes(size),
+             "–" if used is None else format_bytes(used))
+        )  # fmt: skip
     sizes = {key: size for key, _, _, size in components(report)}
     held = [sizes.get(key) for key in _IN_ARENA]
     arena = report.amount("arena", "peak_top_bytes")
@@ -86,11 +90,10 @@ def _table(report: Document) -> list[Child]:
     )  # fmt: skip
     grid = table("Memory by component", ("component", "predicted", "measured"), rows,
                  right=(1, 2), total=True)  # fmt: skip
-    said = "Measured are the peak of the process in all, and that of the tensor arena."
-    return [
-        grid,
-        note(said if arena is not None else "Measured is the peak of the process in all."),
-    ]
+    said = ["the peak of the process in all"]
+    said += ["the peak of the tensor arena"] if arena is not None else []
+    said += ["components as counted at the end of the run"] if report.at("used_bytes") else []
+    return [grid, note(f"Measured: {', '.join(said)}.")]
 
 
 def _over_time(report: Document) -> list[Child]:

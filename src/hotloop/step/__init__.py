@@ -1,7 +1,8 @@
 """The train step: one call from a batch to updated weights.
 
 check         what must hold of model, loss and optimizer before the first step
-step          compile_step, and the choice between the compiled and the plain path
+step          compile_step: a step as it was chosen
+path_choice   whether a step is compiled, and why
 capture       the whole step as one graph
 chunk         the gradients of a part of a batch
 updates       optimizer rules in that graph

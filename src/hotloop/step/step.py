@@ -19,15 +19,12 @@ from .check import check_parts
 from .compiled import CompiledStep, try_compiled
 from .cuda import CudaStep, try_cuda
 from .operations import Operation
+from .path_choice import choose_path
 from .precision import Batches, probe
-from .program import may_be_compiled
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Called with loss, samples and seconds when gradients are there; gives the loss of all hosts.
 Between = Callable[[torch.Tensor, int, float], torch.Tensor]
-
-# A run of so many seconds on the plain path gains more than the 20 seconds that compiling takes.
-PAYS_BACK_S = 60.0
 
 
 class TrainStep:
@@ -341,13 +338,13 @@ def _step(
         arena = TensorArena(huge_pages=plan.memory.huge_pages, keep_pages=True)
         step.arena = arena
         weakref.finalize(step, arena.trim).atexit = False
-    refused = why_plain(model, x, y, plan, expected_s)
-    if refused is not None:
-        step.reason = refused
+    choice = choose_path(model, x, y, plan, expected_s=expected_s)
+    if choice.path == "plain":
+        step.reason = choice.reason
         return step
     whole = micro is None or micro >= len(x)
     x, y = _cut(x, y, plan)
-    if step.device.type == "cuda":
+    if choice.path == "cuda_graph":
         cuda, step.reason = try_cuda(
             model, loss_fn, optimizer, x, y, whole=whole, autocast=precision == "bfloat16",
             clip_norm=clip_norm, clip_value=clip_value, fuse=plan.step.compile == "always",
@@ -370,8 +367,9 @@ def _step(
     if compiled is None:
         step.reason = reason
         return step
-    if _is_short(plan, expected_s) and not compiled.is_cached:
-        step.reason = _too_short(expected_s)
+    choice = choose_path(model, x, y, plan, expected_s=expected_s, is_cached=compiled.is_cached)
+    if choice.path == "plain":
+        step.reason = choice.reason
         return step
     try:
         compiled.load()
@@ -380,31 +378,6 @@ def _step(
         return step
     step.use(compiled, reason)
     return step
-
-
-def why_plain(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, plan: Plan, expected_s: float | None
-) -> str | None:
-    """Why the step is not even captured, known beforehand; ``None``: it is.
-
-    The arguments are those of ``compile_step``; of x and y only shapes, strides and dtypes count.
-    """
-    if plan.step.compile == "off":
-        return "compile is off in the plan"
-    if next(model.parameters()).device.type == "cuda":
-        return None  # A graph is captured in a fraction of a second, by no compiler.
-    if _is_short(plan, expected_s) and not may_be_compiled(model, _cut(x, y, plan)):
-        return _too_short(expected_s)
-    return None
-
-
-def _is_short(plan: Plan, expected_s: float | None) -> bool:
-    auto = plan.step.compile == "auto"
-    return auto and expected_s is not None and expected_s < PAYS_BACK_S
-
-
-def _too_short(expected_s: float | None) -> str:
-    return f"about {expected_s or 0:.0f} s of training cannot pay the compiler back"
 
 
 def _check_example(example: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,12 @@
 """Training: from data to a trained model, and back from any checkpoint.
 
-trainer      Trainer.fit: check, predict memory, prepare, run, report
+trainer      Trainer: what is trained, and fit
+run          a run stage by stage, each a file: resolve, run_data, tuned, predict, build_step,
+             refine_budget, make_loop, loop, memory_use, loop_report
+request      what fit was asked for; parts: what is trained
+run_context  threads, placement, allocator, random state and signals of a run
 loop         the loop itself: batches, steps, evaluation, checkpoints, when to stop
+monitoring   what the monitor is told of a run
 progress     counters and history of a run
 snapshot     a run as tensors and a document, and back
 checkpoint   CheckpointStore: durable folders; encode, manifest, tensor_file, system_calls under it

@@ -16,6 +16,7 @@ from ..parallel import Hosts, ParallelStep, default_chunk_size, default_num_work
 from ..parallel.placement import numa_cpus, seats
 from ..plan import Plan
 from ..step import TrainStep
+from ..step.path_choice import choose_path
 from ..step.step import LossFn
 from .checkpoint import Checkpoint, CheckpointStore
 
@@ -84,13 +85,13 @@ def step_of(
         return hosts.combine(model, optimizer, loss, num_rows, busy_s, sums=sums)
 
     limits = {**limits, "between": between}
+    rows = hosts.sizes(len(example[0]))[hosts.rank]
+    x, y = (t[:rows] for t in example)
     if next(model.parameters()).device.type != "cpu":
         micro = plan.memory.micro_batch_size
         step = TrainStep(model, loss_fn, optimizer, micro_batch_size=micro, **limits)
-        step.reason = "several hosts with GPUs take the plain path"
+        step.reason = choose_path(model, x, y, plan, several_hosts=True).reason
         return step
-    rows = hosts.sizes(len(example[0]))[hosts.rank]
-    x, y = (t[:rows] for t in example)
     parallel = ParallelStep(model, loss_fn, optimizer, x, y, plan, machine=machine, **limits)
     hosts.resize = parallel.resize
     return parallel

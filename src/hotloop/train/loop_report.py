@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..machine import Ceilings, Machine
 from ..memory import Budget
 from .loop import TrainLoop
+from .memory_use import MemoryUse
 from .report import TrainReport, machine_document, versions
 
 
@@ -13,11 +14,10 @@ def report_of(
     budget: Budget,
     ceilings: Ceilings | None,
     machine: Machine,
-    peak: int | None,
-    arena: dict[str, int] | None,
+    used: MemoryUse,
     notes: list[str],
 ) -> TrainReport:
-    """Everything the run knew: ``peak`` in bytes, ``arena`` the statistics of ``TensorArena``."""
+    """Everything the run knew."""
     state = loop.state
     per_s = loop.samples_per_s
     flop = None
@@ -57,9 +57,10 @@ def report_of(
         share_of_ceiling=flop * per_s / ceiling if flop and per_s and ceiling else None,
         ceiling_flop_per_s=ceiling,
         budget=budget,
-        peak_resident_bytes=peak,
-        prediction_error=budget.total_bytes / peak - 1 if known and peak else None,
-        arena=arena,
+        used_bytes=used.components,
+        peak_resident_bytes=used.peak_resident_bytes,
+        prediction_error=used.prediction_error(budget.total_bytes if known else None),
+        arena=used.arena,
         path=loop.step.path,
         path_reason=loop.step.reason,
         precision=loop.step.precision,

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class TrainReport:
             product rate at this thread count; ``None``: not measured.
         ceiling_flop_per_s: that rate.
         budget: the prediction, in bytes by component.
+        used_bytes: counted at the end, by the same names: parameters, batch data and optimizer
+            state. ``arena`` has the rest of what a step takes.
         peak_resident_bytes: measured over this call.
         prediction_error: predicted over measured, less 1; ``None``: one of them is unknown.
         arena: use of the tensor arena in bytes; ``None``: the system allocator was used.
@@ -90,6 +92,7 @@ class TrainReport:
     machine: dict[str, Any]
     versions: dict[str, str]
     checkpoint: str | None
+    used_bytes: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     performance: PerformanceReport | None = None
     optimizations: tuple[Optimization, ...] = ()

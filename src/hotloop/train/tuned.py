@@ -2,69 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import PlanError
-from ..machine import Machine
 from ..plan import AUTO, Plan
 from ..tuning import knobs_of, text_of
 from ..tuning.remembered import recall
-from .checkpoint import Checkpoint
 from .parts import TrainingParts
+from .request import FitRequest
+from .resolve import Resolved
+from .run_data import RunData
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """Knobs taken over, by dotted name, and what the report says of it."""
+def with_tuned(request: FitRequest, run: Resolved, data: RunData) -> Resolved:
+    """The run with what tuning found for this machine, model and batch, and a note that says so.
 
-    knobs: dict[str, Any]
-    note: str
-
-
-def with_tuned(
-    parts: TrainingParts,
-    machine: Machine,
-    asked: Plan,
-    plan: Plan,
-    found: Checkpoint | None,
-    batch_size: int,
-    example: tuple[torch.Tensor, torch.Tensor],
-) -> tuple[Plan, Tuned | None]:
-    """The plan with what tuning found for this machine, model and batch, and what was taken over.
-
-    Only where ``asked`` has ``num_threads = "auto"``. A knob that is not at its default
-    there was set by somebody and stays. A resumed run takes what the run had when it began.
-
-    Args:
-        asked: the plan as given. plan: resolved. found: the checkpoint gone on from.
-        example: one sample and target.
+    Only of one host, and where the plan was asked for with ``num_threads = "auto"``. A knob that is
+    not at its default there was set by somebody and stays. A resumed run takes what the run had
+    when it began.
     """
-    if asked.cpu.num_threads != AUTO:
-        return plan, None
-    if found is not None:
-        kept = found.document.get("tuned")
+    asked = request.asked
+    if run.hosts is not None or asked.cpu.num_threads != AUTO:
+        return run
+    remembered: tuple[dict[str, Any], str] | None
+    if run.found is not None:
+        kept = run.found.document.get("tuned")
         remembered = (dict(kept), "as when the run began") if kept else None
     else:
-        remembered = recall(machine.fingerprint(), parts_fingerprint(parts, batch_size, example))
+        work = parts_fingerprint(request.parts, request.batch_size, data.example)
+        remembered = recall(request.machine.fingerprint(), work)
     if remembered is None:
-        return plan, None
+        return run
     knobs, proof = remembered
     now, default = knobs_of(asked), knobs_of(Plan.auto())
     knobs = {k: v for k, v in knobs.items() if k in now and now[k] == default[k]}
     try:
-        return plan.replace(knobs), Tuned(
-            knobs, f"plan of hotloop tune: {_changed(knobs, default)}: {proof}"
-        )
+        plan = run.plan.replace(knobs)
     except PlanError:  # Kept by a version with other rules.
-        return plan, None
+        return run
+    note = f"plan of hotloop tune: {_changed(knobs, default)}: {proof}"
+    return dataclasses.replace(run, plan=plan, tuned=knobs, notes=(*run.notes, note))
 
 
 def _changed(knobs: Mapping[str, Any], default: Mapping[str, Any]) -> str:

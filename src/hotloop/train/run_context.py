@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -25,10 +26,18 @@ def threads_of(plan: Plan) -> int:
     return threads
 
 
+@dataclass(frozen=True)
+class RunContext:
+    """What a run is given: ``stop`` hears signals; ``arena``, if there is one, has its tensors."""
+
+    stop: StopRequest
+    arena: TensorArena | None
+
+
 @contextlib.contextmanager
-def surroundings(
+def run_context(
     model: nn.Module, machine: Machine, plan: Plan, seed: int, notes: list[str]
-) -> Iterator[tuple[StopRequest, TensorArena | None]]:
+) -> Iterator[RunContext]:
     """Threads, placement, allocator, random state and signals of a run; all restored."""
     threads = threads_of(plan)
     modes = [(module, module.training) for module in model.modules()]
@@ -54,7 +63,7 @@ def surroundings(
         torch.manual_seed(seed)
         model.train()
         try:
-            yield stack.enter_context(StopRequest()), arena
+            yield RunContext(stack.enter_context(StopRequest()), arena)
         finally:
             for module, mode in modes:
                 module.training = mode

@@ -45,6 +45,16 @@ def test_a_compiled_step_has_no_gradients_and_reaches_as_far_as_predicted():
     assert compiled < pytorch
 
 
+@pytest.mark.parametrize("compiles", ["off", "always"])
+def test_what_can_be_counted_at_the_end_is_what_was_predicted(compiles):
+    test = torch.randn(64, 32), torch.randint(4, (64,))
+    report = run(256 + 16, compiles=compiles, validation=test)
+    counted = report.used_bytes
+    assert set(counted) == {"model_parameters_bytes", "batch_data_bytes", "optimizer_state_bytes"}
+    for name, size in counted.items():
+        assert size == pytest.approx(getattr(report.budget, name), rel=1e-3), name
+
+
 def test_a_last_smaller_batch_counts_with_gradients_of_its_own():
     even, uneven = run(256, compiles="always"), run(256 + 16, compiles="always")
     more = uneven.budget.working_memory_bytes - even.budget.working_memory_bytes

@@ -24,7 +24,7 @@ def monitor_of(wanted: PerformanceMonitor | bool, machine: Machine) -> Performan
     return wanted
 
 
-def run_observed(
+def run_monitored(
     loop: TrainLoop,
     budget: Budget,
     arena: TensorArena | None,

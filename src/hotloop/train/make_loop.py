@@ -1,0 +1,85 @@
+"""Fifth stage of a run: the loop, where a checkpoint left it or at its beginning."""
+
+from __future__ import annotations
+
+from ..memory import MemoryPool
+from .build_step import BuiltStep
+from .interrupt import StopRequest
+from .loop import TrainLoop
+from .monitoring import monitor_of
+from .predict import Prediction
+from .progress import RunState, Stopwatch
+from .request import FitRequest
+from .resolve import Resolved
+from .run_context import threads_of
+from .run_data import RunData
+from .snapshot import RunIdentity, restore
+
+
+def make_loop(
+    request: FitRequest,
+    run: Resolved,
+    data: RunData,
+    predicted: Prediction,
+    built: BuiltStep,
+    watch: Stopwatch,
+    stop: StopRequest,
+    notes: list[str],
+) -> TrainLoop:
+    """The loop, ready to run; ``notes`` get a line on what it resumes."""
+    parts, plan = request.parts, predicted.plan
+    shows = run.hosts is None or run.hosts.rank == 0
+    loop = TrainLoop(
+        model=parts.model,
+        optimizer=parts.optimizer,
+        scheduler=parts.scheduler,
+        scheduler_interval=parts.scheduler_interval,
+        step=built.step,
+        steps_per_call=built.steps_per_call,
+        dataset=data.dataset,
+        validation=data.validation,
+        pool=MemoryPool(built.layouts, built.num_buffers, huge_pages=plan.memory.huge_pages),
+        plan=plan,
+        num_threads=threads_of(plan),
+        identity=_identity(request, data),
+        state=RunState(),
+        store=run.store,
+        watch=watch,
+        stop=stop,
+        epochs=request.epochs,
+        max_steps=request.max_steps,
+        target_accuracy=request.target_accuracy,
+        on_progress=request.on_progress if shows else None,
+        hosts=run.hosts,
+        monitor=monitor_of(request.monitor, request.machine),
+        on_losses=request.on_losses,
+        tuned=run.tuned,
+    )
+    if run.found is not None:
+        loop.state = restore(
+            run.found, parts.model, parts.optimizer, parts.scheduler, loop.identity
+        )
+        loop.checkpoint, loop.saved_step = run.found.path, run.found.step
+        notes.append(f"resumed at step {run.found.step} from {run.found.path}")
+        before = run.found.document["num_threads"]
+        if before != loop.num_threads:
+            notes.append(
+                f"resumed with {loop.num_threads} threads after {before}: sums are taken in "
+                "another order, so the last bits differ from an uninterrupted run"
+            )
+    if run.hosts is not None:
+        run.hosts.same_model(parts.model, parts.optimizer)
+        run.hosts.asked_to_stop = lambda: stop.requested
+    return loop
+
+
+def _identity(request: FitRequest, data: RunData) -> RunIdentity:
+    scheduler = request.parts.scheduler
+    return RunIdentity(
+        seed=request.seed,
+        batch_size=request.batch_size,
+        num_samples=data.dataset.num_samples,
+        data=data.dataset.description,
+        optimizer=type(request.parts.optimizer).__name__,
+        scheduler=None if scheduler is None else type(scheduler).__name__,
+    )
