@@ -116,23 +116,7 @@ class Budget:
             InputError: batch size or phase outside their rule.
             ModelError: the model cannot take the example, or the loss its output.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(
-                "batch_size must be a whole number of at least 1",
-                got=repr(batch_size),
-                next_step="pass a batch size such as 64",
-            )
-        if phase not in PHASES:
-            raise InputError(
-                "phase must be 'train' or 'infer'", got=repr(phase), next_step="use 'train'"
-            )
-        tensors = (example,) if isinstance(example, torch.Tensor) else tuple(example)
-        if phase == "train" and len(tensors) != 2:
-            raise InputError(
-                "example must be (x, y) for training",
-                got=f"{len(tensors)} tensors",
-                next_step="pass example=(x, y) with one batch of samples and labels",
-            )
+        tensors = _checked(example, batch_size, phase)
         machine = machine or Machine.probe()
         plan = (plan or Plan()).resolve(machine)
         micro = min(plan.memory.micro_batch_size or batch_size, batch_size)
@@ -208,6 +192,28 @@ class Budget:
             f" at micro-batch {self.micro_batch_size}",
             next_step=advice,
         )
+
+
+def _checked(example: Any, batch_size: int, phase: str) -> tuple[torch.Tensor, ...]:
+    """The tensors of the example; raises InputError where an argument is outside its rule."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(
+            "batch_size must be a whole number of at least 1",
+            got=repr(batch_size),
+            next_step="pass a batch size such as 64",
+        )
+    if phase not in PHASES:
+        raise InputError(
+            "phase must be 'train' or 'infer'", got=repr(phase), next_step="use 'train'"
+        )
+    tensors = (example,) if isinstance(example, torch.Tensor) else tuple(example)
+    if phase == "train" and len(tensors) != 2:
+        raise InputError(
+            "example must be (x, y) for training",
+            got=f"{len(tensors)} tensors",
+            next_step="pass example=(x, y) with one batch of samples and labels",
+        )
+    return tensors
 
 
 def largest_micro_batch(

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from ..version import VERSION
-from .datatypes import TO_NUMPY
 from .limits import Limits
+from .openapi_schemas import schemas
 
 _MAX_EXAMPLE = 1024  # Values.
 _ERRORS = {
@@ -83,7 +83,7 @@ def openapi_document(metadata: dict[str, Any], *, tokens: bool, limits: Limits) 
             f"{limits.max_json_bytes}, requests at most {limits.max_rows} rows.",
         },
         "paths": paths,
-        "components": {"schemas": _schemas(metadata)},
+        "components": {"schemas": schemas(metadata)},
     }
     if tokens:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -150,149 +150,3 @@ def _operation(tokens: bool) -> Any:
         return operation
 
     return made
-
-
-def _schemas(metadata: dict[str, Any]) -> dict[str, Any]:
-    text = {"type": "string"}
-    sizes = {"type": "array", "items": {"type": "integer"}}
-    described: dict[str, Any] = {
-        "type": "object",
-        "properties": {"name": text, "datatype": {"enum": list(TO_NUMPY)}, "shape": sizes},
-        "required": ["name", "datatype", "shape"],
-    }
-    listed = {"type": "array", "items": described}
-    parameters = {
-        "type": "object",
-        "properties": {
-            "timeout": {"type": "integer", "minimum": 1, "description": "Microseconds."},
-            "binary_data_output": {"type": "boolean"},
-        },
-    }
-    return {
-        "Any": {"type": "object"},
-        "Error": {"type": "object", "properties": {"error": text}, "required": ["error"]},
-        "Live": {"type": "object", "properties": {"live": {"const": True}}, "required": ["live"]},
-        "Ready": {
-            "type": "object",
-            "properties": {"ready": {"const": True}},
-            "required": ["ready"],
-        },
-        "ServerMetadata": {
-            "type": "object",
-            "properties": {
-                "name": text,
-                "version": text,
-                "extensions": {"type": "array", "items": text},
-            },
-            "required": ["name", "version", "extensions"],
-        },
-        "ModelMetadata": {
-            "type": "object",
-            "properties": {
-                "name": text,
-                "versions": {"type": "array", "items": text},
-                "platform": text,
-                "inputs": listed,
-                "outputs": listed,
-            },
-            "required": ["name", "platform", "inputs", "outputs"],
-        },
-        "InferRequest": {
-            "type": "object",
-            "properties": {
-                "id": {"type": "string", "maxLength": 256},
-                "parameters": parameters,
-                "inputs": {
-                    "type": "array",
-                    "minItems": len(metadata["inputs"]),
-                    "maxItems": len(metadata["inputs"]),
-                    "items": {"anyOf": [_input(tensor) for tensor in metadata["inputs"]]},
-                },
-                "outputs": {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": len(metadata["outputs"]),
-                    "items": {
-                        "type": "object",
-                        "properties": {
-                            "name": {"enum": [t["name"] for t in metadata["outputs"]]},
-                            "parameters": {
-                                "type": "object",
-                                "properties": {"binary_data": {"type": "boolean"}},
-                            },
-                        },
-                        "required": ["name"],
-                    },
-                },
-            },
-            "required": ["inputs"],
-        },
-        "InferResponse": {
-            "type": "object",
-            "properties": {
-                "model_name": text,
-                "model_version": text,
-                "id": text,
-                "outputs": {
-                    "type": "array",
-                    "items": described
-                    | {
-                        "properties": described["properties"]
-                        | {"data": {"type": "array"}, "parameters": {"type": "object"}}
-                    },
-                },
-            },
-            "required": ["model_name", "outputs"],
-        },
-        "PredictRequest": {
-            "type": "object",
-            "properties": {
-                "id": {"type": "string", "maxLength": 256},
-                "inputs": {
-                    "description": "Nested lists, or an object of them by the input's name.",
-                    "type": ["array", "object", "number", "boolean"],
-                },
-                "parameters": parameters,
-            },
-            "required": ["inputs"],
-            "additionalProperties": False,
-        },
-        "PredictResponse": {
-            "type": "object",
-            "properties": {
-                "id": text,
-                "outputs": {"type": "object"},
-                "classes": {"type": "array", "items": {"type": "integer"}},
-                "latency_ms": {"type": "number"},
-            },
-            "required": ["outputs", "latency_ms"],
-        },
-        "Stats": {
-            "type": "object",
-            "required": ["model", "requests", "queue_requests", "best_batch_rows"],
-        },
-    }
-
-
-def _input(tensor: dict[str, Any]) -> dict[str, Any]:
-    sizes = [
-        {"type": "integer", "minimum": 1, "maximum": 4} if size < 0 else {"const": size}
-        for size in tensor["shape"]
-    ]
-    kind = "number" if tensor["datatype"].startswith("FP") else "integer"
-    value = {"type": "boolean" if tensor["datatype"] == "BOOL" else kind}
-    return {
-        "type": "object",
-        "properties": {
-            "name": {"const": tensor["name"]},
-            "datatype": {"const": tensor["datatype"]},
-            "shape": {
-                "type": "array",
-                "prefixItems": sizes,
-                "minItems": len(sizes),
-                "maxItems": len(sizes),
-            },
-            "data": {"type": "array", "items": {"anyOf": [value, {"type": "array"}]}},
-        },
-        "required": ["name", "datatype", "shape", "data"],
-    }
