@@ -94,6 +94,7 @@ def test_bad_flags_are_one_line(capsys, flags, named):
     assert len(error.strip().splitlines()) <= 3
 
 
+@pytest.mark.full
 def test_workers_against_ddp_for_real(capsys, tmp_path):
     out = tmp_path / "scale.json"
     arguments = ["--models", "small", "--num-samples", "256", "--rounds", "1", "--out", str(out)]

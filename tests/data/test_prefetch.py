@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hotloop.data import GlobalSampler, Prefetcher, RandomFlip, open_dataset
 from hotloop.errors import DataError, PlanError, PoolError, RunError
 from hotloop.memory import MemoryPool
+from support import examples
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ class Failing:
         y_out.copy_(indices)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     batch_size=st.integers(1, 20),
     queue_size=st.integers(1, 5),

@@ -19,6 +19,7 @@ from hotloop.data import (
 from hotloop.data.affine import AffineRange, draw_inverse_maps, warp
 from hotloop.data.hashing import mix, uniform
 from hotloop.errors import DataError, InputError
+from support import examples
 
 RANDOM = [RandomAffine(), RandomAffine(180, 0.5, (0.5, 2.0), 40), RandomCrop(3), RandomFlip()]
 
@@ -39,7 +40,7 @@ def gather(data, positions, **options):
     return x.contiguous()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     transforms=st.lists(st.sampled_from([*RANDOM, Normalize(0.3, 0.7)]), max_size=3),
     order=st.permutations(range(24)),

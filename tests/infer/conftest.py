@@ -11,7 +11,9 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-@pytest.fixture(autouse=True)
-def short_turns(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def short_turns():
     """Which engine wins is not what these tests are about."""
-    monkeypatch.setattr(race, "TURN_S", 0.001)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(race, "TURN_S", 0.001)
+        yield

@@ -1,6 +1,8 @@
 """`compile_inference`: what eager gives, whichever engine wins, and a model left as it was."""
 
+import contextlib
 import copy
+import functools
 
 import numpy
 import pytest
@@ -11,7 +13,7 @@ import hotloop
 from hotloop.errors import DataError, InputError, MissingExtraError, ModelError
 from support import inference_models as models
 
-QUICK = {"budget_s": 1.0, "cache": False}
+QUICK = {"budget_s": 0.3, "cache": False}
 ENGINES = ["eager", "onnxruntime", "openvino"]
 # Those that take any model; hotloop's own takes what its layers do.
 ALL = ["hotloop", *ENGINES]
@@ -42,17 +44,38 @@ def assert_alike(got, want):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+def runners_of(model, example, **options):
+    """Yields the model, and a function: its runner on an engine, compiled when first asked for."""
+    with contextlib.ExitStack() as opened:
+
+        @functools.cache
+        def runner_on(engine):
+            return opened.enter_context(compiled(model, example, engines=[engine], **options))
+
+        yield model, runner_on
+
+
+@pytest.fixture(scope="module")
+def residual():
+    yield from runners_of(models.Residual(), torch.randn(4, 1, 9, 9), batch_sizes=[1, 8])
+
+
+@pytest.fixture(scope="module")
+def perceptron():
+    yield from runners_of(models.perceptron(), torch.randn(4, 12), batch_sizes=[4])
+
+
 @pytest.mark.parametrize("engine", ALL)
 @pytest.mark.parametrize("batch", [1, 2, 7, 33, 64, 200])
-def test_each_engine_answers_any_batch_size_as_eager(engine, batch):
-    model = models.Residual()
-    with compiled(model, torch.randn(4, 1, 9, 9), engines=[engine], batch_sizes=[1, 8]) as runner:
-        assert runner.engine.name == engine
-        x = torch.randn(batch, 1, 9, 9)
-        assert_alike(runner(x), eager(model, x))
-        answer = runner(x.numpy())
-        assert type(answer) is numpy.ndarray
-        assert_alike(torch.from_numpy(answer), eager(model, x))
+def test_each_engine_answers_any_batch_size_as_eager(residual, engine, batch):
+    model, runner_on = residual
+    runner = runner_on(engine)
+    assert runner.engine.name == engine
+    x = torch.randn(batch, 1, 9, 9)
+    assert_alike(runner(x), eager(model, x))
+    answer = runner(x.numpy())
+    assert type(answer) is numpy.ndarray
+    assert_alike(torch.from_numpy(answer), eager(model, x))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -98,30 +121,28 @@ def test_the_model_is_left_as_it_was():
         assert_alike(runner(x), want)
 
 
-def test_what_goes_in_may_have_gradients_strides_or_be_read_only():
-    model = models.perceptron()
-    for engine in ALL:
-        with compiled(model, torch.randn(4, 12), engines=[engine], batch_sizes=[4]) as runner:
-            x = torch.randn(5, 12)
-            want = eager(model, x)
-            assert_alike(runner(x.clone().requires_grad_()), want)
-            assert_alike(runner(x.t().contiguous().t()), want)
-            array = x.numpy()[::-1]
-            assert_alike(torch.from_numpy(runner(array)), want.flip(0))
-            array = x.numpy().copy()
-            array.flags.writeable = False
-            assert_alike(torch.from_numpy(runner(array)), want)
+@pytest.mark.parametrize("engine", ALL)
+def test_what_goes_in_may_have_gradients_strides_or_be_read_only(perceptron, engine):
+    model, runner_on = perceptron
+    runner = runner_on(engine)
+    x = torch.randn(5, 12)
+    want = eager(model, x)
+    assert_alike(runner(x.clone().requires_grad_()), want)
+    assert_alike(runner(x.t().contiguous().t()), want)
+    array = x.numpy()[::-1]
+    assert_alike(torch.from_numpy(runner(array)), want.flip(0))
+    array = x.numpy().copy()
+    array.flags.writeable = False
+    assert_alike(torch.from_numpy(runner(array)), want)
 
 
 @pytest.mark.parametrize("engine", ALL)
-def test_results_do_not_change_with_the_next_call(engine):
-    model = models.perceptron()
-    with compiled(model, torch.randn(4, 12), engines=[engine], batch_sizes=[4]) as runner:
-        first = torch.randn(4, 12)
-        answer = runner(first)
-        kept = answer.clone()
-        runner(torch.randn(4, 12))
-        assert torch.equal(answer, kept)
+def test_results_do_not_change_with_the_next_call(perceptron, engine):
+    runner = perceptron[1](engine)
+    answer = runner(torch.randn(4, 12))
+    kept = answer.clone()
+    runner(torch.randn(4, 12))
+    assert torch.equal(answer, kept)
 
 
 @pytest.mark.parametrize("engine", ALL)
@@ -137,13 +158,11 @@ def test_results_do_not_change_with_the_next_call(engine):
     ],
     ids=lambda a: f"{a.dtype}{a.shape}",
 )
-def test_a_wrong_input_is_one_clear_line(engine, wrong):
-    with compiled(
-        models.perceptron(), torch.randn(4, 12), engines=[engine], batch_sizes=[4]
-    ) as runner:
-        for value in (wrong, torch.from_numpy(wrong)):
-            with pytest.raises(DataError, match=r"float32 \[batch, 12\]"):
-                runner(value)
+def test_a_wrong_input_is_one_clear_line(perceptron, engine, wrong):
+    runner = perceptron[1](engine)
+    for value in (wrong, torch.from_numpy(wrong)):
+        with pytest.raises(DataError, match=r"float32 \[batch, 12\]"):
+            runner(value)
 
 
 def test_a_graph_bound_to_one_size_and_eager_for_the_others():

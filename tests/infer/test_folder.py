@@ -1,7 +1,9 @@
 """An export: whole or not at all, without torch where none is needed, and never code."""
 
+import functools
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -22,14 +24,27 @@ ENGINES = ["hotloop", "eager", "onnxruntime", "openvino"]
 
 
 def export(folder, model, example, engine, **options):
-    options = {"budget_s": 1.0, "cache": False, "batch_sizes": [4], **options}
+    options = {"budget_s": 0.3, "cache": False, "batch_sizes": [4], **options}
     with hotloop.compile_inference(model, example, engines=[engine], **options) as runner:
         return runner.save(folder)
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A function: the export of a perceptron by an engine, made when first asked for."""
+
+    @functools.cache
+    def export_of(engine):
+        folder = tmp_path_factory.mktemp(engine) / "out"
+        return export(folder, models.perceptron(), torch.randn(4, 12), engine)
+
+    return export_of
+
+
 @pytest.fixture
-def exported(tmp_path):
-    return export(tmp_path / "out", models.perceptron(), torch.randn(4, 12), "onnxruntime")
+def exported(pristine, tmp_path):
+    """A copy of one, to be changed at will."""
+    return Path(shutil.copytree(pristine("onnxruntime"), tmp_path / "out"))
 
 
 def eager(model, *args, **kwargs):
@@ -192,14 +207,14 @@ def test_an_address_is_refused(address):
         load_engine(address)
 
 
-def test_files_of_each_kind(tmp_path, monkeypatch):
-    model = models.perceptron()
+def test_files_of_each_kind(tmp_path, pristine, monkeypatch):
+    model = models.perceptron()  # Its weights are the same each time.
     x = torch.randn(5, 12)
     want = eager(model, x)
     paths = {
-        "onnx": export(tmp_path / "a", model, x, "onnxruntime") / "model.onnx",
-        "xml": export(tmp_path / "b", model, x, "openvino") / "model.xml",
-        "pt2": export(tmp_path / "c", model, x, "eager") / "model.pt2",
+        "onnx": pristine("onnxruntime") / "model.onnx",
+        "xml": pristine("openvino") / "model.xml",
+        "pt2": pristine("eager") / "model.pt2",
         "safetensors": tmp_path / "model.safetensors",
     }
     save_file(model.state_dict(), paths["safetensors"])
@@ -256,9 +271,8 @@ def _rewritten(source, target, change):
 
 
 @pytest.mark.parametrize("attack", ["examples", "weights", "object", "legacy", "size", "code"])
-def test_an_archive_cannot_run_code(tmp_path, attack):
-    model = models.perceptron()
-    source = export(tmp_path / "c", model, torch.randn(4, 12), "eager") / "model.pt2"
+def test_an_archive_cannot_run_code(tmp_path, pristine, attack):
+    source = pristine("eager") / "model.pt2"
     ran = tmp_path / "ran"
     bomb = pickle.dumps(_Bomb(ran))
 

@@ -21,6 +21,7 @@ from hotloop.infer.engines.hotloop import HotloopEngine
 from hotloop.infer.lowering import lower
 from hotloop.infer.network import Network
 from hotloop.machine import native
+from support import examples
 
 pytestmark = pytest.mark.skipif(not native.has_compiler(), reason="needs a C++ compiler")
 
@@ -204,7 +205,7 @@ def convolutional(draw):
     return nn.Sequential(*layers), shape
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(convolutional(), st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 3))
 def test_any_convolutional_network(drawn, seed, batch, threads):
     model, shape = drawn
@@ -212,7 +213,7 @@ def test_any_convolutional_network(drawn, seed, batch, threads):
     assert_as_torch(with_statistics(model, shape), shape, (batch,), (threads,))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.integers(1, 300), st.integers(1, 150), st.integers(1, 210), st.integers(1, 3))
 def test_any_product(depth, outputs, batch, threads):
     torch.manual_seed(depth)
@@ -346,7 +347,7 @@ def _leaves(value, path=()):
         yield path
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_refused_or_runs_within_its_memory(kept, tmp_path_factory, data):
     path, document, _ = kept

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hotloop.errors import InputError
 from hotloop.memory.arena_model import ArenaModel
 from hotloop.memory.tensor_arena import TensorArena, tensor_arena
+from support import examples
 
 PAGE = 4096
 # Few distinct sizes, so that equal holes, exact fits and splits all happen.
@@ -135,7 +136,7 @@ needs_arena = pytest.mark.usefixtures("arena_available")
 
 
 @needs_arena
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(STEPS, st.sampled_from([64, 4096]), st.sampled_from([256 * 1024, 64 * 1024**2]))
 def test_the_arena_puts_real_tensors_where_the_model_says(steps, granularity, capacity):
     options = {

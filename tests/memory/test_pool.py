@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from hotloop.errors import InputError, PoolError
 from hotloop.memory import BatchLayout, BufferState, MemoryPool
+from support import examples
 
 LAYOUTS = (BatchLayout(4, (3, 5), torch.float32), BatchLayout(4, (), torch.int64))
 
@@ -117,7 +118,7 @@ class LendingMachine(RuleBasedStateMachine):
 
 
 TestLending = LendingMachine.TestCase
-TestLending.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestLending.settings = settings(max_examples=examples(40), stateful_step_count=30, deadline=None)
 
 
 def test_the_buffer_released_last_is_lent_first():

@@ -76,6 +76,7 @@ def test_three_hosts_make_the_weights_of_one(tmp_path: Path) -> None:
     assert hosts[2]["loss"] == hosts[0]["loss"]
 
 
+@pytest.mark.full
 def test_a_slow_host_gets_a_smaller_share(tmp_path: Path) -> None:
     results = trained(tmp_path / "slow", 2, epochs=6, shares="measured", slow_s=2e-3)
     shares = [int(s) for s in results[0]["notes"][-1].split("[")[1].rstrip("]").split(", ")]
@@ -84,6 +85,7 @@ def test_a_slow_host_gets_a_smaller_share(tmp_path: Path) -> None:
     assert same(results[0]["model"], results[1]["model"])
 
 
+@pytest.mark.full
 def test_going_on_gives_the_weights_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +167,7 @@ def test_processes_of_one_machine_place_their_workers_side_by_side(
             assert mine.parallel.num_workers == 2
 
 
+@pytest.mark.full
 def test_torchrun_starts_all_again_when_one_is_killed(tmp_path: Path) -> None:
     """Elastic restart: they go on from the last checkpoint, to the bits of an undisturbed run."""
     whole = trained(tmp_path / "whole", 2, epochs=20)
@@ -189,6 +192,7 @@ def test_torchrun_starts_all_again_when_one_is_killed(tmp_path: Path) -> None:
         assert result["steps"] == whole[0]["steps"]
 
 
+@pytest.mark.full
 def test_the_command_under_torchrun(tmp_path: Path) -> None:
     """Host 0 alone prints and writes; the same command again goes on, and ends at once."""
     folder = tmp_path / "run"
@@ -282,6 +286,7 @@ def namespaces() -> Iterator[Namespaces]:
     made.close()
 
 
+@pytest.mark.full
 def test_a_host_cut_off_and_started_again(tmp_path: Path, namespaces: Namespaces) -> None:
     """The cable is pulled in mid-run and both hosts end; started again, they end with the bits of a
     run that nothing happened to."""

@@ -88,6 +88,7 @@ def test_the_same_bits_as_threads(workers: int, expected: Any) -> None:
     step.model(data()[0][:2])
 
 
+@pytest.mark.full
 def test_workers_killed_at_random_moments(expected: Any) -> None:
     step = made(2, max_restarts=10_000)
     trained_losses, killed, stop = [], 0, threading.Event()

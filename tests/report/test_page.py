@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hotloop.machine import Machine
 from hotloop.report import render_page
 from hotloop.report.document import Document, printable
+from support import examples
 from support import report_samples as samples
 from support.page_reader import read_page
 
@@ -289,7 +290,7 @@ def endless(words):
 
 
 @given(st.lists(HOSTILE, min_size=1, max_size=8))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_text_stays_text(words):
     report = filled(SMALL, endless(words))
     report["plan"]["cpu"] = {word: word for word in words}
@@ -322,7 +323,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(st.tuples(st.sampled_from(PATHS), JSON), min_size=1, max_size=12))
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 def test_a_damaged_report_still_gives_a_page(changes):
     report = copy.deepcopy(SMALL)
     for path, value in changes:
@@ -338,7 +339,7 @@ def test_a_damaged_report_still_gives_a_page(changes):
 
 
 @given(JSON)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_json_is_a_page(value):
     require_safe(page_of(value))
 

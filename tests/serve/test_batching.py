@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hotloop.serve import AppOptions, BatchOptions
 from hotloop.serve.cost import CostCurve
-from support import serving
+from support import examples, serving
 from support.serving import Doubler, Running, request_bytes, tensor
 
 BODY = json.dumps(tensor([[1, 2, 3, 4]])).encode()
@@ -305,7 +305,7 @@ def test_rows_of_different_lengths_are_not_mixed():
     fixed=st.floats(1e-5, 1e-2), per_row=st.floats(1e-6, 1e-3),
     sizes=st.lists(st.integers(1, 64), min_size=30, max_size=80),
 )  # fmt: skip
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_the_curve_learns_a_line(fixed, per_row, sizes):
     curve = CostCurve(64)
     for at, rows in enumerate([*range(1, 65), *sizes]):

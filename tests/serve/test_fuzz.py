@@ -15,20 +15,20 @@ from hotloop.serve import Limits
 from hotloop.serve.json_body import depth_exceeds
 from hotloop.serve.message import Refusal
 from hotloop.serve.tensors import Signature, parse_infer, parse_predict
-from support import fuzzing, serving
+from support import examples, fuzzing, serving
 from support.serving import Doubler, Running, request_bytes
 
 LIMITS = Limits(max_body_bytes=1_000_000, max_json_bytes=100_000)
 
 
 @given(fuzzing.bodies())
-@settings(max_examples=1500)
+@settings(max_examples=examples(1500))
 def test_no_body_breaks_the_parsers(body):
     fuzzing.check(body, LIMITS)
 
 
 @given(st.binary(max_size=400), st.integers(-1, 500))
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_no_bytes_break_the_parsers(raw, length):
     for call in (
         lambda: parse_predict(raw, fuzzing.SIGNATURE, LIMITS),
@@ -43,7 +43,7 @@ def test_no_bytes_break_the_parsers(raw, length):
     dtype=st.sampled_from(["float32", "float64", "int8", "int64", "uint64", "bool", "float16"]),
     form=st.sampled_from(["flat", "nested", "binary", "predict"]),
 )  # fmt: skip
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_what_was_sent_is_what_arrives(rows, width, seed, dtype, form):
     rng = np.random.default_rng(seed)
     kind = np.dtype(dtype)
@@ -73,7 +73,7 @@ def test_what_was_sent_is_what_arrives(rows, width, seed, dtype, form):
 
 
 @given(fuzzing.bodies(), st.binary(max_size=40))
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_json_seen_before_is_judged_as_if_it_were_new(body, other):
     top, tail = body
     fresh = Signature(fuzzing.SIGNATURE.inputs, fuzzing.SIGNATURE.outputs)
@@ -98,7 +98,7 @@ def test_json_seen_before_is_judged_as_if_it_were_new(body, other):
                     lambda inner: st.lists(inner, max_size=4)
                     | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4)),
        st.integers(1, 6))  # fmt: skip
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_depth_is_counted_exactly(value, most):
     def depth(value):
         if isinstance(value, dict):
@@ -118,7 +118,7 @@ def test_mangled_requests_are_answered_or_closed(served):
     rng = np.random.default_rng(7)
     body, headers = serving.binary(np.ones((2, 4), np.float32))
     good = request_bytes("POST", "/v2/models/m/infer", body, headers)
-    for _ in range(300):
+    for _ in range(examples(300)):
         raw = bytearray(good)
         for _ in range(int(rng.integers(1, 6))):
             raw[int(rng.integers(len(raw)))] = int(rng.integers(256))
@@ -138,7 +138,7 @@ def test_mangled_requests_are_answered_or_closed(served):
 
 def test_the_openapi_document_holds(served, tmp_path):
     pytest.importorskip("schemathesis")
-    found = fuzzing.run_schemathesis(served.address, tmp_path, max_examples=15)
+    found = fuzzing.run_schemathesis(served.address, tmp_path, max_examples=examples(15))
     assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
     served.still_serves()
     assert "request failed" not in served.log_text.getvalue()
@@ -147,6 +147,7 @@ def test_the_openapi_document_holds(served, tmp_path):
     assert not {500, 502, 503} & statuses
 
 
+@pytest.mark.full
 def test_fuzzing_finds_what_it_looks_for(served, tmp_path):
     # A document that promises what is not there must fail.
     document = json.loads(served.ask("GET", "/openapi.json")[2])

@@ -17,6 +17,7 @@ from hotloop.step.rounding import rounds_products
 from hotloop.step.routes import gemm
 from hotloop.step.updates import KINDS
 from hotloop.train.zoo import build_model
+from support import examples
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
@@ -43,7 +44,7 @@ def product(a, b, *after, act=0, num_threads=1):
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     m=sides, k=st.integers(1, 2200), n=sides, layout=st.sampled_from(["nn", "nt", "tn", "tt"]),
     after=st.sampled_from(["nothing", "bias", "bias and relu", "relu", "mask"]),
@@ -97,7 +98,7 @@ def test_nan_and_infinity_stay():
     assert out[:3].isfinite().all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     m=sides, k=st.integers(1, 130), n=sides, kind=st.sampled_from(sorted(KINDS)),
     layout=st.sampled_from(["nn", "nt", "tn", "tt"]), threads=st.integers(1, 3),

@@ -13,6 +13,7 @@ from hotloop.step.compiled import CompiledStep
 from hotloop.step.convolutions import Convolution
 from hotloop.step.routes import Route
 from hotloop.train.zoo import build_model
+from support import examples
 from support.beside_plain import learns_as_in_plain_pytorch
 from support.interpreted import backends
 
@@ -73,7 +74,7 @@ def within_rounding(found, expected, count, size):
     assert (found.double() - expected).abs().max() <= 20 * 2**-24 * (1 + count**0.5) * size
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(cases())
 def test_a_convolution_and_its_gradients_are_torchs(case):
     x, w, bias, padding, rng = case
@@ -99,7 +100,7 @@ def test_a_convolution_and_its_gradients_are_torchs(case):
         assert torch.equal(one, three)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(cases(), st.booleans(), st.sampled_from([LAST, DENSE]))
 def test_what_follows_is_as_if_done_after(case, relu, layout):
     x, w, bias, padding, rng = case

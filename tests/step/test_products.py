@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hotloop.machine import native
 from hotloop.step.routes import gemm
+from support import examples
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
@@ -14,7 +15,7 @@ if not native.has_compiler():
 sides = st.integers(1, 150)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     m=sides, k=st.integers(1, 1100), n=sides, layout=st.sampled_from(["nn", "nt", "tn", "tt"]),
     after=st.sampled_from(["nothing", "bias", "bias and relu", "relu", "mask"]),

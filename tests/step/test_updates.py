@@ -11,6 +11,7 @@ from hotloop.machine import native
 from hotloop.step.program import UpdateRule, kernels
 from hotloop.step.routes import address
 from hotloop.step.updates import COLUMNS, Update
+from support import examples
 
 if not native.has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
@@ -48,7 +49,7 @@ def fused(rule, a, b, w, states, *, threads, kept=None):
     )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     name=st.sampled_from(sorted(OPTIMIZERS)), m=sides, k=st.integers(1, 100), n=sides,
     threads=st.integers(1, 3), padding=st.integers(0, 3), keep=st.booleans(),

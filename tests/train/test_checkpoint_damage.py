@@ -16,6 +16,7 @@ from safetensors.torch import save as safetensors_bytes
 from hotloop.errors import CheckpointError
 from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.encode import join_state, split_state
+from support import examples
 from support.checkpoint_samples import sample, save_sample, variant_of
 
 FILES = ["model.safetensors", "optimizer.safetensors", "document.json", "manifest.json"]
@@ -50,7 +51,9 @@ def assert_the_one_before_is_used(folder, expected=""):
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(80),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(name=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), data=st.data())
 def test_any_changed_byte_is_seen(folder, name, place, data):

@@ -28,9 +28,9 @@ def kill_loop(folder, num_kills, seed):
 
 
 def test_a_killed_writer_loses_nothing_that_it_said_was_saved(tmp_path):
-    result = kill_loop(tmp_path, 40, seed=1)
+    result = kill_loop(tmp_path, 20, seed=1)
     # Kills that only ever fall between saves would show nothing.
-    assert result["mid_save"] >= 5
+    assert result["mid_save"] >= 3
 
 
 @pytest.mark.full
@@ -40,6 +40,7 @@ def test_hundreds_of_kills(tmp_path):
     assert result["newer"] >= 1
 
 
+@pytest.mark.full
 def test_killed_at_each_system_call_and_cut_at_each_size(tmp_path):
     """The kernel kills, frees locks, writes short and refuses; not a model of it."""
     result = run("checkpoint_kill_each_call", tmp_path)

@@ -16,6 +16,7 @@ from hotloop.errors import CheckpointError, PlanError, StorageError
 from hotloop.train import tensor_file
 from hotloop.train.checkpoint import CheckpointStore
 from hotloop.train.encode import join_state, split_state
+from support import examples
 from support.checkpoint_samples import QuickFiles
 
 
@@ -161,7 +162,9 @@ def drawn_tensors(draw):
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(80),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     group=st.dictionaries(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hotloop.errors import CheckpointError
 from hotloop.train.encode import join_state, split_state
+from support import examples
 
 
 def through_json(state):
@@ -78,7 +79,7 @@ states = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(states)
 def test_every_state_comes_back_as_it_was(state):
     back = through_json(state)
