@@ -79,12 +79,17 @@ def test_it_computes_what_a_plain_loop_computes():
     assert report.steps == 30
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 9, 10, 11, 19, 20, 25])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop_at):
-    data = make_data()
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """A trainer after three epochs, and its report."""
     whole = make_trainer()
-    expected = whole.fit(data, batch_size=16, epochs=3, validation=make_data(40, 1))
+    return whole, whole.fit(make_data(), batch_size=16, epochs=3, validation=make_data(40, 1))
 
+
+@pytest.mark.parametrize("stop_at", [1, 4, 9, 10, 11, 19, 20, 25])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, uninterrupted, stop_at):
+    data = make_data()
+    whole, expected = uninterrupted
     make_trainer().fit(
         data, batch_size=16, epochs=3, validation=make_data(40, 1), max_steps=stop_at,
         checkpoint_dir=tmp_path,
