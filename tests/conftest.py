@@ -14,6 +14,28 @@ for name in ("fast", "check", "full"):
 settings.load_profile(PROFILE)
 
 
+def pytest_configure(config):
+    """A worker of pytest-xdist shares the CPUs: threads that spin would cost the others."""
+    if hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def backend(request, monkeypatch):
+    """``"compiled"``, or ``"interpreted"``: the same captured step without the compiler.
+
+    Parametrized indirectly, see ``support.interpreted.backends``.
+    """
+    from hotloop.step.compiled import CompiledStep
+    from support import interpreted
+
+    if request.param == "interpreted":
+        monkeypatch.setattr(CompiledStep, "load", interpreted.load)
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def arena_available():
     """Skips where there is no tensor arena; asked for when a test runs, as it may take seconds."""

@@ -223,7 +223,16 @@ def quick(monkeypatch):
 NEEDS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "jax-jit": "jax"}
 
 
-@pytest.mark.parametrize("peer", ["torchscript", "inductor", "onnxruntime", "openvino", "jax-jit"])
+@pytest.mark.parametrize(
+    "peer",
+    [
+        "torchscript",
+        pytest.param("inductor", marks=pytest.mark.full),
+        "onnxruntime",
+        "openvino",
+        "jax-jit",
+    ],
+)
 def test_a_peer_answers_as_eager_does(peer, quick):
     if peer in NEEDS:
         pytest.importorskip(NEEDS[peer])

@@ -114,7 +114,7 @@ def test_plan_prints_the_table_and_says_what_would_fit(tmp_path, capsys):
     assert "[cpu]" in (tmp_path / "p.toml").read_text()
     # In a process of its own: what a process takes already counts, and tests before this one took.
     argv = [sys.executable, "-m", "hotloop", "plan", "mnist", "--no-download", "--batch-size",
-            "4096", "--memory-limit", "800MiB"]  # fmt: skip
+            "1024", "--memory-limit", "600MiB"]  # fmt: skip
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--micro-batch-size" in done.stderr
@@ -123,7 +123,7 @@ def test_plan_prints_the_table_and_says_what_would_fit(tmp_path, capsys):
     code, text = done.returncode, done.stdout
     document = json.loads(text)
     assert (code, document["fits"]) == (2, False)
-    assert 1 <= document["largest_micro_batch_size"] < 4096
+    assert 1 <= document["largest_micro_batch_size"] < 1024
 
 
 def refused(capsys, *argv, expect, code=2):

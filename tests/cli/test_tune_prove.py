@@ -7,6 +7,7 @@ import pytest
 import hotloop
 from hotloop.cli.main import main
 from hotloop.monitor.optimization import Change, Evidence, Optimization
+from support import THOROUGH
 
 QUICK = ["mnist", "--no-download", "--model", "small", "--samples", "640", "--quiet",
          "--compile", "off", "--tensor-arena", "never", "--num-threads", "1"]  # fmt: skip
@@ -60,10 +61,8 @@ def test_prove_takes_a_suggestion_of_a_report(tmp_path, capsys):
     document = json.loads(path.read_text())
     document["optimizations"] = [s.to_dict() for s in suggestions]
     path.write_text(json.dumps(document))
-    code, text, _ = run(
-        capsys, "prove", "--from", path, "--name", "queue-size", "--json", "--quiet",
-        "--budget-s", 0.5,
-    )  # fmt: skip
+    argv = ["--from", path, "--name", "queue-size", "--json", "--quiet", "--budget-s", 0.5]
+    code, text, _ = run(capsys, "prove", *argv)
     found = json.loads(text)
     assert code == 0
     assert found["change"] == {"cpu.queue_size": 8}
@@ -74,18 +73,15 @@ def test_prove_takes_a_suggestion_of_a_report(tmp_path, capsys):
     states = {"proven": "proven", "regression": "regression", "no difference": "hypothesis"}
     assert proven.state == states[found["verdict"]]
     assert json.loads(path.read_text()) == document  # Written only when asked to.
-
-    code, text, _ = run(
-        capsys, "prove", "--from", path, "--name", "queue-size", "--json", "--quiet", "--save",
-        "--budget-s", 0.5,
-    )  # fmt: skip
-    assert code == 0
-    document["optimizations"][1] = json.loads(text)["optimization"]
-    assert document["optimizations"][1]["proof"]["n"] >= 4
-    assert json.loads(path.read_text()) == document
-    code, text, _ = run(capsys, "report", folder)
-    assert code == 0
-    assert "times as fast" in text
+    if THOROUGH:
+        code, text, _ = run(capsys, "prove", *argv, "--save")
+        assert code == 0
+        document["optimizations"][1] = json.loads(text)["optimization"]
+        assert document["optimizations"][1]["proof"]["n"] >= 4
+        assert json.loads(path.read_text()) == document
+        code, text, _ = run(capsys, "report", folder)
+        assert code == 0
+        assert "times as fast" in text
 
     code, _, err = run(capsys, "prove", "--from", path, "--name", "swap")
     assert code == 2

@@ -19,7 +19,7 @@ from hotloop.train.progress import Progress
 def train(tmp_path, *flags):
     return main(
         ["train", "mnist", "--no-download", "--samples", "640", "--epochs", "1", "--no-ceilings",
-         "--compile", "off", "--out", str(tmp_path / "run"), *flags]
+         "--model", "small", "--compile", "off", "--out", str(tmp_path / "run"), *flags]
     )  # fmt: skip
 
 

@@ -394,6 +394,7 @@ def test_a_file_that_is_none(tmp_path, content):
         Network.load(path)
 
 
+@pytest.mark.full
 def test_every_access_stays_inside_its_memory(tmp_path):
     """The kernels under the address sanitizer, with sizes that fill no vector."""
     if subprocess.run(["g++", "--version"], capture_output=True).returncode:

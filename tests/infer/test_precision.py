@@ -11,7 +11,7 @@ from hotloop.infer.check import accuracy_loss, difference, fresh_inputs
 from hotloop.infer.engine import TensorSpec
 
 QUICK = {
-    "budget_s": 1.0,
+    "budget_s": 0.3,
     "cache": False,
     "batch_sizes": [32],
     "engines": ["onnxruntime", "openvino"],

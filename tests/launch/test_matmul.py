@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotloop.errors import RunError
@@ -12,6 +12,7 @@ from hotloop.launch import matmul
 from hotloop.launch.matmul import NativeRouter, ProductUse
 from hotloop.launch.matmul_python import PythonRouter
 from hotloop.machine import native, timings
+from support import examples
 
 needs_compiler = pytest.mark.skipif(not native.has_compiler(), reason="no C++ compiler")
 # Calls that are timed, so that both libraries make the product.
@@ -104,6 +105,7 @@ def calls(a, b, extra, beta, alpha):
     }
 
 
+@settings(max_examples=examples(100))
 @given(products())
 def test_every_variant_is_torchs(native_only, drawn):
     a = drawn[0]

@@ -11,6 +11,8 @@ from hotloop.machine.native import has_compiler
 from hotloop.memory.image_layout import adjacent, preferred
 from hotloop.plan import Plan
 
+needs_kernels = pytest.mark.skipif(not has_compiler(), reason="no C++")
+
 
 class Viewing(nn.Module):
     """Asks for the dense layout of what a convolution gives."""
@@ -53,10 +55,15 @@ def test_a_model_that_minds_gets_what_it_was_written_for() -> None:
 
 @pytest.mark.parametrize("make", [Viewing, _flattening])
 @pytest.mark.parametrize(
-    "compiling",
-    ["off", pytest.param("always", marks=pytest.mark.skipif(not has_compiler(), reason="no C++"))],
+    ("compiling", "backend"),
+    [
+        ("off", "plain"),
+        pytest.param("always", "interpreted", marks=needs_kernels),
+        pytest.param("always", "compiled", marks=[needs_kernels, pytest.mark.full]),
+    ],
+    indirect=["backend"],
 )
-def test_training_is_that_of_pytorch(make: type[nn.Module], compiling: str) -> None:
+def test_training_is_that_of_pytorch(make: type[nn.Module], compiling: str, backend: str) -> None:
     torch.manual_seed(0)
     model = make()
     plain = copy.deepcopy(model)

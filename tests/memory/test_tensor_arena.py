@@ -311,7 +311,7 @@ def measure(steps):
     faults_after, rss_after = usage()
     print((faults_after - faults) / steps, (rss_after - rss) * 1024)
 with tensor_arena():
-    measure(50)
+    measure(15)
     optimizer.zero_grad()
 measure(3)
 """

@@ -182,8 +182,8 @@ def test_micro_batches_give_the_same_run_to_float32_rounding():
 
 
 def test_a_run_that_cannot_fit_is_refused_and_fit_memory_takes_the_largest_micro_batch():
-    x = torch.zeros(64, 1, 64, 64)
-    y = torch.zeros(64, dtype=torch.int64)
+    x = torch.zeros(16, 1, 64, 64)
+    y = torch.zeros(16, dtype=torch.int64)
 
     def trainer(limit):
         model = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(246016, 2))
@@ -191,12 +191,12 @@ def test_a_run_that_cannot_fit_is_refused_and_fit_memory_takes_the_largest_micro
         return hotloop.Trainer(model, LOSS, torch.optim.SGD(model.parameters()), plan)
 
     free = trainer(None)
-    budget = hotloop.Budget.predict(free.model, (x, y), 64, loss_fn=LOSS, optimizer=free.optimizer)
+    budget = hotloop.Budget.predict(free.model, (x, y), 16, loss_fn=LOSS, optimizer=free.optimizer)
     limit = budget.total_bytes - budget.working_memory_bytes // 2
     with pytest.raises(hotloop.BudgetError, match=r"must fit the memory limit.*--micro-batch-size"):
-        trainer(limit).fit((x, y), batch_size=64)
-    report = trainer(limit).fit((x, y), batch_size=64, fit_memory=True)
-    assert 1 <= report.plan["memory"]["micro_batch_size"] < 64
+        trainer(limit).fit((x, y), batch_size=16)
+    report = trainer(limit).fit((x, y), batch_size=16, fit_memory=True)
+    assert 1 <= report.plan["memory"]["micro_batch_size"] < 16
     assert report.budget.total_bytes <= limit
 
 
