@@ -3,7 +3,7 @@
     python scripts/check_record.py write FOLDER STAGE=SECONDS ...
     python scripts/check_record.py tell
 
-FOLDER holds the JUnit reports of the tests.
+FOLDER holds the JUnit report of the tests, ``tests.xml``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "benchmarks" / "results" / "check.json"
@@ -27,16 +28,16 @@ def git(*arguments: str) -> str:
 
 
 def counts(folder: Path) -> dict[str, int]:
-    """Tests that ran and tests that were skipped, over all reports in ``folder``."""
-    suites = [s for path in folder.glob("*.xml") for s in ElementTree.parse(path).iter("testsuite")]
-    skipped = sum(int(suite.get("skipped", 0)) for suite in suites)
-    return {"passed": sum(int(s.get("tests", 0)) for s in suites) - skipped, "skipped": skipped}
+    """Tests that passed and tests that were skipped."""
+    suites = list(ElementTree.parse(folder / "tests.xml").iter("testsuite"))
+    total, skipped = (sum(int(s.get(n, 0)) for s in suites) for n in ("tests", "skipped"))
+    return {"passed": total - skipped, "skipped": skipped}
 
 
-def write(folder: Path, stages: list[str]) -> None:
-    """Write the record of a full check that has just passed."""
+def record_of(folder: Path, stages: list[str]) -> dict[str, Any]:
+    """The record of a full check that has just passed; ``stages``: ``name=seconds``."""
     seconds = {name: int(value) for name, value in (stage.split("=") for stage in stages)}
-    record = {
+    return {
         "passed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain")),
@@ -45,17 +46,15 @@ def write(folder: Path, stages: list[str]) -> None:
         "stages_s": seconds,
         "total_s": sum(seconds.values()),
     }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"hotloop: wrote {RECORD.relative_to(ROOT)}")
 
 
-def told() -> str:
-    """One line about the record."""
-    if not RECORD.is_file():
+def told(path: Path, now: datetime.datetime) -> str:
+    """One line about the record at ``path``."""
+    if not path.is_file():
         return "scripts/check --full has no record of having passed"
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
-    passed_at = datetime.datetime.fromisoformat(record["passed_at"])
-    age_days = (datetime.datetime.now(datetime.UTC) - passed_at).total_seconds() / 86400
+    record = json.loads(path.read_text(encoding="utf-8"))
+    age = now - datetime.datetime.fromisoformat(record["passed_at"])
+    age_days = age.total_seconds() / 86400
     since = git("rev-list", "--count", f"{record['commit']}..HEAD") or "unknown"
     return (
         f"scripts/check --full last passed {age_days:.1f} days ago, {since} commits back, "
@@ -65,6 +64,6 @@ def told() -> str:
 
 if __name__ == "__main__":
     if sys.argv[1] == "write":
-        write(Path(sys.argv[2]), sys.argv[3:])
-    else:
-        print(f"hotloop: {told()}")
+        record = record_of(Path(sys.argv[2]), sys.argv[3:])
+        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"hotloop: {told(RECORD, datetime.datetime.now(datetime.UTC))}")

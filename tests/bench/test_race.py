@@ -69,8 +69,9 @@ def test_two_peers_race_for_real(capsys, tmp_path):
     assert document["rates"]["flop_per_s"]["n"] == document["rates"]["bytes_per_s"]["n"] == 2
     updates = 24 * 235_146 * 320 / 64
     by_memory = updates / document["rates"]["bytes_per_s"]["median"]
-    assert document["floor_s"] > by_memory
-    assert document["sum_floor_s"] == pytest.approx(document["floor_s"] + by_memory)
+    by_arithmetic = document["sum_floor_s"] - by_memory
+    assert by_arithmetic > 0
+    assert document["floor_s"] == pytest.approx(max(by_arithmetic, by_memory))
     plain, tuned = document["timings"]
     assert tuned["losses"] == pytest.approx(plain["losses"], rel=1e-3)
     assert {"torch", "python", "numpy"} <= set(document["about"]["versions"])

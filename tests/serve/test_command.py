@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
-pytest.importorskip("onnxruntime")
-from smoke_serve import tiny_model
-
 import hotloop
 from hotloop.cli.main import main
 from hotloop.infer.archive import write_archive
+
+pytest.importorskip("onnxruntime")
+from smoke_serve import tiny_model
 
 BODY = json.dumps({"inputs": [[1, 2, 3, 4]]}).encode()
 
