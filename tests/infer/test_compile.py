@@ -233,16 +233,15 @@ def test_throughput_maps_batches_in_order_on_shared_weights():
             assert_alike(got, eager(model, x))
 
 
-def test_map_ends_at_the_first_batch_that_fails():
-    with compiled(models.perceptron(), torch.randn(8, 12), batch_sizes=[8]) as runner:
-        answers = runner.map([torch.randn(2, 12), torch.randn(2, 13), torch.randn(2, 12)])
-        assert next(answers).shape == (2, 3)
-        with pytest.raises(DataError):
-            next(answers)
+def test_map_ends_at_the_first_batch_that_fails(perceptron):
+    answers = perceptron[1]("onnxruntime").map([torch.randn(2, n) for n in (12, 13, 12)])
+    assert next(answers).shape == (2, 3)
+    with pytest.raises(DataError):
+        next(answers)
 
 
 def test_a_closed_runner_says_so():
-    runner = compiled(models.perceptron(), torch.randn(8, 12), batch_sizes=[8])
+    runner = compiled(models.perceptron(), torch.randn(8, 12), engines=["eager"], batch_sizes=[8])
     runner.close()
     with pytest.raises(InputError, match="must be open"):
         runner(torch.randn(2, 12))
@@ -253,7 +252,7 @@ def test_the_second_call_remembers_and_checks_again(monkeypatch):
 
     monkeypatch.setattr(room, "BUSY", float("inf"))
     model, x = models.perceptron(), torch.randn(4, 12)
-    options = {"batch_sizes": [4], "cache": True}
+    options = {"engines": ["eager", "onnxruntime"], "batch_sizes": [4], "cache": True}
     with compiled(model, x, **options) as first:
         assert not first.report.from_cache
     with compiled(model, x, **options) as second:
@@ -271,9 +270,10 @@ def test_a_race_beside_other_work_is_not_remembered(monkeypatch):
 
     monkeypatch.setattr(room, "BUSY", -1.0)
     model, x = models.perceptron(), torch.randn(4, 12)
-    with compiled(model, x, batch_sizes=[4], cache=True) as runner:
+    options = {"engines": ["eager", "onnxruntime"], "batch_sizes": [4], "cache": True}
+    with compiled(model, x, **options) as runner:
         assert any("not remembered" in note for note in runner.report.notes)
-    with compiled(model, x, batch_sizes=[4], cache=True) as runner:
+    with compiled(model, x, **options) as runner:
         assert not runner.report.from_cache
 
 

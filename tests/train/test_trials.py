@@ -157,6 +157,7 @@ def test_what_cannot_run_or_differs_is_told_and_processes_end(planted):
     assert child.poll() is not None
 
 
+@pytest.mark.full
 def test_another_precision_is_told_with_what_decided_it(planted):
     auto, low = {"step.precision": "auto"}, {"step.precision": "bfloat16"}
     with trials_of(planted, check_results=True) as trials:
@@ -269,6 +270,7 @@ def test_tuning_finds_the_planted_gain_writes_its_proof_and_is_remembered(plante
     assert not [n for n in fixed.fit(plain.data, 20, max_steps=2).notes if "tune" in n]
 
 
+@pytest.mark.full
 def test_tuning_cut_off_goes_on_and_does_not_measure_again(planted, tmp_path):
     machine, journal = Machine.probe(), tmp_path / "j.journal"
     options = {
