@@ -1,7 +1,6 @@
 """Products of factors rounded to bfloat16: against torch's rounding, and inside a step."""
 
 import copy
-import ctypes
 
 import pytest
 import torch
@@ -11,16 +10,16 @@ from torch import nn
 from torch.nn import functional as F
 
 import hotloop
-from hotloop.machine import native
-from hotloop.step.program import UpdateRule, kernels
+from hotloop import kernels
+from hotloop.kernels import calls
+from hotloop.kernels.binding import UpdateRule
 from hotloop.step.rounding import rounds_products
-from hotloop.step.routes import gemm
 from hotloop.step.updates import KINDS
 from hotloop.train.zoo import build_model
 from support import examples
 
-if not native.has_compiler():
-    pytest.skip("no C++ compiler here", allow_module_level=True)
+if not kernels.is_available():
+    pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,9 +37,9 @@ def factor(draw, rows, cols, turned, padding):
     return torch.randn(rows, cols + padding, generator=draw)[:, :cols]
 
 
-def product(a, b, *after, act=0, num_threads=1):
+def product(a, b, *after, relu=False, num_threads=1):
     out = torch.full((a.shape[0], b.shape[1]), -7.0)
-    gemm(a, b, out, *after, act=act, num_threads=num_threads, rounds=True)
+    calls.product(a, b, out, *after, relu=relu, num_threads=num_threads, bfloat16=True)()
     return out
 
 
@@ -56,13 +55,13 @@ def test_a_product_is_that_of_rounded_factors(m, k, n, layout, after, threads, p
     b = factor(draw, k, n, layout[1] == "t", padding)
     bias = torch.randn(n, generator=draw) if "bias" in after else None
     mask = torch.randn(m, n, generator=draw) if after == "mask" else None
-    act = int("relu" in after)
-    out = product(a, b, bias, mask, act=act, num_threads=threads)
+    relu = "relu" in after
+    out = product(a, b, bias, mask, relu=relu, num_threads=threads)
     rounded_a, rounded_b = a.bfloat16().double(), b.bfloat16().double()
     expected = rounded_a @ rounded_b
     if bias is not None:
         expected += bias
-    if act:
+    if relu:
         expected = expected.relu()
     if mask is not None:
         expected = torch.where(mask > 0, expected, 0.0)
@@ -71,7 +70,7 @@ def test_a_product_is_that_of_rounded_factors(m, k, n, layout, after, threads, p
     size = rounded_a.abs() @ rounded_b.abs() + 1
     assert ((out.double() - expected).abs() <= 4 * 2**-24 * k**0.5 * size).all()
     # A result does not depend on the number of threads.
-    assert torch.equal(out, product(a, b, bias, mask, act=act, num_threads=4 - threads))
+    assert torch.equal(out, product(a, b, bias, mask, relu=relu, num_threads=4 - threads))
 
 
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
@@ -92,7 +91,7 @@ def test_each_number_is_rounded_as_torch_rounds(layout):
 def test_nan_and_infinity_stay():
     a = torch.randn(20, 30)
     a[3, 4], a[5, 6] = float("nan"), float("inf")
-    out = product(a, torch.rand(40, 30).t(), act=1)
+    out = product(a, torch.rand(40, 30).t(), relu=True)
     assert out[3].isnan().all()
     assert out[5].isinf().all()
     assert out[:3].isfinite().all()
@@ -110,24 +109,15 @@ def test_a_fused_update_is_that_of_its_gradient(m, k, n, kind, layout, threads):
                       weight_decay=0.01, bias_correction1=0.5, bias_correction2_sqrt=0.7,
                       momentum=0.8, dampening=0.1, alpha=0.9)  # fmt: skip
     tensors = [torch.rand(m, n, generator=draw) for _ in range(3)]
-    integer, address = ctypes.c_int64, lambda t: ctypes.c_void_p(t.data_ptr())
 
     def fused(num_threads):
         w, s1, s2 = (t.clone() for t in tensors)
-        kernels().hotloop_gemm_update_bf16(
-            integer(m), integer(n), integer(k), address(a), integer(a.stride(0)),
-            integer(a.stride(1)), address(b), integer(b.stride(0)), integer(b.stride(1)),
-            address(w), integer(n), address(s1), address(s2), integer(n), ctypes.c_void_p(0),
-            ctypes.byref(rule), ctypes.c_float(1.0), ctypes.c_int32(num_threads),
-        )  # fmt: skip
+        calls.product_update(a, b, w, (s1, s2), rule, num_threads=num_threads, bfloat16=True)()
         return w, s1, s2
 
     w, s1, s2 = (t.clone() for t in tensors)
     gradient = product(a, b)
-    kernels().hotloop_update_f32(
-        integer(m * n), address(w), address(gradient), address(s1), address(s2),
-        ctypes.byref(rule), ctypes.c_float(1.0), ctypes.c_int32(1),
-    )  # fmt: skip
+    calls.update(w, gradient, (s1, s2), rule)()
     found = fused(threads)
     for one, other in zip(found, (w, s1, s2), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

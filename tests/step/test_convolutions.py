@@ -7,49 +7,52 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from hotloop.machine import native
+from hotloop import kernels
+from hotloop.kernels import calls
 from hotloop.step import convolutions
 from hotloop.step.compiled import CompiledStep
-from hotloop.step.convolutions import Convolution
 from hotloop.step.routes import Route
 from hotloop.train.zoo import build_model
 from support import examples
 from support.beside_plain import learns_as_in_plain_pytorch
 from support.interpreted import backends
 
-if not native.has_compiler():
-    pytest.skip("no C++ compiler here", allow_module_level=True)
+if not kernels.is_available():
+    pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
 LAST, DENSE = torch.channels_last, torch.contiguous_format
 OWN = torch.ops.hotloop
 
 
+def result_shape(x, w, padding):
+    (n, _, h, v), (ph, pw) = x.shape, padding
+    return n, len(w), h + 2 * ph - 2, v + 2 * pw - 2
+
+
 def forward(x, w, bias, padding, *, relu=False, threads=2):
-    work = Convolution("convolution", tuple(x.shape), tuple(w.shape), padding, threads)
-    out = torch.full(work.out, -7.0).contiguous(memory_format=LAST)
-    convolutions.run(work, x, w, None, bias, [out], relu=relu)
+    out = torch.full(result_shape(x, w, padding), -7.0).contiguous(memory_format=LAST)
+    calls.convolve3x3(x, w, bias, out, padding=padding, relu=relu, num_threads=threads)()
     return out
 
 
 def pooled(x, w, bias, padding, layout, *, relu):
-    work = Convolution("convolution", tuple(x.shape), tuple(w.shape), padding, 2)
-    n, o, h, v = work.out
+    n, o, h, v = result_shape(x, w, padding)
     out = torch.full((n, o, h // 2, v // 2), -7.0).contiguous(memory_format=layout)
-    places = torch.full((n, h // 2, v // 2, o), 77, dtype=torch.uint8)
-    convolutions.run(work, x, w, None, bias, [out], relu=relu, places=places)
-    return out, places
+    argmax = torch.full((n, h // 2, v // 2, o), 77, dtype=torch.uint8)
+    calls.convolve3x3(x, w, bias, out, argmax, padding=padding, relu=relu, num_threads=2)()
+    return out, argmax
 
 
-def input_gradient(x, w, g, padding, threads=2, **also):
-    work = Convolution("input gradient", tuple(x.shape), tuple(w.shape), padding, threads)
+def input_gradient(x, w, g, padding, threads=2, places=None, mask=None):
     out = torch.full_like(x, -7.0)
-    convolutions.run(work, x, w, g, None, [out], **also)
+    shared = {"padding": padding, "num_threads": threads}
+    calls.convolve3x3_input_gradient(g, w, out, places, mask, **shared)()
     return out
 
 
-def weight_gradient(x, w, g, padding, threads=2, **also):
-    work = Convolution("weight gradient", tuple(x.shape), tuple(w.shape), padding, threads)
+def weight_gradient(x, w, g, padding, threads=2, places=None):
     out = [torch.full_like(w, -7.0), torch.full((len(w),), -7.0)]
-    convolutions.run(work, x, w, g, None, out, **also)
+    shared = {"padding": padding, "num_threads": threads}
+    calls.convolve3x3_filter_gradient(x, g, *out, places, **shared)()
     return out
 
 

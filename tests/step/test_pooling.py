@@ -1,7 +1,5 @@
 """Pooling kernels against torch's, and where the graph uses them."""
 
-import ctypes
-
 import pytest
 import torch
 from hypothesis import given
@@ -9,17 +7,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from hotloop.machine import native
+from hotloop import kernels
+from hotloop.kernels import calls
 from hotloop.step import convolutions, operators
 from hotloop.step.compiled import CompiledStep
-from hotloop.step.program import kernels
 from hotloop.step.routes import Route
 from hotloop.train.zoo import build_model
 from support.beside_plain import learns_as_in_plain_pytorch
 from support.interpreted import backends
 
-if not native.has_compiler():
-    pytest.skip("no C++ compiler here", allow_module_level=True)
+if not kernels.is_available():
+    pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
@@ -28,21 +26,11 @@ def pooling_by_itself(monkeypatch):
     monkeypatch.setattr(convolutions, "fastest", lambda work: Route("onednn", {"onednn": 1.0}))
 
 
-def address(tensor):
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
 def forward_backward(x, g, kh, kw, relu, last):
-    out, places = operators._fake_pool(x, kh, kw, relu, last)
-    shape = (ctypes.c_int64 * 12)(*x.shape, kh, kw, relu, last, *x.stride())
-    threads = ctypes.c_int32(2)
-    kernels().hotloop_pool_f32(shape, address(x), address(out), address(places), threads)
-    gx = operators._dense(list(x.shape), places, x.dtype).fill_(7)
-    shape = (ctypes.c_int64 * 12)(*x.shape, kh, kw, 0, 0, *gx.stride())
-    strides = (ctypes.c_int64 * 4)(*g.stride())
-    kernels().hotloop_pool_backward_f32(
-        shape, address(g), strides, address(places), address(gx), threads
-    )
+    out, argmax = operators._fake_pool(x, kh, kw, relu, last)
+    calls.max_pool(x, out, argmax, kernel=(kh, kw), relu=relu, num_threads=2)()
+    gx = operators._dense(list(x.shape), argmax, x.dtype).fill_(7)
+    calls.max_pool_gradient(g, argmax, gx, kernel=(kh, kw), num_threads=2)()
     return out, gx
 
 

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotloop.machine import native
-from hotloop.step.routes import gemm
+from hotloop import kernels
+from hotloop.kernels import calls
 from support import examples
 
-if not native.has_compiler():
-    pytest.skip("no C++ compiler here", allow_module_level=True)
+if not kernels.is_available():
+    pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
 
 sides = st.integers(1, 150)
 
@@ -35,7 +35,7 @@ def test_a_product_is_torchs(
     bias = torch.randn(n, generator=draw) if "bias" in after else None
     mask = torch.randn(m, n, generator=draw) if after == "mask" else None
     out = torch.full((m, n + padding), -7.0)[:, :n]
-    gemm(a, b, out, bias, mask, act=int("relu" in after), num_threads=threads)
+    calls.product(a, b, out, bias, mask, relu="relu" in after, num_threads=threads)()
     expected = a.double() @ b.double()
     if bias is not None:
         expected += bias
@@ -49,7 +49,7 @@ def test_a_product_is_torchs(
     assert ((out.double() - expected).abs() <= 4 * 2**-24 * k**0.5 * size).all()
     # A result does not depend on the number of threads.
     again = torch.empty_like(out)
-    gemm(a, b, again, bias, mask, act=int("relu" in after), num_threads=4 - threads)
+    calls.product(a, b, again, bias, mask, relu="relu" in after, num_threads=4 - threads)()
     assert torch.equal(out, again)
 
 
@@ -58,7 +58,7 @@ def test_nan_and_infinity_stay() -> None:
     a[3, 4], a[5, 6] = float("nan"), float("inf")
     b = torch.rand(40, 30).t()
     out = torch.empty(20, 40)
-    gemm(a, b, out, act=1)
+    calls.product(a, b, out, relu=True)()
     assert out[3].isnan().all()
     assert out[5].isinf().all()
     assert out[:3].isfinite().all()

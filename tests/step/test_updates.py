@@ -1,20 +1,18 @@
 """The update fused into the product of its gradient, against torch.optim in double precision."""
 
-import ctypes
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotloop.machine import native
-from hotloop.step.program import UpdateRule, kernels
-from hotloop.step.routes import address
+from hotloop import kernels
+from hotloop.kernels import calls
+from hotloop.kernels.binding import UpdateRule
 from hotloop.step.updates import COLUMNS, Update
 from support import examples
 
-if not native.has_compiler():
-    pytest.skip("no C++ compiler here", allow_module_level=True)
+if not kernels.is_available():
+    pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
 
 LR = 0.05
 OPTIMIZERS = {
@@ -39,14 +37,7 @@ def rule_of(optimizer, weight, steps_done):
 
 
 def fused(rule, a, b, w, states, *, threads, kept=None):
-    first, second = [*states, None, None][:2]
-    integers = [ctypes.c_int64(v) for v in (a.shape[0], b.shape[1], a.shape[1])]
-    kernels().hotloop_gemm_update_f32(
-        *integers, address(a), *map(ctypes.c_int64, a.stride()),
-        address(b), *map(ctypes.c_int64, b.stride()), address(w), ctypes.c_int64(w.stride(0)),
-        address(first), address(second), ctypes.c_int64(w.stride(0)), address(kept),
-        ctypes.byref(rule), ctypes.c_float(1.0), ctypes.c_int32(threads),
-    )  # fmt: skip
+    calls.product_update(a, b, w, states, rule, gradient=kept, num_threads=threads)()
 
 
 @settings(max_examples=examples(80), deadline=None)
@@ -102,10 +93,7 @@ def test_moments_that_have_faded_are_zero_and_arithmetic_elsewhere_is_as_before(
     assert torch.equal(w, torch.ones(64, 64))
     none = torch.zeros(4096)
     alone = [torch.ones(4096), torch.full((4096,), 1e-40), torch.full((4096,), 1e-40)]
-    kernels().hotloop_update_f32(
-        ctypes.c_int64(4096), address(alone[0]), address(none), address(alone[1]),
-        address(alone[2]), ctypes.byref(rule), ctypes.c_float(1.0), ctypes.c_int32(threads),
-    )  # fmt: skip
+    calls.update(alone[0], none, alone[1:], rule, num_threads=threads)()
     assert not alone[1].any()
     assert not alone[2].any()
     # The processor's mode was put back, in this thread and in the pool's.

@@ -98,7 +98,7 @@ class _Lowering:
                 raise refused("values whose elements lie side by side", node.name)
             value = _Value(value.number)
         elif value.last or value.flattened:
-            value = _Value(self.network.turn_out(value.number))
+            value = _Value(self.network.nhwc_to_nchw(value.number))
         if self.network.shapes[value.number] != shape:
             value = _Value(self.network.as_shape(value.number, shape))
         self._values[node] = value
@@ -120,7 +120,7 @@ class _Lowering:
         if c == 1 or h * w == 1:
             number = self.network.as_shape(number, (h, w, c))
         else:
-            number = self.network.turn_in(number)
+            number = self.network.nchw_to_nhwc(number)
         self._values[node] = _Value(number, last=True)
         return number
 

@@ -1,4 +1,4 @@
-"""``Network``: a forward pass as a list of layers, for ``kernels/network.cpp``. Imports no torch.
+"""``Network``: a forward pass as a list of layers, for ``kernels/cpp/layers.h``. Imports no torch.
 
 A network takes one float32 tensor ``[batch, ...]`` and gives one. What it is made of is checked as
 it is put together, by the same methods when ``lowering`` reads a model and when a file is read, so
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 FORMAT = "hotloop network"
 FORMAT_VERSION = 1
-# In the order of ``Kind`` in kernels/network.cpp.
+# In the order of ``LayerKind`` in layers.h.
 KINDS = (
-    "turn_in", "turn_out", "linear", "convolution", "max_pool", "mean", "pointwise", "softmax",
-    "layer_norm", "attention",
+    "nchw_to_nhwc", "nhwc_to_nchw", "linear", "convolution", "max_pool", "mean", "pointwise",
+    "softmax", "layer_norm", "attention",
 )  # fmt: skip
-# What may follow a layer, in the order of ``Act``.
-ACTS = ("none", "relu", "gelu", "tanh_gelu")
+# Names in files of earlier versions.
+_FORMER_KINDS = {"turn_in": "nchw_to_nhwc", "turn_out": "nhwc_to_nchw"}
+# What may follow a layer, in the order of ``Activation`` in epilogue.h.
+ACTIVATIONS = ("none", "relu", "gelu", "tanh_gelu")
 # Floats; values of the arena begin at whole cache lines.
 _GRAIN = 16
 _LARGEST = 2**40
@@ -50,7 +52,7 @@ class Layer:
         shape: of ``value``: height, width and channels, or rows and elements of each.
         made: the same of the result; where a convolution pools, before that.
         kernel, stride, padding: of windows, along height and width.
-        act: what follows, of ``ACTS``. pooled: max pooling of 2 by 2 after it.
+        act: what follows, of ``ACTIVATIONS``. pooled: max pooling of 2 by 2 after it.
         logarithm: of softmax. number: of layer norm, its epsilon; of attention, its scale.
         views: of attention: where queries, keys and values lie. causal: whether a query sees no
             later key.
@@ -114,15 +116,15 @@ class Network:
         """Of one sample, as PyTorch has it."""
         return self.shapes[-1]
 
-    def turn_in(self, value: int) -> int:
+    def nchw_to_nhwc(self, value: int) -> int:
         """``[C, H, W]`` to ``[H, W, C]``."""
         c, h, w = self._shape(value, 3)
-        return self._add("turn_in", value, (h, w, c), (h, w, c))
+        return self._add("nchw_to_nhwc", value, (h, w, c), (h, w, c))
 
-    def turn_out(self, value: int) -> int:
+    def nhwc_to_nchw(self, value: int) -> int:
         """``[H, W, C]`` to ``[C, H, W]``."""
         h, w, c = self._shape(value, 3)
-        return self._add("turn_out", value, (h, w, c), (c, h, w))
+        return self._add("nhwc_to_nchw", value, (h, w, c), (c, h, w))
 
     def as_shape(self, value: int, shape: tuple[int, ...]) -> int:
         """The same elements in the same order, said to have another shape; costs nothing."""
@@ -291,7 +293,7 @@ class Network:
     def _append(
         self, layer: Layer, result: tuple[int, ...], call: dict[str, Any] | None = None
     ) -> int:
-        _need(layer.act in ACTS, "something that may follow", layer.act)
+        _need(layer.act in ACTIVATIONS, "something that may follow", layer.act)
         _need(math.prod(result) < _LARGEST, "a value below 2**40 elements", result)
         self.shapes.append(result)
         self.layers.append(replace(layer, out=len(self.shapes) - 1))
@@ -368,6 +370,7 @@ class Network:
 
     def _replay(self, call: dict[str, Any]) -> None:
         name = call.pop("call")
+        name = _FORMER_KINDS.get(name, name)
         _need(name in (*KINDS, "as_shape"), "a layer of this version", name)
         method: Callable[..., int] = getattr(self, name)
         pairs = ("stride", "padding", "kernel", "shape", "rows", "elements")

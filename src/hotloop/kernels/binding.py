@@ -459,6 +459,109 @@ function(
     convolution=pointer("const ConvolutionFilterGradientCall"),
 )
 
+# ---- Layers of a network ------------------------------------------------------------------------
+
+AttentionOperand = structure(
+    "AttentionOperand",
+    """Queries, keys or values: part of the value at `input`, which has sample_floats a sample.
+
+    Element e of row r of head h is at offset + h * head_stride + r * row_stride + e.""",
+    input=int64,
+    offset=int64,
+    head_stride=int64,
+    row_stride=int64,
+    sample_floats=int64,
+)
+Attention = structure(
+    "Attention",
+    """softmax(q k^T scale) v of each head; results lie [query][head][element].
+
+    Queries and keys have head_size elements, values value_size. causal: query i sees no key
+    after key i.""",
+    operands=array(value(AttentionOperand), 3),
+    heads=int64,
+    queries=int64,
+    keys=int64,
+    head_size=int64,
+    value_size=int64,
+    causal=int32,
+    scale=float32,
+)
+Layer = structure(
+    "Layer",
+    """One layer of a network: activation(what it computes + bias + addend).
+
+    input, addend, output: floats from the arena's start for one sample, or -1 the network's input,
+    -2 its output, -3 none. Images are height x width x channels and become output_height x
+    output_width x output_channels; a linear layer makes `height` rows of output_channels from rows
+    of `channels`. kind, activation: in the order of KINDS and ACTIVATIONS of infer/network.py.
+    weight: panels of panel_cols columns that hotloop_pack_panels has made (of a layer norm: its
+    weight). filters: what hotloop_prepare_filters has made, for 3 x 3 filters with stride 1.""",
+    kind=int64,
+    input=int64,
+    addend=int64,
+    output=int64,
+    windows=value(Windows),
+    output_channels=int64,
+    panel_cols=int64,
+    activation=int32,
+    max_pool_2x2=int32,
+    logarithm=int32,
+    epsilon=float32,
+    weight=pointer("const float"),
+    filters=pointer("const float"),
+    bias=pointer("const float"),
+    attention=value(Attention),
+)
+Network = structure(
+    "Network",
+    "Layers in order; arena_floats: of the values between them, for one sample.",
+    layers=pointer("const Layer"),
+    num_layers=int64,
+    arena_floats=int64,
+    num_threads=int64,
+)
+function(
+    "hotloop_network_run",
+    network=pointer("const Network"),
+    batch=int64,
+    input=pointer("const float"),
+    output=pointer("float"),
+)
+# Bytes of values between the layers in a call with so many samples; a large batch goes in parts.
+function("hotloop_network_values_bytes", int64, arena_floats=int64, batch=int64)
+# Columns of a panel: as many as there are sums for, or fewer so that threads have equal parts.
+function("hotloop_panel_cols", int64, outputs=int64, num_threads=int64)
+function("hotloop_packed_floats", int64, outputs=int64, depth=int64, panel_cols=int64)
+# W [outputs, depth] to panels [depth][panel_cols]; the last one as wide as its vectors need.
+function(
+    "hotloop_pack_panels",
+    nothing,
+    weight=pointer("const float"),
+    outputs=int64,
+    depth=int64,
+    panel_cols=int64,
+    to=pointer("float"),
+)
+# Filters [outputs, 3, 3, channels] as their layer reads them.
+function("hotloop_prepared_filter_floats", int64, outputs=int64, channels=int64)
+function(
+    "hotloop_prepare_filters",
+    nothing,
+    filters=pointer("const float"),
+    outputs=int64,
+    channels=int64,
+    to=pointer("float"),
+)
+# Whether such a convolution needs its panels too, for the smallest batches.
+function(
+    "hotloop_needs_panels",
+    channels=int64,
+    output_height=int64,
+    output_width=int64,
+    num_threads=int64,
+)
+
 # ---- The two sides ------------------------------------------------------------------------------
 
 

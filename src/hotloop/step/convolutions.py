@@ -1,13 +1,12 @@
 """Which kernel makes each convolution of a graph: chosen by timing oneDNN and hotloop's own.
 
-hotloop's (``kernels/convolution.cpp``) takes 3x3 windows with stride 1 on images whose channels are
-adjacent, and does what follows in the same pass: bias and relu, relu's backward mask, pooling by
-2x2. Where pooling follows, its gradient never becomes an image of the larger size either.
+hotloop's (``kernels/cpp/convolution.h``) takes 3x3 windows with stride 1 on images whose channels
+are adjacent, and does what follows in the same pass: bias and relu, relu's backward mask, pooling
+by 2x2. Where pooling follows, its gradient never becomes an image of the larger size either.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import operator
 from collections.abc import Callable
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from ..kernels import calls as kernel_calls
 from ..machine.threads import num_threads as threads_set
 from ..memory import TensorArena
-from .routes import Route, address, remembered
+from .routes import Route, remembered
 from .stopwatch import least_seconds
 
 _aten = torch.ops.aten
@@ -198,66 +198,25 @@ def _race(work: Convolution) -> tuple[str, dict[str, float], bool]:
     x, g = (draw(*shape).contiguous(memory_format=_LAST) for shape in (work.x, work.out))
     w, bias = draw(*work.w), draw(work.w[0])
     options = ([1, 1], list(work.padding), [1, 1], False, [0, 0], 1)
-    own = functools.partial(run, work, x, w, g, bias)
+    own: dict[str, Any] = {"padding": work.padding, "num_threads": work.num_threads}
     calls: dict[str, Callable[[], Any]] = {}
     if work.part == "convolution":
         out = torch.empty_like(g)
         then = torch.relu_ if work.relu else lambda result: result
         calls["onednn"] = lambda: then(_aten.convolution.default(x, w, bias, *options))
-        calls["hotloop"] = functools.partial(own, [out], relu=work.relu)
+        calls["hotloop"] = kernel_calls.convolve3x3(x, w, bias, out, relu=work.relu, **own)
     else:
         backward = _aten.convolution_backward.default
         mask = [work.part == "input gradient", *[work.part == "weight gradient"] * 2]
-        made = [torch.empty_like(x)] if mask[0] else [torch.empty_like(w), torch.empty_like(bias)]
         calls["onednn"] = lambda: backward(g, x, w, [len(bias)], *options, mask)
-        calls["hotloop"] = functools.partial(own, made)
+        if work.part == "input gradient":
+            calls["hotloop"] = kernel_calls.convolve3x3_input_gradient(
+                g, w, torch.empty_like(x), **own
+            )
+        else:
+            calls["hotloop"] = kernel_calls.convolve3x3_filter_gradient(
+                x, g, torch.empty_like(w), torch.empty_like(bias), **own
+            )
     with torch.no_grad(), threads_set(work.num_threads), TensorArena():
         seconds, quiet = least_seconds(calls)
     return min(seconds, key=lambda name: seconds[name]), seconds, quiet
-
-
-def run(
-    work: Convolution,
-    x: torch.Tensor,
-    w: torch.Tensor,
-    g: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    out: list[torch.Tensor],
-    *,
-    relu: bool = False,
-    mask: torch.Tensor | None = None,
-    places: torch.Tensor | None = None,
-) -> None:
-    """hotloop's own kernel by itself; see ``kernels/gemm.h``.
-
-    Args:
-        work: the pass. x, w: float32; channels of x adjacent, w of any strides.
-        g: the gradient of the results, channels adjacent, or that of pooled results.
-        bias: added, float32 ``[O]``.
-        out: what is written: the results (pooled where there are ``places``), the gradient of x, or
-            those of w and of the bias.
-        relu: of the results. mask: like x. places: uint8 ``[N, OH/2, OW/2, O]`` dense.
-    """
-    from .program import kernels
-
-    made, given = out[0].stride(), (0, 0, 0, 0) if g is None else g.stride()
-    weight = made if work.part == "weight gradient" else w.stride()
-    image = made if work.part == "input gradient" else x.stride()
-    results = made if work.part == "convolution" else (0, 0, 0, 0)
-    shape = (ctypes.c_int64 * 23)(
-        *work.x, work.w[0], *work.padding, relu, image[0], image[2], image[3], *weight, *results,
-        *given,
-    )  # fmt: skip
-
-    x_at, w_at, g_at, places_at = (address(t) for t in (x, w, g, places))
-    arguments: tuple[Any, ...]
-    if work.part == "convolution":
-        call = kernels().hotloop_conv3x3_f32
-        arguments = (x_at, w_at, address(bias), address(out[0]), places_at)
-    elif work.part == "input gradient":
-        call = kernels().hotloop_conv3x3_input_gradient_f32
-        arguments = (g_at, places_at, w_at, address(mask), address(out[0]))
-    else:
-        call = kernels().hotloop_conv3x3_weight_gradient_f32
-        arguments = (x_at, g_at, places_at, address(out[0]), address(out[1]))
-    call(shape, *arguments, ctypes.c_int32(work.num_threads))

@@ -7,7 +7,6 @@ the update of small tensors) and what the operations cost each other in the cach
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 from collections import Counter
@@ -19,6 +18,8 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import conv_flop_count
 
+from ..kernels.binding import UpdateRule
+from ..kernels.calls import product_update
 from ..machine.threads import num_threads as threads_set
 from ..memory import TensorArena
 from .convolutions import Convolution
@@ -202,8 +203,6 @@ def _draw(*shape: int) -> torch.Tensor:
 
 def _update_call(work: _Timed, num_threads: int) -> tuple[Callable[[], Any], float]:
     """The call, and the share of the rows it computes."""
-    from .program import UpdateRule, kernels
-
     m, k, n, states, kernel = work.sizes
     rows = min(m, max(64, _MOST_ELEMENTS // n))
     a, b = _draw(k, rows).t(), _draw(k, n)
@@ -211,20 +210,9 @@ def _update_call(work: _Timed, num_threads: int) -> tuple[Callable[[], Any], flo
     # The rule with so many states: sgd, momentum, adam.
     rule = UpdateRule(kind=(0, 1, 3)[states], lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8,
                       bias_correction1=1.0, bias_correction2_sqrt=1.0, momentum=0.9)  # fmt: skip
-    integer, address = ctypes.c_int64, ctypes.c_void_p
-    held = [s.data_ptr() for s in state] + [0, 0]
-    own = kernels().hotloop_gemm_update_f32
-    if kernel == "bfloat16":
-        own = kernels().hotloop_gemm_update_bf16
-
-    def call(_keep: tuple[Any, ...] = (a, b, weight, state)) -> None:
-        own(
-            integer(rows), integer(n), integer(k), address(a.data_ptr()), integer(1), integer(rows),
-            address(b.data_ptr()), integer(n), integer(1), address(weight.data_ptr()), integer(n),
-            address(held[0]), address(held[1]), integer(n), address(0), ctypes.byref(rule),
-            ctypes.c_float(1.0), ctypes.c_int32(num_threads),
-        )  # fmt: skip
-
+    call = product_update(
+        a, b, weight, state, rule, num_threads=num_threads, bfloat16=kernel == "bfloat16"
+    )
     return call, rows / m
 
 

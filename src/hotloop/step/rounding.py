@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import fx
 
+from ..kernels.calls import has_bfloat16
 from .operators import GEMM_UPDATES, PRODUCTS
-from .program import kernels
 
 # Parts of names: what autocast computes in bfloat16 and hotloop has no kernel for.
 _OTHERS = ("conv", "bmm", "rnn", "attention")
@@ -21,9 +21,9 @@ def rounds_products() -> bool:
     """Whether this processor has an instruction for products in bfloat16, and hotloop its kernels.
 
     Raises:
-        RunError: no C++ compiler, or it refused.
+        RunError: there are no kernels here.
     """
-    return bool(kernels().hotloop_has_bf16())
+    return has_bfloat16()
 
 
 def covers(graph: fx.GraphModule) -> bool:

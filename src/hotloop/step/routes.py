@@ -2,21 +2,20 @@
 
 Candidates, all exact to float32 rounding: MKL (what ``torch.mm`` calls), oneDNN, and hotloop's own
 product, which can apply bias, relu or relu's backward mask while the result is in registers. A step
-in bfloat16 has one more: the latter with its factors rounded (``kernels/gemm_bf16.cpp``).
+in bfloat16 has one more: the latter with its factors rounded (``gemm_bf16.cpp`` of ``kernels``).
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
+from .. import kernels
+from ..kernels import calls as kernel_calls
 from ..machine import timings
 from ..machine.heap import give_back_memory
 from ..machine.threads import num_threads as threads_set
@@ -181,54 +180,18 @@ def _timed(product: Product) -> Timing:
         calls["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(
             a, turned, bias, "none", [], ""
         )
-    own = functools.partial(gemm, a, b, out, bias, num_threads=num_threads)
-    calls["hotloop"] = own
+    own = functools.partial(kernel_calls.product, a, b, out, bias, num_threads=num_threads)
+    calls["hotloop"] = own()
     if rounds:
-        calls["bfloat16"] = functools.partial(own, rounds=True)
+        calls["bfloat16"] = own(bfloat16=True)
     with torch.no_grad(), threads_set(num_threads), TensorArena():
         return least_seconds(calls, max(1, int(5e-4 / (2 * m * k * n / 50e9 + 2e-6))))
-
-
-def gemm(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    out: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    mask: torch.Tensor | None = None,
-    *,
-    act: int = 0,
-    num_threads: int = 1,
-    rounds: bool = False,
-) -> None:
-    """hotloop's own ``out = a @ b``; see ``kernels/gemm.h``. float32 ``[m, k]``, ``[k, n]``.
-
-    ``rounds``: of factors rounded to bfloat16, where ``rounds_products``.
-    """
-    from .program import kernels
-
-    integer = ctypes.c_int64
-    own = kernels().hotloop_gemm_bf16 if rounds else kernels().hotloop_gemm_f32
-    own(
-        integer(a.shape[0]), integer(b.shape[1]), integer(a.shape[1]),
-        address(a), integer(a.stride(0)), integer(a.stride(1)),
-        address(b), integer(b.stride(0)), integer(b.stride(1)),
-        address(out), integer(out.stride(0)), address(bias), ctypes.c_int32(act),
-        address(mask), integer(0 if mask is None else mask.stride(0)), ctypes.c_int32(num_threads),
-    )  # fmt: skip
-
-
-def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-    """Where a tensor lies, as a kernel takes it; null for none."""
-    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 @functools.cache
 def _kernels_key() -> str:
     """Other kernels or another way to time them, other times."""
-    folder = Path(__file__).parent / "kernels"
-    names = ("gemm.cpp", "finish.h", "gemm_bf16.cpp", "winograd.cpp", "convolution.cpp")
-    source = b"".join((folder / name).read_bytes() for name in names)
-    return f"{hashlib.sha256(source).hexdigest()[:8]}-{_TIMING}"
+    return f"{kernels.build_hash()[:8]}-{_TIMING}"
 
 
 @functools.cache

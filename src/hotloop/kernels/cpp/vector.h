@@ -91,6 +91,13 @@ inline void store_bytes(uint8_t* to, Words value, int64_t count) {
   std::memcpy(to, &bytes, count >= kLanes ? kLanes : static_cast<size_t>(count));
 }
 
+// `value` in the first `count` lanes, `rest` in the others.
+inline Vector first_lanes_of(Vector value, int64_t count, float rest) {
+  Words lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < static_cast<int32_t>(count) ? value : Vector{} + rest;
+}
+
 // The lanes brought to one by combine(float, float), halves first.
 template <class Combine>
 inline float reduce(Vector x, const Combine& combine) {

@@ -1,0 +1,249 @@
+"""Numeric kernels by themselves, on tensors: for timing and for tests.
+
+Compiled steps and networks call them from C++. Each function here gives a ``Call``, which holds its
+tensors and can be made again and again at the price of one C call. Tensors are float32 on the CPU;
+shapes are those of the structures in ``binding.py``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from . import binding
+from .loader import failure, library, use_torch
+
+
+class Tensor(Protocol):
+    """What is asked of a tensor: torch's are such."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Sizes."""
+
+    def data_ptr(self) -> int:
+        """Where it lies."""
+
+    def stride(self) -> tuple[int, ...]:
+        """How far neighbours are apart in each dimension, in elements."""
+
+
+class Call:
+    """A kernel and its arguments.
+
+    Raises:
+        RunError: there are no kernels here; when called, what the kernel said.
+    """
+
+    def __init__(self, entry: str, arguments: ctypes.Structure, *tensors: Tensor | None) -> None:
+        self._library = library()
+        if "torch" in sys.modules:  # So that both share their threads.
+            use_torch()
+        self._entry = getattr(self._library, entry)
+        self._at = ctypes.addressof(arguments)
+        self._keep = arguments, tensors
+
+    def __call__(self) -> None:
+        """Run it."""
+        if self._entry(self._at):
+            raise failure(self._library)
+
+
+def product(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    relu: bool = False,
+    num_threads: int = 1,
+    bfloat16: bool = False,
+) -> Call:
+    """``out[m, n] = a[m, k] @ b[k, n]`` and what follows; see ``ProductCall``.
+
+    Args:
+        a, b: of any strides. out, mask: columns adjacent. bias: ``[n]``.
+        bfloat16: factors are rounded to it, where ``has_bfloat16``.
+    """
+    arguments = binding.ProductCall(
+        a.shape[0], b.shape[1], a.shape[1], _matrix(a), _matrix(b), address(out), out.stride()[0],
+        address(bias), address(mask), 0 if mask is None else mask.stride()[0], relu, bfloat16,
+        num_threads,
+    )  # fmt: skip
+    return Call("hotloop_product", arguments, a, b, out, bias, mask)
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor has an instruction for products in bfloat16.
+
+    Raises:
+        RunError: there are no kernels here.
+    """
+    return bool(library().hotloop_has_bfloat16())
+
+
+def product_update(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    states: Sequence[Tensor],
+    rule: Any,
+    *,
+    gradient: Tensor | None = None,
+    scale: float = 1.0,
+    num_threads: int = 1,
+    bfloat16: bool = False,
+) -> Call:
+    """``weight`` and its states updated by the gradient ``scale * a @ b``: ``ProductUpdateCall``.
+
+    Args:
+        states: as many as the rule has, with rows as far apart as those of ``gradient``.
+        rule: a ``binding.UpdateRule``.
+    """
+    first, second = [*states, None, None][:2]
+    rows = next((t.stride()[0] for t in (first, gradient) if t is not None), weight.stride()[0])
+    arguments = binding.ProductUpdateCall(
+        a.shape[0], b.shape[1], a.shape[1], _matrix(a), _matrix(b), address(weight),
+        weight.stride()[0], address(first), address(second), address(gradient), rows, rule, scale,
+        bfloat16, num_threads,
+    )  # fmt: skip
+    return Call("hotloop_product_update", arguments, a, b, weight, *states, gradient)
+
+
+def update(
+    weight: Tensor,
+    gradient: Tensor,
+    states: Sequence[Tensor],
+    rule: Any,
+    *,
+    scale: float = 1.0,
+    num_threads: int = 1,
+) -> Call:
+    """The same update by a gradient that lies in memory; all dense and laid out alike."""
+    first, second = [*states, None, None][:2]
+    count = 1
+    for size in weight.shape:
+        count *= size
+    arguments = binding.UpdateCall(
+        count, address(weight), address(gradient), address(first), address(second), rule, scale,
+        num_threads,
+    )  # fmt: skip
+    return Call("hotloop_update", arguments, weight, gradient, *states)
+
+
+def convolve3x3(
+    x: Tensor,
+    filters: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    argmax: Tensor | None = None,
+    *,
+    padding: tuple[int, int],
+    relu: bool = False,
+    num_threads: int = 1,
+) -> Call:
+    """``out = x * filters (+ bias)``, pooled by 2 x 2 where there is an argmax.
+
+    Args:
+        x: ``[N, C, H, W]``, channels adjacent. filters: ``[O, C, 3, 3]`` of any strides.
+        argmax: uint8 ``[N, OH / 2, OW / 2, O]``, dense.
+    """
+    arguments = binding.ConvolutionCall(
+        _convolution_shape(x, filters, padding), address(x), _image_strides(x), address(filters),
+        binding.FilterStrides(*filters.stride()), address(bias), address(out), _image_strides(out),
+        address(argmax), relu, num_threads,
+    )  # fmt: skip
+    return Call("hotloop_convolve3x3", arguments, x, filters, bias, out, argmax)
+
+
+def convolve3x3_input_gradient(
+    gradient: Tensor,
+    filters: Tensor,
+    out: Tensor,
+    argmax: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    padding: tuple[int, int],
+    num_threads: int = 1,
+) -> Call:
+    """``out``: the gradient of the images; 0 where ``mask``, laid out alike, is not above 0."""
+    arguments = binding.ConvolutionInputGradientCall(
+        _convolution_shape(out, filters, padding), address(gradient), _image_strides(gradient),
+        address(argmax), address(filters), binding.FilterStrides(*filters.stride()), address(mask),
+        address(out), _image_strides(out), num_threads,
+    )  # fmt: skip
+    tensors = gradient, filters, out, argmax, mask
+    return Call("hotloop_convolve3x3_input_gradient", arguments, *tensors)
+
+
+def convolve3x3_filter_gradient(
+    x: Tensor,
+    gradient: Tensor,
+    out: Tensor,
+    bias_gradient: Tensor,
+    argmax: Tensor | None = None,
+    *,
+    padding: tuple[int, int],
+    num_threads: int = 1,
+) -> Call:
+    """``out``, ``bias_gradient``: the gradients of the filters and of the bias."""
+    arguments = binding.ConvolutionFilterGradientCall(
+        _convolution_shape(x, out, padding), address(x), _image_strides(x), address(gradient),
+        _image_strides(gradient), address(argmax), address(out),
+        binding.FilterStrides(*out.stride()), address(bias_gradient), num_threads,
+    )  # fmt: skip
+    tensors = x, gradient, out, bias_gradient, argmax
+    return Call("hotloop_convolve3x3_filter_gradient", arguments, *tensors)
+
+
+def max_pool(
+    x: Tensor,
+    out: Tensor,
+    argmax: Tensor | None = None,
+    *,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] | None = None,
+    padding: tuple[int, int] = (0, 0),
+    relu: bool = False,
+    num_threads: int = 1,
+) -> Call:
+    """The maximum of each window of x ``[N, C, H, W]``: ``PoolCall``. out: dense, either way."""
+    windows = binding.Windows(*x.shape, *out.shape[2:], *kernel, *(stride or kernel), *padding)
+    channels_last = out.stride()[1] == 1 and out.shape[1] > 1
+    arguments = binding.PoolCall(
+        windows, address(x), _image_strides(x), address(out), address(argmax), channels_last, relu,
+        num_threads,
+    )  # fmt: skip
+    return Call("hotloop_pool", arguments, x, out, argmax)
+
+
+def max_pool_gradient(
+    gradient: Tensor, argmax: Tensor, out: Tensor, *, kernel: tuple[int, int], num_threads: int = 1
+) -> Call:
+    """``out``: the gradient of what was pooled over windows next to each other."""
+    windows = binding.Windows(*out.shape, *gradient.shape[2:], *kernel, *kernel, 0, 0)
+    arguments = binding.PoolBackwardCall(
+        windows, address(gradient), _image_strides(gradient), address(argmax), address(out),
+        _image_strides(out), num_threads,
+    )  # fmt: skip
+    return Call("hotloop_pool_backward", arguments, gradient, argmax, out)
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor lies; ``None`` for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _matrix(tensor: Tensor) -> Any:
+    return binding.Matrix(tensor.data_ptr(), *tensor.stride())
+
+
+def _image_strides(tensor: Tensor) -> Any:
+    return binding.ImageStrides(*tensor.stride())
+
+
+def _convolution_shape(x: Tensor, filters: Tensor, padding: tuple[int, int]) -> Any:
+    return binding.ConvolutionShape(*x.shape, filters.shape[0], *padding)
