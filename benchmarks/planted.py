@@ -292,7 +292,7 @@ def healthy(name: str, pairs: int) -> dict[str, Any] | None:
 
 def race(name: str, plan: dict[str, Any], env: dict[str, str], pairs: int) -> dict[str, Any]:
     """A healthy run against the same with a suggestion applied."""
-    from hotloop.tuning import compare
+    from hotloop.measure import compare
 
     comparison = compare(
         lambda: 1 / one(name, "healthy", {}, {}, None)["samples_per_s"],

@@ -27,10 +27,11 @@ from about import about
 
 from hotloop.cli.recipe import Recipe, trial_source
 from hotloop.machine import Machine
+from hotloop.measure import compare
 from hotloop.plan import Plan
 from hotloop.train.trials import PlanTrials
 from hotloop.train.tuner import tune_source
-from hotloop.tuning import compare, key_of, text_of
+from hotloop.tuning import key_of, text_of
 
 RESULTS = Path(__file__).parent / "results" / "tune.json"
 BUDGET_S = 120.0

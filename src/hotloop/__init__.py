@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         StorageError,
     )
     from .infer import InferenceReport, InferenceRunner, compile_inference, load_inference
-    from .machine import Ceilings, Machine, ThreadAffinity
+    from .machine import Ceilings, ThreadAffinity
+    from .measure import Machine
     from .memory import (
         BatchBuffer,
         BatchLayout,
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
 _ROOM_OF = {
     # machine and plan
-    "Machine": "machine",
+    "Machine": "measure",  # Whose ceilings can be measured.
     "ThreadAffinity": "machine",
     "Ceilings": "machine",
     "Plan": "plan",

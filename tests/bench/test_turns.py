@@ -43,9 +43,9 @@ def race(fails=None, rounds=3):
 def test_each_warms_up_alone_and_rounds_begin_one_later():
     told, log, made = race()
     assert log[:6] == [("a", "ready"), ("a", 0), ("b", "ready"), ("b", 0), ("c", "ready"), ("c", 0)]
-    assert [peer for peer, at in log if at == 1] == ["b", "c", "a"]
-    assert [peer for peer, at in log if at == 2] == ["c", "a", "b"]
-    assert [peer for peer, at in log if at == 3] == ["a", "b", "c"]
+    assert [peer for peer, at in log if at == 1] == ["a", "b", "c"]
+    assert [peer for peer, at in log if at == 2] == ["b", "c", "a"]
+    assert [peer for peer, at in log if at == 3] == ["c", "a", "b"]
     assert [answer["at"] for answer in told["b"].answers] == [0, 1, 2, 3]
     assert all(child.closed == 1 for child in made.values())
 

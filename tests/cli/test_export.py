@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import hotloop
 from hotloop.cli.main import main
-from hotloop.infer import race
+from hotloop.measure import medians
 from hotloop.train.zoo import build_model
 
 QUICK = ["--engines", "onnxruntime,eager", "--budget-s", 1, "--quiet", "--batch-sizes", "1,4"]
@@ -18,7 +18,7 @@ QUICK = ["--engines", "onnxruntime,eager", "--budget-s", 1, "--quiet", "--batch-
 @pytest.fixture(autouse=True)
 def apart(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(race, "TURN_S", 0.001)
+    monkeypatch.setattr(medians, "TURN_S", 0.001)
     monkeypatch.chdir(tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hotloop.infer import race
+from hotloop.measure import medians
 
 
 @pytest.fixture(autouse=True)
@@ -15,5 +15,5 @@ def own_cache(tmp_path_factory, monkeypatch):
 def short_turns():
     """Which engine wins is not what these tests are about."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(race, "TURN_S", 0.001)
+        patch.setattr(medians, "TURN_S", 0.001)
         yield

@@ -11,7 +11,8 @@ from hotloop.errors import RunError
 from hotloop.launch import matmul
 from hotloop.launch.matmul import NativeRouter, ProductUse
 from hotloop.launch.matmul_python import PythonRouter
-from hotloop.machine import native, timings
+from hotloop.machine import native
+from hotloop.measure import Winner, winners
 from support import examples
 
 needs_compiler = pytest.mark.skipif(not native.has_compiler(), reason="no C++ compiler")
@@ -313,23 +314,19 @@ def test_choices_are_remembered(tmp_path, monkeypatch):
     )  # fmt: skip
     unknown = ProductUse(batch=0, m=1, k=1, n=1, layout="nn", adds=False, num_threads=1,
                          kernel=None)  # fmt: skip
-    timings.add(torch.__version__, {"64/784/10/nt/True/2": ["mkl", {"mkl": 1.0}]}, "f")
-    timings.add(torch.__version__, {"run/1/2": ["mkl", {}], "run/a/b/c/d/nn/2": []}, "f")
+    versions = winners.versions_of("torch")
+    others = [
+        Winner(question="kernel/product/64", answer="mkl", versions=versions),
+        Winner(question="run/1/2", answer="mkl", versions=versions),
+        Winner(question="run/a/b/c/d/nn/2", answer=[], versions=versions),
+        Winner(question="run/0/1/1/1/nn/2", answer="another", versions=versions),
+    ]
+    winners.add(others, "f")
     matmul.remember([use, unknown], [], "f")
     (again,) = matmul.recall("f")
     assert (again.key, again.kernel, again.mkl_s) == (use.key, "onednn", 2e-5)
-    assert "64/784/10/nt/True/2" in timings.read(torch.__version__, "f")
+    assert winners.recall("kernel/product/64", versions, "f").answer == "mkl"
     assert matmul.recall("another machine") == []
-
-
-def test_a_damaged_file_is_started_anew(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    timings.add("2", {"a": ["mkl", {}]}, "f")
-    (path,) = (tmp_path / "hotloop").iterdir()
-    path.write_text("[")
-    assert timings.read("2", "f") == {}
-    timings.add("2", {"b": ["mkl", {}]}, "f")
-    assert list(timings.read("2", "f")) == ["b"]
 
 
 def test_without_a_compiler_it_says_so(monkeypatch):

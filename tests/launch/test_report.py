@@ -155,6 +155,8 @@ def test_gain_and_interval():
     assert found.high == pytest.approx(2.0)
     assert (found.numbers, found.greatest_difference) == (1, 0.0)
     assert "2.00 times" in compare.comparison_text(found)
+    # Wide where it may be looked at whenever one likes; with three pairs there is none yet.
+    assert compare.compare(plain[:3], changed[:3]).low is None
     noisy = compare.compare(plain, [Outcome(s, "") for s in (1.0, 4.0, 1.0, 4.0)])
     assert noisy.low < 1 < noisy.high
     assert "not clear" in compare.comparison_text(noisy)

@@ -1,25 +1,21 @@
-"""Ceilings: values made by hand, the cache, and a short real measurement."""
+"""Ceilings: values made by hand, and their cache."""
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
+from hotloop.errors import RunError
 from hotloop.machine import (
     BandwidthCeiling,
-    Cache,
     Ceilings,
-    Core,
     Machine,
-    MachineMemory,
     MatmulCeiling,
     Measurement,
     cache_dir,
+    ceilings_cache,
 )
 from hotloop.machine.ceilings import installed_torch_version
-from hotloop.machine.measure import _array_bytes, measure, thread_counts
 
 MACHINE = Machine(usable_cpus=4, cpu_ids=(0, 1, 2, 3), cpu_model="made by hand")
 
@@ -59,7 +55,8 @@ def measured(monkeypatch):
     """Counts measurements and answers with the figures made by hand."""
     calls = []
     monkeypatch.setattr(
-        "hotloop.machine.measure.measure", lambda machine: calls.append(machine) or ceilings()
+        "hotloop.machine.machine._measure_ceilings",
+        lambda machine: calls.append(machine) or ceilings(),
     )
     return calls
 
@@ -149,6 +146,20 @@ def test_a_cache_that_cannot_be_written_does_not_stop_it(cache, measured):
     assert MACHINE.ceilings() == ceilings()
 
 
+def test_without_the_room_that_measures_it_says_so(cache, monkeypatch):
+    monkeypatch.setattr("hotloop.machine.machine._measure_ceilings", None)
+    with pytest.raises(RunError, match="must be imported to measure"):
+        MACHINE.ceilings()
+
+
+def test_clearing_is_of_all_machines(cache, measured):
+    MACHINE.ceilings()
+    cache.with_name("ceilings-other.json").write_text("{")
+    assert ceilings_cache.clear() == 2
+    assert not cache.exists()
+    assert ceilings_cache.clear() == 0
+
+
 def test_cache_folder_order(tmp_path, monkeypatch):
     home, xdg = tmp_path / "home", tmp_path / "xdg"
     home.mkdir()
@@ -168,106 +179,3 @@ def test_cache_folder_order(tmp_path, monkeypatch):
     (tmp_path / f"hotloop-{os.getuid()}").symlink_to(home)
     assert cache_dir().parent == tmp_path
     assert not cache_dir().is_symlink()
-
-
-def test_real_measurement_is_short_and_leaves_torch_as_it_was():
-    import torch
-
-    machine = Machine.probe()
-    torch.manual_seed(7)
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
-    figures = measure(machine, budget_s=0.5, rounds=3, sizes=(64, 128), array_bytes=1 << 20)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.get_num_threads() == threads
-    assert torch.is_grad_enabled()
-    counts = {c.num_threads for c in figures.matmul}
-    assert counts == set(thread_counts(machine))
-    assert {c.kind for c in figures.bandwidth} == {"copy", "triad"}
-    assert {c.dtype for c in figures.matmul} == {"float32", "bfloat16"}
-    for ceiling in figures.matmul:
-        assert 1 <= ceiling.flop_per_s.n <= 3
-        assert ceiling.size in (64, 128)
-    assert figures.fingerprint == machine.fingerprint()
-    assert figures.torch_version == torch.__version__
-    assert Ceilings.from_dict(figures.to_dict()) == figures
-
-
-def test_threads_are_restored_when_measuring_fails(monkeypatch):
-    import torch
-
-    before = torch.get_num_threads()
-
-    def fail(machine, array_bytes):
-        raise KeyError
-
-    monkeypatch.setattr("hotloop.machine.measure._bandwidth_candidates", fail)
-    with pytest.raises(KeyError):
-        measure(Machine.probe(), budget_s=0.1, rounds=1, sizes=(64,))
-    assert torch.get_num_threads() == before
-
-
-def test_both_routes_compute_the_same_product():
-    import torch
-
-    from hotloop.machine.measure import _has_onednn_linear, _product
-
-    if not _has_onednn_linear(torch.float32):
-        pytest.skip("this torch has no oneDNN linear")
-    by_mm = _product(torch.float32, "torch.mm", 96)()
-    by_linear = _product(torch.float32, "mkldnn._linear_pointwise", 96)()
-    torch.testing.assert_close(by_linear, by_mm)
-
-
-def test_the_library_named_is_the_one_that_ran():
-    """Both libraries announce each product when asked to; that is the proof of the name."""
-    code = (
-        "import torch\n"
-        "from hotloop.machine.measure import library_of_mm\n"
-        "for dtype in (torch.float32, torch.bfloat16):\n"
-        "    square = torch.ones(256, 256, dtype=dtype)\n"
-        "    print('named', library_of_mm(dtype), flush=True)\n"
-        "    torch.mm(square, square)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True, text=True, check=True,
-        env={**os.environ, "ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"},
-    )  # fmt: skip
-    parts = done.stdout.split("named ")[1:]
-    assert len(parts) == 2
-    for part in parts:
-        name = part.split()[0]
-        assert (name == "onednn") == ("exec,cpu,matmul" in part)
-        assert (name == "mkl") == ("GEMM(" in part)
-
-
-def test_a_library_that_is_missing_is_absent(monkeypatch):
-    monkeypatch.setattr("hotloop.machine.measure._has_onednn_linear", lambda dtype: False)
-    figures = measure(Machine.probe(), rounds=1, sizes=(64,), array_bytes=1 << 20)
-    assert {c.route for c in figures.matmul} == {"torch.mm"}
-
-
-def test_bandwidth_is_absent_where_memory_is_short():
-    from dataclasses import replace
-
-    machine = replace(Machine.probe(), memory=MachineMemory(available_bytes=1 << 22))
-    figures = measure(machine, rounds=1, sizes=(64,), array_bytes=1 << 20)
-    assert figures.bandwidth == ()
-    assert figures.best_bandwidth_bytes_per_s() is None
-    assert figures.matmul
-
-
-def test_arrays_exceed_the_caches_in_reach():
-    caches = tuple(Cache(3, "unified", 96 << 20, 64, (2 * i, 2 * i + 1)) for i in range(4))
-    machine = Machine(usable_cpus=6, cpu_ids=tuple(range(6)), caches=caches)
-    assert _array_bytes(machine, 1) == 4 * (96 << 20)
-    assert _array_bytes(machine, 6) == 4 * 3 * (96 << 20)
-    assert _array_bytes(Machine(), 1) == 64 << 20
-
-
-def test_thread_counts_are_one_cores_and_all():
-    cores = tuple(Core((i, i + 4), None, 0, 0) for i in range(4))
-    machine = Machine(usable_cpus=8, cpu_ids=tuple(range(8)), cores=cores)
-    assert thread_counts(machine) == (1, 4, 8)
-    assert thread_counts(Machine()) == (1,)
-    assert thread_counts(Machine(usable_cpus=2, cpu_ids=tuple(range(8)), cores=cores)) == (1, 2)

@@ -19,13 +19,14 @@ from hotloop.cli.recipe import Recipe
 from hotloop.cli.tune import _text
 from hotloop.errors import InputError, ModelError, PlanError, RunError
 from hotloop.machine import Machine
+from hotloop.measure import compare
 from hotloop.monitor.optimization import Change, Evidence, Optimization
 from hotloop.train.losses import equal_to_rounding, loss_difference
 from hotloop.train.prove import Proven, prove
 from hotloop.train.trial_worker import KEPT_LOSSES, Slices
 from hotloop.train.trials import PlanTrials, Source, pickled_source
 from hotloop.train.tuner import heading, tune_source
-from hotloop.tuning import PRESENT, Group, compare, key_of
+from hotloop.tuning import PRESENT, Group, key_of
 
 PLANTED = '''
 """Work whose speed and results depend on the plan in a way that tests know."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ import hotloop
 from hotloop.errors import InputError
 from hotloop.machine import Machine
 from hotloop.machine.probe.topology import Core
+from hotloop.measure import winners
 from hotloop.tuning import (
     BATCH_SIZE,
     knobs_of,
@@ -107,14 +109,14 @@ def test_what_is_remembered_is_recalled_only_as_it_was_kept(tmp_path, monkeypatc
     assert remember("machine", "model", {"cpu.num_threads": 3}, "1.2 times")
     assert recall("machine", "model") == ({"cpu.num_threads": 3}, "1.2 times")
     assert recall("machine", "other") is None
-    monkeypatch.setattr("hotloop.tuning.remembered.installed_torch_version", lambda: "0.1")
-    assert recall("machine", "model") is None
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (path,) = (tmp_path / "hotloop" / "tuned").glob("*.json")
-    for damaged in ("", "[]", '{"format": 1}', path.read_text()[:-20]):
-        path.write_text(damaged)
+    assert recall("other", "model") is None
+    with monkeypatch.context() as patch:
+        patch.setattr("hotloop.measure.winners._version", lambda library: "0.1")
+        assert recall("machine", "model") is None
+    ((machine, kept),) = winners.listed()
+    for damaged in ({}, [], None, {"knobs": 3, "proof": ""}, {"proof": "1.2 times"}):
+        winners.add([replace(kept, answer=damaged)], machine)
         assert recall("machine", "model") is None
     forget("machine", "model")
     forget("machine", "model")
-    assert not path.exists()
+    assert winners.listed() == []

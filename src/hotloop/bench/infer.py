@@ -12,7 +12,7 @@ from ..machine import Machine
 from .infer_peers import PEERS, variants
 from .infer_result import HOTLOOP, InferRace, InferTiming
 from .shapes import MNIST_MODELS, SAMPLE_SHAPES
-from .turns import Turns, about, need, start_peer, take_turns
+from .turns import Answers, about, need, start_peer, take_turns
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def race_inference(
     )  # fmt: skip
 
 
-def _timing(peer: str, turns: Turns) -> InferTiming:
+def _timing(peer: str, turns: Answers) -> InferTiming:
     if turns.missing is not None:
         return InferTiming(peer, missing=turns.missing)
     measured, last = turns.answers[1:], turns.answers[-1]

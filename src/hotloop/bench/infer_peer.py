@@ -7,18 +7,18 @@ turn of ``seconds`` gave. torch is imported only by the peers that compute with 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 
 from ..errors import HotloopError
+from ..measure import Candidate, now, take_turn
 from ..monitor import peak_resident_bytes, resident_bytes
 from .infer_peers import PEERS, Job, Prepared, build_hotloop, variants
 from .infer_result import HOTLOOP
@@ -70,12 +70,12 @@ def _answer(setup: dict[str, Any], say: Any) -> None:
             rates.append(measure(prepared, inputs, setup["batch_size"], _SCOUT_S)["samples_per_s"])
         say(rates=rates)
         return
-    started = time.perf_counter()
+    started = now()
     mine = job(setup["settings"])
     prepared = prepare(mine)
     inputs = [prepared.convert(x) for x in mine.x]
     _warm(prepared, inputs)
-    prepared_s = time.perf_counter() - started
+    prepared_s = now() - started
     told: dict[str, Any] = {"settings": {**mine.settings, **prepared.told}}
     if setup["max_accuracy_loss"] is None or setup["peer"] not in HOTLOOP:
         told["error"] = _error(prepared, inputs, numpy.load(mine.folder / "expected.npy"))
@@ -127,52 +127,21 @@ def measure(
         ``samples_per_s``: the sum of each caller's samples over its time; ``p50_s`` and
         ``p99_s`` of a call; ``calls``.
     """
-    callers = [_Caller(call, inputs, number) for number, call in enumerate(prepared.calls)]
-    if len(callers) == 1:
-        callers[0].run(seconds)
-    else:
-        threads = [threading.Thread(target=caller.run, args=(seconds,)) for caller in callers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for caller in callers:
-        if caller.failed is not None:
-            raise caller.failed
-    times = numpy.concatenate([numpy.diff(caller.marks) for caller in callers])
+    callers = [_caller(call, inputs, number) for number, call in enumerate(prepared.calls)]
+    # What a thread sets up at its first call is not counted.
+    turn = take_turn(Candidate(callers), span_s=seconds, settle_s=0.0)
     return {
-        "samples_per_s": sum(
-            batch_size * (len(c.marks) - 1) / (c.marks[-1] - c.marks[0]) for c in callers
-        ),
-        "p50_s": float(numpy.quantile(times, 0.5)),
-        "p99_s": float(numpy.quantile(times, 0.99)),
-        "calls": len(times),
+        "samples_per_s": batch_size * turn.calls_per_s,
+        "p50_s": float(numpy.quantile(turn.seconds, 0.5)),
+        "p99_s": float(numpy.quantile(turn.seconds, 0.99)),
+        "calls": len(turn.seconds),
     }
 
 
-class _Caller:
-    """One thread's calls and the times between which they lay."""
-
-    def __init__(self, call: Any, inputs: Sequence[Any], first: int) -> None:
-        self.call = call
-        # Two callers do not work on one input at the same time.
-        self.inputs = [*inputs[first % len(inputs) :], *inputs[: first % len(inputs)]]
-        self.marks: list[float] = []
-        self.failed: Exception | None = None
-
-    def run(self, seconds: float) -> None:
-        call, inputs, count, clock = self.call, self.inputs, len(self.inputs), time.perf_counter
-        try:
-            call(inputs[0])  # What a thread sets up at its first call is not counted.
-            now = clock()
-            marks, until = [now], now + seconds
-            while now < until:
-                call(inputs[len(marks) % count])
-                now = clock()
-                marks.append(now)
-            self.marks = marks
-        except Exception as error:
-            self.failed = error
+def _caller(call: Any, inputs: Sequence[Any], first: int) -> Callable[[], Any]:
+    """Calls with one input after the other: no two callers work on one at the same time."""
+    turned = itertools.cycle([*inputs[first % len(inputs) :], *inputs[: first % len(inputs)]])
+    return lambda: call(next(turned))
 
 
 if __name__ == "__main__":

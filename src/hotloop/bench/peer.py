@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from ..measure import now, timed
 
 
 def main() -> int:
@@ -60,9 +62,8 @@ def main() -> int:
     say(ready=True)
     for number in epochs():
         order = sampler.order(number).numpy()
-        started = time.perf_counter()
-        loss = run(order)
-        say(s=time.perf_counter() - started, loss=loss, peak_bytes=peak_resident_bytes())
+        seconds, loss = timed(partial(run, order))
+        say(s=seconds, loss=loss, peak_bytes=peak_resident_bytes())
     return 0
 
 
@@ -95,16 +96,16 @@ def _hotloop(model: Any, x: Any, y: Any, setup: Any, say: Any, wanted: Any) -> N
         nonlocal done, seen, started
         if progress.epochs_done == done:
             return
-        ended = time.perf_counter()
+        ended = now()
         done = progress.epochs_done
         say(s=ended - started, loss=progress.loss, peak_bytes=peak_resident_bytes())
         next(wanted)
-        started = time.perf_counter()
+        started = now()
 
     say(ready=True)
     next(wanted)
     # The first epoch counts start-up too; the coordinator takes the first of every peer as warm-up.
-    started = time.perf_counter()
+    started = now()
     trainer.fit((x, y), batch_size=setup["batch_size"], epochs=setup["epochs"],
                 on_progress=on_progress)  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..measure import Turns
 from .result import Race
 
 _BATCHES = 40
@@ -47,8 +48,6 @@ def measure_costs(model: str, batch_size: int) -> StepCosts:
     Raises:
         RunError: the model cannot be run in chunks here.
     """
-    import time
-
     import torch
 
     from ..errors import RunError
@@ -66,16 +65,15 @@ def measure_costs(model: str, batch_size: int) -> StepCosts:
         raise RunError("workers need a batch of whole chunks", got=step.reason)
     walls, chunks, updates = [], [], []
     try:
-        for number in range(_BATCHES):
-            (before,) = step.workers
-            started = time.perf_counter()
-            step(x, y)
-            wall = time.perf_counter() - started
+        turns = Turns({"step": lambda: step(x, y)}, rounds=_BATCHES)
+        (before,) = step.workers
+        for played in turns:
             (after,) = step.workers
-            if number >= _BATCHES // 4:
-                walls.append(wall)
+            if turns.played > _BATCHES // 4:
+                walls.append(played["step"].median_s)
                 chunks.append((after.busy_s - before.busy_s) / step.num_chunks)
                 updates.append(after.update_s - before.update_s)
+            before = after
     finally:
         step.close()
     chunk_s, update_s = statistics.median(chunks), statistics.median(updates)

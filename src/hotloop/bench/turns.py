@@ -13,18 +13,20 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from ..machine import Machine
+from ..measure import Turns, rotating
 
 if TYPE_CHECKING:
     from ..train.child import Child
 
 
 @dataclass
-class Turns:
+class Answers:
     """What one peer answered.
 
     Attributes:
@@ -46,10 +48,10 @@ def take_turns(
     prepare_s: float,
     turn_s: float,
     say: Callable[[str], None],
-) -> dict[str, Turns]:
+) -> dict[str, Answers]:
     """Start each peer, let it warm up alone, then give each a turn in each round.
 
-    The order of a round is that of the one before, begun one peer later.
+    The order of a round is that of the one before, begun one peer later (``measure.rotating``).
 
     Args:
         start: starts a peer's process; a ``RunError`` says why it cannot run.
@@ -57,43 +59,44 @@ def take_turns(
         prepare_s: what starting may take. turn_s: what a turn may take.
         say: told what is going on.
     """
-    told = {peer: Turns() for peer in peers}
+    told = {peer: Answers() for peer in peers}
     running: dict[str, Child] = {}
 
-    def turn(peer: str, child: Child, number: int) -> None:
-        child.tell(turn=number)
-        told[peer].answers.append(child.answer(turn_s))
+    def prepare(peer: str) -> None:
+        running[peer] = start(peer)
+        told[peer].ready = running[peer].answer(prepare_s)
+        turn(peer)
+
+    def turn(peer: str) -> None:
+        running[peer].tell(turn=len(told[peer].answers))
+        told[peer].answers.append(running[peer].answer(turn_s))
+
+    def closing(peer: str, part: Callable[[str], None]) -> None:
+        try:
+            part(peer)
+        except RunError as error:
+            told[peer].missing = str(error)
+            if peer in running:
+                running.pop(peer).close()
+            raise
 
     try:
-        for peer in peers:
-            say(f"preparing {peer}")
-            try:
-                running[peer] = start(peer)
-                told[peer].ready = running[peer].answer(prepare_s)
-                turn(peer, running[peer], 0)
-            except RunError as error:
-                _give_up(peer, running, told, error)
-        for number in range(1, rounds + 1):
-            first = number % max(1, len(peers))
-            for peer in [*peers[first:], *peers[:first]]:
-                if peer not in running:
-                    continue
-                say(f"round {number} of {rounds}, {peer}")
-                try:
-                    turn(peer, running[peer], number)
-                except RunError as error:
-                    _give_up(peer, running, told, error)
+        first = Turns(
+            {peer: partial(closing, peer, prepare) for peer in peers}, forgive=(RunError,),
+            before=lambda peer: say(f"preparing {peer}"),
+        )  # fmt: skip
+        first.play(0)
+        turns = Turns(
+            {peer: partial(closing, peer, turn) for peer in first.racing}, rounds=rounds,
+            order=rotating, forgive=(RunError,),
+            before=lambda peer: say(f"round {turns.played + 1} of {rounds}, {peer}"),
+        )  # fmt: skip
+        for _ in turns:
+            pass
     finally:
         for child in running.values():
             child.close()
     return told
-
-
-def _give_up(peer: str, running: dict[str, Child], told: dict[str, Turns], error: RunError) -> None:
-    told[peer].missing = str(error)
-    child = running.pop(peer, None)
-    if child is not None:
-        child.close()
 
 
 def start_peer(module: str, peer: str, setup: dict[str, Any]) -> Child:

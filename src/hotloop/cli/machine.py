@@ -1,17 +1,19 @@
-"""``hotloop machine``: what this machine is and, with ``--ceilings``, what it can do."""
+"""``hotloop machine``: what this machine is, what it can do, and what was measured on it before."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import kernels
 from ..errors import InputError
-from ..machine import Machine
+from ..machine import cache_dir, ceilings_cache
 from ..machine.affinity import format_cpus
+from ..measure import Machine, Winner, winners
 from ..units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:
@@ -39,6 +41,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--remeasure", action="store_true", help="with --ceilings: measure again, whatever is kept"
     )
     parser.add_argument(
+        "--cache", action="store_true", help="what was chosen by measurement before, and is reused"
+    )
+    parser.add_argument(
+        "--clear-cache", action="store_true", help="forget that, and the kept ceilings"
+    )
+    parser.add_argument(
         "--root",
         type=Path,
         default=Path("/"),
@@ -52,9 +60,15 @@ def run(args: argparse.Namespace) -> int:
     """Print the machine; returns the exit code.
 
     Raises:
-        InputError: ``--root`` is no folder, or ceilings of a captured machine were asked for.
+        InputError: ``--root`` is no folder, or goes with what is asked of this machine alone.
     """
     root: Path = args.root
+    if args.cache or args.clear_cache:
+        if args.ceilings or args.remeasure or root != Path("/") or args.cache == args.clear_cache:
+            raise InputError(
+                "--cache and --clear-cache stand alone", next_step="give one of them, and --json"
+            )
+        return _clear_cache(args) if args.clear_cache else _show_cache(args)
     if not root.is_dir():
         raise InputError("--root must be a folder", got=root, next_step="leave --root out")
     wants_ceilings = args.ceilings or args.remeasure
@@ -92,6 +106,39 @@ def kernel_facts(root: Path) -> dict[str, str | None]:
         "reason": choice.reason,
         "unavailable": kernels.unavailable_reason() if here else None,
     }
+
+
+def _show_cache(args: argparse.Namespace) -> int:
+    found = winners.listed()
+    if args.json:
+        document = [{"machine": machine, **winner.to_dict()} for machine, winner in found]
+        print(json.dumps({"winners": document}, indent=2, sort_keys=True))
+        return 0
+    for machine, winner in found:
+        print("\n".join(winner_lines(machine, winner)))
+    print(f"{_count(len(found), 'winner')} in {cache_dir()}")
+    return 0
+
+
+def _clear_cache(args: argparse.Namespace) -> int:
+    count, ceilings = winners.clear(), ceilings_cache.clear()
+    if args.json:
+        print(json.dumps({"winners": count, "ceilings": ceilings}))
+    else:
+        print(f"forgot {_count(count, 'winner')} and the ceilings of {_count(ceilings, 'machine')}")
+    return 0
+
+
+def winner_lines(machine: str, winner: Winner) -> list[str]:
+    """Question and answer, seconds of the candidates, and what it rests on."""
+    answer = winner.answer if isinstance(winner.answer, str) else json.dumps(winner.answer)
+    saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(winner.saved_at_s))
+    quiet = "" if winner.quiet else ", beside a busy neighbour: measured again in the next run"
+    seconds = sorted(winner.seconds.items(), key=lambda item: item[1])
+    lines = [f"{winner.question}: {answer}"]
+    lines += [f"    {format_seconds(took_s):>9}  {name}" for name, took_s in seconds]
+    rests = winners.versions_text(winner.versions)
+    return [*lines, f"    {saved}, machine {machine}, {rests}{quiet}"]
 
 
 def machine_rows(machine: Machine) -> list[tuple[str, str]]:

@@ -150,7 +150,7 @@ def _train(
     *,
     resume: bool,
 ) -> int:
-    from ..machine import Machine
+    from ..measure import Machine
     from ..report.document import Document
     from ..train import Trainer
     from ..train.curve import save_curve

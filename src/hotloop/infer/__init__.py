@@ -7,7 +7,6 @@ network    a forward pass as layers for hotloop's own engine; kernels/ run it
 lowering   a captured graph to such layers
 quantize   8-bit integers, calibrated
 check      differences from eager, accuracy
-race       interleaved timing
 report     what the race found
 remembered winners of earlier races
 runner     InferenceRunner

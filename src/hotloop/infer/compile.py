@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from ..errors import InputError, ModelError
 from ..machine import Machine
+from ..measure import now
 from ..plan import Plan
 from . import remembered
 from .capture import own_copy, read_signature
@@ -74,7 +74,7 @@ def compile_inference(
         ModelError: the model cannot take the example.
         MissingExtraError: an engine that was named is not installed.
     """
-    start = time.perf_counter()
+    start = now()
     bounds = _checked_bounds(goal, max_error, max_accuracy_loss, budget_s)
     tell = on_event or (lambda what: None)
     device = _device(model)
@@ -100,8 +100,8 @@ def compile_inference(
     try:
         contest = Contest(workshop, goal, sizes, bounds, given, budget_s, start, tell, plan)
         limits = bounds.max_error, bounds.max_accuracy_loss, where
-        key = remembered.key(twin, signature, goal, sizes, settings, *limits)
-        known = remembered.recall(key) if cache else None
+        question = remembered.question(twin, signature, goal, sizes, settings, *limits)
+        known = remembered.recall(question) if cache else None
         report = contest.recall(known) if known else None
         if report is None:
             report = contest.hold(settings, required=engines is not None)
@@ -111,7 +111,7 @@ def compile_inference(
                     "the winners are not remembered"
                 )
             elif cache:
-                remembered.remember(key, report.winners)
+                remembered.remember(question, report)
         return contest.runner(report)
     except BaseException:
         workshop.close()

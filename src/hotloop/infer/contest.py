@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +9,13 @@ import torch
 
 from ..errors import HotloopError, InputError, MissingExtraError, ModelError
 from ..machine import Machine
+from ..measure import Candidate, Standing, now, race, steadiest
+from ..measure.neighbours import busy_elsewhere_s
 from ..plan import Plan
 from .capture import Signature
 from .check import Bounds, accuracy_loss, difference, fresh_inputs
 from .engine import Engine
 from .memory import predicted_memory
-from .race import Runner, race, steadiest
 from .report import InferenceReport, RaceRow, Setting
 from .runner import InferenceRunner
 from .signature import arguments
@@ -119,7 +118,7 @@ class Contest:
                 next_step="name another engine",
             )
         chosen: list[Setting] = []
-        race_start, busy_start = time.perf_counter(), busy_elsewhere_s()
+        race_start, busy_start = now(), busy_elsewhere_s()
         for size in self._in_order():
             self.tell(f"racing at batch {size}")
             rows, winner = self._race(size, chosen)
@@ -130,7 +129,7 @@ class Contest:
                     chosen.append(winner)
         if not report.winners:
             raise ModelError("the model must run at one of the batch sizes", got=self.sizes)
-        report.race_s = time.perf_counter() - race_start
+        report.race_s = now() - race_start
         busy_end = busy_elsewhere_s()
         if busy_start is not None and busy_end is not None:
             report.other_load = max(0.0, busy_end - busy_start) / report.race_s
@@ -162,7 +161,7 @@ class Contest:
         ranges = {n: s for n, s in report.winners.items() if n not in exact}
         signature = self.workshop.signature
         primary = report.winners.get(self._in_order()[0]) or next(iter(report.winners.values()))
-        report.elapsed_s = time.perf_counter() - self.start
+        report.elapsed_s = now() - self.start
         report.memory = predicted_memory(self.workshop, list(kept), max(report.winners), self.plan)
         return InferenceRunner(
             self.engines,
@@ -196,7 +195,7 @@ class Contest:
 
     def _admit(self, setting: Setting, required: bool, *, patient: bool = False) -> str | None:
         """Build and check a candidate; ``None``, or why it cannot race."""
-        spent = time.perf_counter() - self.start
+        spent = now() - self.start
         late = not patient and spent > _COMPILE_UNTIL * self.budget_s
         if late and self.workshop.must_compile(setting):
             return f"not compiled: {spent:.0f} s of {self.budget_s:.0f} s were spent"
@@ -288,34 +287,38 @@ class Contest:
         settings = [s for s in self.engines if not self._is_fixed(s, size)]
         if not want:
             settings = []
+        rows = [self._row(setting, size) for setting in settings]
+        if not settings:
+            return rows, None
         cpus = Machine.probe().cpu_ids
-        runners = [
-            Runner(
-                _caller(self.engines[s], inputs),
-                s.num_instances,
+        candidates = {
+            s: Candidate(
+                [_caller(self.engines[s], inputs)] * s.num_instances,
                 cpus if s.num_instances > 1 and s.num_threads == 1 else (),
             )
             for s in settings
-        ]
-        rows = [self._row(setting, size) for setting in settings]
-        if not runners:
-            return rows, None
+        }
         share = max(1.0, 0.4 * self.budget_s / len(self.sizes))
-        best = race(runners, by_p99=self.goal == "latency" and size == 1, budget_s=share)
-        for row, runner in zip(rows, runners, strict=True):
-            row.median_s, row.p99_s, row.n = runner.median_s, runner.p99_s, runner.n
-            row.min_s, row.max_s = runner.least_s, runner.most_s
-            if runner.dropped is not None:
-                row.excluded = f"slower, dropped after {runner.dropped} rounds"
+        best, found = race(candidates, by_p99=self.goal == "latency" and size == 1, budget_s=share)
         if self.goal == "throughput":
-            best = steadiest(runners, best)
-        for place, setting in enumerate(settings):
-            near = runners[place].median_s <= _WORTH_ANOTHER * runners[best].median_s
-            if setting in chosen and near and runners[place].dropped is None:
-                best = place
+            best = steadiest(found)
+        for setting in settings:
+            near = found[setting].median_s <= _WORTH_ANOTHER * found[best].median_s
+            if setting in chosen and near and found[setting].dropped is None:
+                best = setting
                 break
-        rows[best].won = True
-        return rows, settings[best]
+        for row in rows:
+            _fill(row, found[row.setting])
+            row.won = row.setting == best
+        return rows, best
+
+
+def _fill(row: RaceRow, standing: Standing) -> None:
+    """The timings of a candidate into its row."""
+    row.median_s, row.p99_s, row.n = standing.median_s, standing.p99_s, standing.n
+    row.min_s, row.max_s = standing.least_s, standing.most_s
+    if standing.dropped is not None:
+        row.excluded = f"slower, dropped after {standing.dropped} rounds"
 
 
 def _answer(engine: Engine, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -337,15 +340,3 @@ def _caller(engine: Engine, inputs: list[torch.Tensor]) -> Callable[[], object]:
     if run_one is not None and len(inputs) == len(engine.outputs) == 1:
         return lambda: torch.from_numpy(run_one(inputs[0].numpy()))
     return lambda: [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
-
-
-def busy_elsewhere_s() -> float | None:
-    """CPU seconds of all other processes since the start; ``None`` where /proc does not tell."""
-    try:
-        with open("/proc/stat", encoding="ascii") as file:
-            ticks = [int(word) for word in file.readline().split()[1:9]]
-        busy = sum(ticks) - ticks[3] - ticks[4]
-        mine = os.times()
-        return busy / os.sysconf("SC_CLK_TCK") - mine.user - mine.system
-    except (OSError, ValueError, IndexError):
-        return None

@@ -8,21 +8,15 @@ import re
 import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RunError
+from ..measure import Turns, always_valid_interval, there_and_back, timed
 from ..monitor.metrics import Record
 
 CONFIDENCE = 0.95
-# Student's t at 97.5 % for 1, 2, ... 30 degrees of freedom; beyond, the normal distribution.
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf)", re.IGNORECASE)
 
 
@@ -41,8 +35,8 @@ class Comparison(Record):
     Attributes:
         plain_s, with_s: seconds of each pair.
         gain: median of plain over with; above 1: hotloop is faster.
-        low, high: confidence interval of the mean ratio (of logarithms, Student's t); ``None``: a
-            single pair has none.
+        low, high: interval of the mean ratio (``measure.interval``, of logarithms); ``None``: too
+            few pairs for one.
         confidence: such as 0.95.
         numbers: numbers in the output that all plain runs print alike.
         greatest_difference: of these with hotloop, the greatest relative one; ``None``: the outputs
@@ -76,14 +70,12 @@ def interleave(
         say: told how far it is.
     """
     results: tuple[list[Outcome], list[Outcome]] = ([], [])
-    for number in range(rounds):
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        for which in order:
-            results[which].append((plain, changed)[which]())
-        say(
-            f"pair {number + 1} of {rounds}: {results[0][-1].seconds:.2f} s without, "
-            f"{results[1][-1].seconds:.2f} s with"
-        )
+    turns = Turns({0: plain, 1: changed}, rounds=rounds, order=there_and_back)
+    for pair in turns:
+        for which, turn in pair.items():
+            results[which].append(turn.answer)
+        without, changed_s = (outcomes[-1].seconds for outcomes in results)
+        say(f"pair {turns.played} of {rounds}: {without:.2f} s without, {changed_s:.2f} s with")
     return results
 
 
@@ -94,12 +86,12 @@ def run_once(arguments: Sequence[str], environ: Mapping[str, str]) -> Outcome:
         RunError: it failed; with the end of what it said.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started = time.perf_counter()
-        done = subprocess.run(
-            list(arguments), env=dict(environ), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            check=False,
+        seconds, done = timed(
+            lambda: subprocess.run(
+                list(arguments), env=dict(environ), stdin=subprocess.DEVNULL, stdout=out,
+                stderr=err, check=False,
+            )
         )  # fmt: skip
-        seconds = time.perf_counter() - started
         texts = []
         for file in (out, err):
             file.seek(0)
@@ -131,13 +123,8 @@ def compare(plain: Sequence[Outcome], changed: Sequence[Outcome]) -> Comparison:
 
 
 def _interval(logs: Sequence[float]) -> tuple[float | None, float | None]:
-    n = len(logs)
-    if n < 2:
-        return None, None
-    t = _T[n - 2] if n - 2 < len(_T) else 1.96
-    half = t * statistics.stdev(logs) / math.sqrt(n)
-    mean = statistics.fmean(logs)
-    return math.exp(mean - half), math.exp(mean + half)
+    _, low, high = always_valid_interval(logs, CONFIDENCE)
+    return (math.exp(low), math.exp(high)) if math.isfinite(high) else (None, None)
 
 
 def compare_outputs(plain: Sequence[str], changed: Sequence[str]) -> tuple[int, float | None]:

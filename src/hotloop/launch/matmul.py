@@ -1,7 +1,7 @@
 """Float32 matrix products of a running program by the faster of MKL and oneDNN (``matmul.cpp``).
 
 Each shape is made by both in turn until it is known which is faster, and a few times more later;
-what was found is kept with the machine's other timings, so that the next run starts with it.
+what was found is kept with the machine's other winners, so that the next run starts with it.
 Without a C++ compiler the larger products are routed from Python (``matmul_python``).
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..machine import timings
+from ..measure import Winner, winners
 
 KERNELS = ("mkl", "onednn")
 _PREFIX = "run"
@@ -64,24 +64,23 @@ class ProductUse:
 
     @property
     def key(self) -> str:
-        """Its name in the file of timings."""
+        """The question that its kernel answers, among the winners."""
         layout = f"{self.layout}{'+' if self.adds else ''}"
         parts = (_PREFIX, self.batch, self.m, self.k, self.n, layout, self.num_threads)
         return "/".join(str(part) for part in parts)
 
     @classmethod
-    def from_entry(cls, key: str, entry: Any) -> ProductUse | None:
-        """What an entry of the file of timings says; ``None``: another one's, or damaged."""
-        prefix, *numbers = key.split("/")
+    def from_winner(cls, winner: Winner) -> ProductUse | None:
+        """What was found before; ``None``: damaged."""
+        prefix, *numbers = winner.question.split("/")
         if prefix != _PREFIX or len(numbers) != 6:
             return None
         try:
             batch, m, k, n, threads = (int(numbers[at]) for at in (0, 1, 2, 3, 5))
-            kernel, seconds = entry
-            mkl_s, onednn_s = (float(seconds[name]) for name in KERNELS)
+            mkl_s, onednn_s = (float(winner.seconds[name]) for name in KERNELS)
         except (ValueError, TypeError, KeyError):
             return None
-        layout = numbers[4]
+        layout, kernel = numbers[4], winner.answer
         if kernel not in KERNELS or layout.removesuffix("+") not in ("nn", "nt", "tn", "tt"):
             return None
         return cls(
@@ -187,10 +186,8 @@ def native_router() -> NativeRouter:
 
 def recall(fingerprint: str | None = None) -> list[ProductUse]:
     """The choices that earlier runs on this machine made."""
-    import torch
-
-    entries = timings.read(torch.__version__, fingerprint)
-    uses = (ProductUse.from_entry(key, entry) for key, entry in entries.items())
+    known = winners.recall_all(_PREFIX, winners.versions_of("torch"), fingerprint)
+    uses = (ProductUse.from_winner(winner) for winner in known)
     return [use for use in uses if use is not None]
 
 
@@ -198,15 +195,17 @@ def remember(
     products: list[ProductUse], known: list[ProductUse], fingerprint: str | None = None
 ) -> None:
     """Keep what is new: choices made, and times less than those known."""
-    import torch
-
+    versions = winners.versions_of("torch")
     before = {use.key: (use.kernel, use.mkl_s, use.onednn_s) for use in known}
-    entries = {
-        use.key: [use.kernel, {"mkl": use.mkl_s, "onednn": use.onednn_s}]
+    found = [
+        Winner(
+            question=use.key, answer=use.kernel, versions=versions,
+            seconds={"mkl": use.mkl_s, "onednn": use.onednn_s},
+        )
         for use in products
         if use.kernel is not None
         and use.mkl_s
         and use.onednn_s
         and before.get(use.key) != (use.kernel, use.mkl_s, use.onednn_s)
-    }
-    timings.add(torch.__version__, entries, fingerprint)
+    ]  # fmt: skip
+    winners.add(found, fingerprint)

@@ -1,12 +1,12 @@
 """What this machine is, what it can do, and how to pin work to it. Importing loads no torch.
 
 - ``Machine.probe()``: what it is (``machine.py``; the readers in ``probe/``).
-- ``Machine.ceilings()``: what it can do, measured (``ceilings.py``; kept by ``ceilings_cache.py``;
-  the timing in ``measure.py``).
+- ``Machine.ceilings()``: what it can do (``ceilings.py``), measured by ``hotloop.measure`` and kept
+  by ``ceilings_cache.py``.
 - ``ThreadAffinity``, ``pinned``, ``pinned_thread``, ``give_way`` (``affinity.py``), ``num_threads``
   (``threads.py``): threads. ``numa``: nodes and memory policy. All but ``give_way`` restore what
   they found.
-- ``cache_dir()``: where measured and fetched things are kept; ``timings``: kernels timed before.
+- ``cache_dir()``: where measured and fetched things are kept.
 - ``native``: a C++ file, compiled once a machine and loaded.
 - ``tcp_info``: when something last came on a connection, by the kernel's clock.
 """

@@ -33,5 +33,15 @@ def store(fingerprint: str, ceilings: Ceilings) -> None:
         write_text_atomically(_path(fingerprint), text)
 
 
+def clear() -> int:
+    """Drop the figures kept, of all machines; how many machines that were."""
+    count = 0
+    with contextlib.suppress(OSError):
+        for path in cache_dir().glob("ceilings-*.json"):
+            path.unlink()
+            count += 1
+    return count
+
+
 def _path(fingerprint: str) -> Path:
     return cache_dir() / f"ceilings-{fingerprint}.json"

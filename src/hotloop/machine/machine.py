@@ -7,11 +7,13 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import ceilings_cache, measure
+from ..errors import RunError
+from . import ceilings_cache
 from .ceilings import Ceilings
 from .probe.accelerators import Accelerator, read_accelerators
 from .probe.allocator import read_allocator
@@ -165,16 +167,33 @@ class Machine:
         Args:
             max_age_s: measure again when the cached figures are older; ``None``: any age.
             use_cache: ``False``: measure now, and store the result.
+
+        Raises:
+            RunError: they must be measured, and ``hotloop.measure`` was not imported.
         """
         known = self.cached_ceilings(max_age_s=max_age_s) if use_cache else None
         if known is None:
-            known = measure.measure(self)
+            if _measure_ceilings is None:
+                raise RunError(
+                    "hotloop.measure must be imported to measure ceilings",
+                    next_step="take hotloop.Machine, which brings it",
+                )
+            known = _measure_ceilings(self)
             ceilings_cache.store(self.fingerprint(), known)
         return known
 
     def cached_ceilings(self, *, max_age_s: float | None = 30 * 86_400.0) -> Ceilings | None:
         """What ``ceilings`` measured before; ``None`` where it would have to measure."""
         return ceilings_cache.load(self.fingerprint(), max_age_s=max_age_s)
+
+
+_measure_ceilings: Callable[[Machine], Ceilings] | None = None
+
+
+def ceilings_measured_by(measure: Callable[[Machine], Ceilings]) -> None:
+    """Have ``Machine.ceilings`` call this: ``hotloop.measure``, right of this room, says so."""
+    global _measure_ceilings
+    _measure_ceilings = measure
 
 
 def _usable_cpu_ids(

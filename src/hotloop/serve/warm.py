@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
+from functools import partial
 
 import numpy
 
 from ..infer import Engine
+from ..measure import Turns
 from .cost import CostCurve
 from .tensors import Signature
 
@@ -34,15 +35,13 @@ def warm_up(engine: Engine, buffers: Buffers, curve: CostCurve) -> None:
     whole = _whole(buffers)
     if not whole:
         return
-    ends_at = time.monotonic() + _WARM_UP_S
-    for rows in dict.fromkeys((1, len(whole[0]))):
-        for repeat in range(4):
-            started = time.monotonic()
-            engine.run([buffer[:rows] for buffer in whole])
-            if repeat:
-                curve.anchor(rows, time.monotonic() - started)
-            if repeat and time.monotonic() > ends_at:
-                break
+    calls = {
+        rows: partial(engine.run, [buffer[:rows] for buffer in whole])
+        for rows in (1, len(whole[0]))
+    }
+    for played in Turns(calls, rounds=3, limit_s=_WARM_UP_S, warm_calls=1):
+        for rows, turn in played.items():
+            curve.anchor(rows, turn.median_s)
 
 
 def warm_up_together(engine: Engine, buffers: Buffers) -> None:

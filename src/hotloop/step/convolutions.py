@@ -17,9 +17,9 @@ from torch import fx
 
 from ..kernels import calls as kernel_calls
 from ..machine.threads import num_threads as threads_set
+from ..measure import least_seconds
 from ..memory import TensorArena
 from .routes import Route, remembered
-from .stopwatch import least_seconds
 
 _aten = torch.ops.aten
 _own = torch.ops.hotloop

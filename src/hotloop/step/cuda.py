@@ -8,15 +8,16 @@ tensors the graph reads; from pinned memory the copy runs beside the step before
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
+import math
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn, optim
 
+from ..measure import least_seconds
 from .capture import LossFn, NotCapturable, refuse_hidden
 from .cuda_graph import record
 from .operations import Operation
@@ -237,11 +238,8 @@ class CudaStep:
             self.not_fused = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             self._forward = self.model
             return plain
-        taken: list[list[float]] = [[], []]
-        for _ in range(_ROUNDS):
-            for times, (graph, _, _) in zip(taken, (plain, other), strict=True):
-                times.append(_replay_s(graph))
-        if statistics.median(taken[1]) < statistics.median(taken[0]):
+        calls = {"plain": partial(_replays, plain[0]), "fused": partial(_replays, other[0])}
+        if least_seconds(calls, rounds=_ROUNDS, limit_s=math.inf).fastest == "fused":
             return other
         self._forward = self.model
         return plain
@@ -279,15 +277,11 @@ class CudaStep:
         return loss.detach()
 
 
-def _replay_s(graph: Any) -> float:
-    """Seconds of a replay, after one that is not counted."""
-    graph.replay()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
+def _replays(graph: Any) -> None:
+    """Several, to the end of their work: launching one takes as long as a short graph."""
     for _ in range(_REPLAYS):
         graph.replay()
     torch.cuda.synchronize()
-    return (time.perf_counter() - start) / _REPLAYS
 
 
 def _settings(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

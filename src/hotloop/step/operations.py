@@ -21,11 +21,11 @@ from torch.utils.flop_counter import conv_flop_count
 from ..kernels.binding import UpdateRule
 from ..kernels.calls import product_update
 from ..machine.threads import num_threads as threads_set
+from ..measure import least_seconds
 from ..memory import TensorArena
 from .convolutions import Convolution
 from .operators import GEMM_UPDATES, ROUNDED_UPDATES
 from .routes import Product, Route, remembered
-from .stopwatch import least_seconds
 
 _aten = torch.ops.aten
 _FLOAT_BYTES = 4

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..measure import Turns
 
 Batches = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
 Make = Callable[[nn.Module, torch.optim.Optimizer, str], Any]
@@ -87,10 +87,10 @@ def _trained(
         twin, follower = copy.deepcopy((model, optimizer))
         step = make(twin, follower, precision)
         torch.manual_seed(0)
-        for x, y in itertools.islice(_again(batches), PROBE_STEPS):
-            started = time.perf_counter()
-            losses.append(step(x, y).item())
-            seconds.append(time.perf_counter() - started)
+        fed = _again(batches)
+        for played in Turns({precision: lambda: step(*next(fed)).item()}, rounds=PROBE_STEPS):
+            losses.append(played[precision].answer)
+            seconds.append(played[precision].median_s)
     return losses, statistics.median(seconds)
 
 

@@ -16,15 +16,15 @@ from torch import fx
 
 from .. import kernels
 from ..kernels import calls as kernel_calls
-from ..machine import timings
 from ..machine.heap import give_back_memory
 from ..machine.threads import num_threads as threads_set
+from ..measure import Timing, Winner, least_seconds, winners
 from ..memory import TensorArena
 from .operators import PRODUCTS, ROUNDED_UPDATES
-from .stopwatch import Timing, least_seconds
 
 _aten = torch.ops.aten
-_timed_here: set[str] = set()
+# What this process uses, by question: a choice holds for the whole run.
+_found_here: dict[str, Winner] = {}
 # Raised when timings are taken in another way: earlier ones are then forgotten.
 _TIMING = 4
 
@@ -83,7 +83,7 @@ def route(
 
 def fastest(product: Product) -> Route:
     """The fastest kernel for a product, from this machine's cache or by timing now."""
-    return remembered("/".join(str(part) for part in product), lambda: _race(product))
+    return remembered("product/" + "/".join(str(part) for part in product), lambda: _race(product))
 
 
 def remembered(key: str, race: Callable[[], tuple[str, dict[str, float], bool]]) -> Route:
@@ -91,17 +91,21 @@ def remembered(key: str, race: Callable[[], tuple[str, dict[str, float], bool]])
 
     Found beside a busy neighbour, it holds for this run, and the next one times again.
     """
-    table, key = _table(), f"{key}/{_kernels_key()}"
-    known = table.get(key)
-    if known is None or (known[2:] == ["disturbed"] and key not in _timed_here):
+    question = f"kernel/{key}"
+    versions = {**winners.versions_of("torch"), "kernels": _kernels_key()}
+    known = _found_here.get(question) or winners.recall(question, versions)
+    if known is not None and known.answer not in known.seconds:
+        known = None  # Damaged.
+    if known is None or not (known.quiet or question in _found_here):
         kernel, seconds, quiet = race()
         give_back_memory()
-        _timed_here.add(key)
         if known is None or quiet:
-            table[key] = [kernel, seconds, *([] if quiet else ["disturbed"])]
-            timings.add(torch.__version__, {key: table[key]})
-    kernel, seconds = table[key][:2]
-    return Route(kernel, seconds)
+            known = Winner(
+                question=question, answer=kernel, versions=versions, seconds=seconds, quiet=quiet
+            )
+            winners.add([known])
+    _found_here[question] = known
+    return Route(known.answer, dict(known.seconds))
 
 
 def _product(node: Any, num_threads: int) -> Product | None:
@@ -192,8 +196,3 @@ def _timed(product: Product) -> Timing:
 def _kernels_key() -> str:
     """Other kernels or another way to time them, other times."""
     return f"{kernels.build_hash()[:8]}-{_TIMING}"
-
-
-@functools.cache
-def _table() -> dict[str, Any]:
-    return timings.read(torch.__version__)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PlanError
+from ..measure import Comparison, compare
 from ..monitor.optimization import Optimization, Proof
-from ..tuning import PRESENT, Candidate, Comparison, compare, key_of, knobs_of
+from ..tuning import PRESENT, Candidate, key_of, knobs_of
 from .losses import ROUNDING, equal_to_rounding, loss_difference
 from .trials import PlanTrials
 

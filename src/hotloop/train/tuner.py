@@ -19,13 +19,13 @@ from ..errors import InputError, ModelError, RunError
 from ..files import write_text_atomically
 from ..machine import Machine
 from ..machine.ceilings import installed_torch_version
+from ..measure import Comparison
 from ..plan import Plan
 from ..tuning import (
     BATCH_SIZE,
     PRECISION,
     PRESENT,
     Candidate,
-    Comparison,
     Group,
     Journal,
     LrRule,
@@ -37,7 +37,8 @@ from ..tuning import (
     space_of,
     text_of,
 )
-from ..tuning.remembered import journal_path, remember
+from ..tuning.journal import journal_path
+from ..tuning.remembered import remember
 from ..version import VERSION
 from .prove import Proven, prove
 from .trainer import Trainer

@@ -1,7 +1,5 @@
-"""Choosing by measurement; knows nothing of trainers, which hand it trials.
+"""Searching by measurement; knows nothing of trainers, which hand it trials.
 
-interval    a confidence interval that holds at every look
-compare     A and B in turn until the answer is clear
 candidate   a difference to the present plan; groups of them
 space       the choices worth trying on a machine
 search      successive halving under a time budget
@@ -14,8 +12,6 @@ the same name would hide once imported.
 """
 
 from .candidate import PRESENT, Candidate, Group, key_of, text_of
-from .compare import Comparison, compare
-from .interval import always_valid_interval
 from .journal import Journal
 from .plan_text import plan_with_comments
 from .search import SearchProgress, SearchResult, Trial, Tried, search
@@ -26,7 +22,6 @@ __all__ = [
     "PRECISION",
     "PRESENT",
     "Candidate",
-    "Comparison",
     "Group",
     "Journal",
     "LrRule",
@@ -34,8 +29,6 @@ __all__ = [
     "SearchResult",
     "Trial",
     "Tried",
-    "always_valid_interval",
-    "compare",
     "key_of",
     "knobs_of",
     "learning_rate_factor",

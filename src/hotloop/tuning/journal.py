@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StorageError
+from ..machine import cache_dir
 from .candidate import Candidate, key_of
 
 FORMAT = 1
@@ -153,3 +154,15 @@ def _whole_lines(fd: int) -> list[dict[str, Any]]:
     if end < len(content):
         os.ftruncate(fd, end)
     return lines
+
+
+def journal_path(machine: str, work: str, space: str) -> Path:
+    """Where the journal of an unfinished search lies.
+
+    Args:
+        machine, work: fingerprints. space: short hash of the choices.
+
+    Raises:
+        OSError: no cache folder.
+    """
+    return cache_dir() / "tuned" / f"{machine}-{work}-{space}.journal"

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from ..errors import InputError, RunError
+from ..measure import Turns, always_valid_interval, now, there_and_back
 from .candidate import PRESENT, Candidate, Group, key_of, text_of
-from .interval import always_valid_interval
 from .journal import Journal
 
 # Rounds of the first rung; each next rung has twice as many.
@@ -139,7 +139,7 @@ def search(
     present: Mapping[str, Any] | None = None,
     journal: Journal | None = None,
     on_progress: Callable[[SearchProgress], None] | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = now,
 ) -> SearchResult:
     """Choose in each group what costs least, given what was chosen in those before it.
 
@@ -314,16 +314,7 @@ class _Search:
                 )
             )  # fmt: skip
         if known is None:
-            known = {}
-            for arm in arms if turn % 2 == 0 else arms[::-1]:
-                try:
-                    known[key_of(arm.candidate)] = _checked(self.trial.measure(arm.candidate))
-                except RunError as error:
-                    if arm is arms[0]:
-                        raise
-                    self.journal.add_failure(group.name, arm.candidate, str(error), self.elapsed_s)
-                    self._note(group, arm, outcome="failed", reason=str(error))
-                    self.trial.release(arm.candidate)
+            known = self._measured(group, turn, arms)
             self.journal.add_round(group.name, rung, turn, known, self.elapsed_s)
         left = [a for a in arms if key_of(a.candidate) in known]
         incumbent = known[key_of(arms[0].candidate)]
@@ -332,6 +323,30 @@ class _Search:
             arm.costs.append(cost)
             arm.logs.append(math.log(cost / incumbent))
         return left
+
+    def _measured(self, group: Group, turn: int, arms: list[_Arm]) -> dict[str, float]:
+        """Costs of one round by ``key_of``; arms that failed are noted and let go."""
+        turns = Turns(
+            {key_of(a.candidate): partial(self._cost, a.candidate) for a in arms},
+            order=there_and_back, forgive=(RunError,), clock=self.clock,
+        )  # fmt: skip
+        played = turns.play(turn)
+        for arm in arms:
+            error = turns.failed.get(key_of(arm.candidate))
+            if error is None:
+                continue
+            if arm is arms[0]:
+                raise error
+            self.journal.add_failure(group.name, arm.candidate, str(error), self.elapsed_s)
+            self._note(group, arm, outcome="failed", reason=str(error))
+            self.trial.release(arm.candidate)
+        return {key: turn.answer for key, turn in played.items()}
+
+    def _cost(self, candidate: Candidate) -> float:
+        cost = self.trial.measure(candidate)
+        if not (math.isfinite(cost) and cost > 0):
+            raise RunError("a trial must give a cost above 0", got=cost)
+        return cost
 
     def _close(self, group: Group, arms: list[_Arm], winner: _Arm) -> None:
         noted = {key_of(t.candidate) for t in self.tried if t.group == group.name}
@@ -387,9 +402,3 @@ def _is_clear(arm: _Arm) -> bool:
     _, low, high = always_valid_interval(arm.logs)
     limit = math.log1p(MIN_GAIN)
     return low > 0 or high < 0 or (-limit < low and high < limit)
-
-
-def _checked(cost: float) -> float:
-    if not (math.isfinite(cost) and cost > 0):
-        raise RunError("a trial must give a cost above 0", got=cost)
-    return cost

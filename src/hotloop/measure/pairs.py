@@ -1,17 +1,18 @@
-"""``compare``: two ways to do the same work, measured in turn until the answer is clear."""
+"""A rule for programs and plans: the ratio of A and B, in pairs, until the answer is clear."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import InputError, RunError
+from .clock import now
 from .interval import always_valid_interval
+from .turns import Turns, there_and_back
 
 Verdict = Literal["proven", "regression", "no difference"]
 # Fewer pairs give no interval worth the name, more than the second nobody waits for.
@@ -87,7 +88,7 @@ def compare(
     min_pairs: int = MIN_PAIRS,
     max_pairs: int = MAX_PAIRS,
     on_pair: Callable[[int, float, float, float], None] | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = now,
 ) -> Comparison:
     """Measure A and B in turn, A B, B A, A B, ..., until the answer is clear or the time is up.
 
@@ -113,48 +114,49 @@ def compare(
         raise InputError("margin must be at least 0", got=margin)
     if min_pairs < 2 or max_pairs < min_pairs:
         raise InputError("min_pairs must be at least 2 and at most max_pairs", got=min_pairs)
-    began_s = clock()
-    a: list[float] = []
-    b: list[float] = []
     logs: list[float] = []
-    limit = math.log1p(margin)
-    while True:
-        for _ in range(2):
-            turns = ((trial_a, a), (trial_b, b))
-            for trial, seconds in turns if len(logs) % 2 == 0 else turns[::-1]:
-                seconds.append(_checked(trial()))
-            logs.append(math.log(a[-1] / b[-1]))
-            mean, low, high = always_valid_interval(logs, confidence)
-            if on_pair is not None:
-                on_pair(len(logs), math.exp(mean), math.exp(low), _exp(high))
-        elapsed_s = clock() - began_s
-        if len(logs) < min_pairs:
+    seconds: dict[str, list[float]] = {"a": [], "b": []}
+    turns = Turns({"a": trial_a, "b": trial_b}, order=there_and_back, clock=clock)
+    stopped = None
+    for pair in turns:
+        for name, turn in pair.items():
+            seconds[name].append(_checked(turn.answer))
+        logs.append(math.log(seconds["a"][-1] / seconds["b"][-1]))
+        mean, low, high = always_valid_interval(logs, confidence)
+        if on_pair is not None:
+            on_pair(len(logs), math.exp(mean), math.exp(low), _exp(high))
+        if len(logs) % 2 or len(logs) < min_pairs:
             continue
-        if low > 0 or high < 0:
-            stopped = "clear"
-        elif -limit < low and high < limit:
-            stopped = "within the margin"
-        elif len(logs) >= max_pairs:
+        stopped = _why_stop(low, high, margin)
+        if stopped is None and len(logs) >= max_pairs:
             stopped = "pairs"
-        elif elapsed_s * (1 + 2 / len(logs)) > budget_s:
+        if stopped is None and turns.would_pass(budget_s, rounds=2):
             stopped = "time"
-        else:
-            continue
-        verdict: Verdict = "proven" if low > 0 else "regression" if high < 0 else "no difference"
-        return Comparison(
-            verdict=verdict,
-            ratio=math.exp(mean),
-            median_ratio=math.exp(statistics.median(logs)),
-            low=math.exp(low),
-            high=_exp(high),
-            confidence=confidence,
-            n=len(logs),
-            a_s=_summary(a),
-            b_s=_summary(b),
-            stopped=stopped,
-            elapsed_s=elapsed_s,
-            ratios=tuple(math.exp(value) for value in logs),
-        )
+        if stopped is not None:
+            break
+    assert stopped is not None
+    return Comparison(
+        verdict="proven" if low > 0 else "regression" if high < 0 else "no difference",
+        ratio=math.exp(mean),
+        median_ratio=math.exp(statistics.median(logs)),
+        low=math.exp(low),
+        high=_exp(high),
+        confidence=confidence,
+        n=len(logs),
+        a_s=_summary(seconds["a"]),
+        b_s=_summary(seconds["b"]),
+        stopped=stopped,
+        elapsed_s=turns.elapsed_s,
+        ratios=tuple(math.exp(value) for value in logs),
+    )
+
+
+def _why_stop(low: float, high: float, margin: float) -> str | None:
+    """What the interval of the logarithm says, if it says anything."""
+    limit = math.log1p(margin)
+    if low > 0 or high < 0:
+        return "clear"
+    return "within the margin" if -limit < low and high < limit else None
 
 
 def _checked(seconds: float) -> float:

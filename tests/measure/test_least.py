@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 
-from hotloop.step import routes
-from hotloop.step.stopwatch import least_seconds, waited_s
+from hotloop.measure import least_seconds
+from hotloop.measure.neighbours import waited_s
 
 
 class Processor:
@@ -54,7 +54,9 @@ def test_a_time_with_waiting_in_it_counts_only_where_there_is_no_other():
 
 def test_time_of_one_call_among_repeats():
     machine = Processor()
-    assert machine.time({"work": machine.work((0.5, 0.0))}, 4).seconds == {"work": 0.5}
+    timing = machine.time({"work": machine.work((0.5, 0.0)), "more": machine.work((0.75, 0.0))}, 4)
+    assert timing.seconds == {"work": 0.5, "more": 0.75}
+    assert timing.fastest == "work"
 
 
 def test_the_kernel_counts_waiting():
@@ -73,19 +75,3 @@ def test_the_kernel_counts_waiting():
         finally:
             os.sched_setaffinity(0, before)
             other.kill()
-
-
-def test_a_choice_made_beside_a_neighbour_is_made_again_by_the_next_run(monkeypatch):
-    file = {}
-    monkeypatch.setattr(routes.timings, "add", lambda version, entries: file.update(entries))
-
-    def run(kernel, quiet):
-        monkeypatch.setattr(routes, "_timed_here", set())
-        monkeypatch.setattr(routes, "_table", lambda table=dict(file): table)
-        return routes.remembered("key", lambda: (kernel, {kernel: 1.0}, quiet)).kernel
-
-    assert run("slow", quiet=False) == "slow"
-    # Still disturbed: no reason to compile the step anew.
-    assert run("other", quiet=False) == "slow"
-    assert run("fast", quiet=True) == "fast"
-    assert run("other", quiet=True) == "fast"

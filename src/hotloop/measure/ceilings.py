@@ -1,7 +1,7 @@
-"""Times matrix products and memory streams on this machine, candidates in turn. Loads torch.
+"""``Machine.ceilings``: the best rates that anything reached here. Measuring loads torch.
 
-Every candidate gets one untimed call and one timed call in each round, so that a change of clock
-or a neighbour's load hits all candidates alike.
+Matrix products by every library at hand, hotloop's own kernels among them, and memory streams: in
+turn, one untimed and one timed call each in a round.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .. import kernels
+from ..kernels import calls
+from ..machine import BandwidthCeiling, Ceilings, Machine, MatmulCeiling, Measurement
+from ..machine.ceilings import installed_torch_version
+from ..machine.heap import give_back_memory
+from ..machine.machine import ceilings_measured_by
 from ..units import MIB
-from .ceilings import (
-    BandwidthCeiling,
-    Ceilings,
-    MatmulCeiling,
-    Measurement,
-    installed_torch_version,
-)
-from .hardware import Hardware
-from .heap import give_back_memory
+from .clock import now
+from .turns import Candidate, Turns, take_turn
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +38,8 @@ _BLAS_NAMES = {"open": "openblas"}
 
 
 @dataclass
-class _Candidate:
-    """One thing to time: ``work`` units (flop or bytes) a call."""
+class _Rate:
+    """A rate to measure: ``work`` units (flop or bytes) a call."""
 
     run: Callable[[], object]
     work: float
@@ -50,7 +49,7 @@ class _Candidate:
 
 
 def measure(
-    machine: Hardware,
+    machine: Machine,
     *,
     budget_s: float = BUDGET_S,
     rounds: int = ROUNDS,
@@ -70,13 +69,13 @@ def measure(
             threads can reach, as the STREAM benchmark asks, at least 64 MiB. Where three of
             these take over half of the memory left, bandwidth is not measured.
     """
-    began_s = time.perf_counter()
+    began_s = now()
     with _torch_settings_kept():
-        candidates = _matmul_candidates(machine, sizes)
-        candidates += _bandwidth_candidates(machine, array_bytes)
-        _time_in_turn(candidates, rounds, began_s + budget_s)
-    done = [c.finish(Measurement.of(c.rates)) for c in candidates if c.rates]
-    del candidates
+        wanted = _matmul_rates(machine, sizes)
+        wanted += _bandwidth_rates(machine, array_bytes)
+        _time_in_turn(wanted, rounds, began_s + budget_s - now())
+    done = [rate.finish(Measurement.of(rate.rates)) for rate in wanted if rate.rates]
+    del wanted
     gc.collect()
     give_back_memory()
     return Ceilings(
@@ -85,11 +84,11 @@ def measure(
         fingerprint=machine.fingerprint(),
         torch_version=installed_torch_version(),
         measured_at_s=time.time(),
-        wall_s=time.perf_counter() - began_s,
+        wall_s=now() - began_s,
     )
 
 
-def thread_counts(machine: Hardware) -> tuple[int, ...]:
+def thread_counts(machine: Machine) -> tuple[int, ...]:
     """1, the usable cores where that is another number, and all usable CPUs; ascending."""
     cores = min(machine.usable_cores or machine.usable_cpus, machine.usable_cpus)
     return tuple(sorted({1, cores, machine.usable_cpus}))
@@ -135,22 +134,35 @@ def _torch_settings_kept() -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
 
 
-def _matmul_candidates(machine: Hardware, sizes: Sequence[int]) -> list[_Candidate]:
+def _matmul_rates(machine: Machine, sizes: Sequence[int]) -> list[_Rate]:
     import torch
 
-    candidates = []
+    wanted = []
     for dtype in (torch.float32, torch.bfloat16):
-        routes = [("torch.mm", library_of_mm(dtype))]
-        if _has_onednn_linear(dtype):
-            routes.append(("mkldnn._linear_pointwise", "onednn"))
         for num_threads in thread_counts(machine):
-            for route, library in routes:
+            for route, library in routes_of(dtype):
                 # A kernel missing on this processor shows as an error: then it is absent.
                 with contextlib.suppress(RuntimeError, NotImplementedError):
-                    candidates.append(
-                        _matmul_candidate(machine, dtype, route, library, num_threads, sizes)
-                    )
-    return candidates
+                    wanted.append(_matmul_rate(machine, dtype, route, library, num_threads, sizes))
+    return wanted
+
+
+def routes_of(dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Every way to make a product of this dtype here: ``(route, library)``, see ``product``."""
+    routes = [("torch.mm", library_of_mm(dtype))]
+    if _has_onednn_linear(dtype):
+        routes.append(("mkldnn._linear_pointwise", "onednn"))
+    return routes + own_products(dtype)
+
+
+def own_products(dtype: torch.dtype) -> list[tuple[str, str]]:
+    """``(route, library)`` of hotloop's own product, where the processor has one of this dtype."""
+    import torch
+
+    if not kernels.is_available():
+        return []
+    has = dtype == torch.float32 or calls.has_bfloat16()
+    return [("hotloop.kernels", "hotloop")] if has else []
 
 
 def _has_onednn_linear(dtype: torch.dtype) -> bool:
@@ -163,26 +175,25 @@ def _has_onednn_linear(dtype: torch.dtype) -> bool:
     return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _matmul_candidate(
-    machine: Hardware,
+def _matmul_rate(
+    machine: Machine,
     dtype: torch.dtype,
     route: str,
     library: str,
     num_threads: int,
     sizes: Sequence[int],
-) -> _Candidate:
+) -> _Rate:
     import torch
 
     torch.set_num_threads(num_threads)
     for size in sizes:
-        run = _product(dtype, route, size)
-        run()
-        took_s = _timed(run)
+        run = product(dtype, route, size, num_threads)
+        took_s = take_turn(Candidate([run]), settle_s=0.0).median_s
         larger_bytes = 3 * 4 * (2 * size) ** 2
         if took_s >= _LONG_ENOUGH_S or larger_bytes * 8 > _headroom_bytes(machine):
             break
     name = str(dtype).removeprefix("torch.")
-    return _Candidate(
+    return _Rate(
         run=run,
         work=2.0 * size**3,
         num_threads=num_threads,
@@ -190,23 +201,39 @@ def _matmul_candidate(
     )
 
 
-def _product(dtype: torch.dtype, route: str, size: int) -> Callable[[], object]:
-    """One product of two [size, size] matrices of random numbers."""
+def product(
+    dtype: torch.dtype, route: str, size: int, num_threads: int
+) -> Callable[[], torch.Tensor]:
+    """One product of two [size, size] matrices of random numbers, by a route of ``routes_of``.
+
+    hotloop's own product takes float32 and, for bfloat16, rounds both factors itself.
+    """
     import torch
 
     # A generator of its own: the caller's random state is not touched.
     draw = torch.Generator().manual_seed(0)
-    left = torch.randn(size, size, generator=draw).to(dtype)
-    right = torch.randn(size, size, generator=draw).to(dtype)
+    left = torch.randn(size, size, generator=draw)
+    right = torch.randn(size, size, generator=draw)
+    if route == "hotloop.kernels":
+        out = torch.empty(size, size)
+        low = dtype == torch.bfloat16
+        own = calls.product(left, right, out, num_threads=num_threads, bfloat16=low)
+
+        def run() -> torch.Tensor:
+            own()
+            return out
+
+        return run
+    left, right = left.to(dtype), right.to(dtype)
     if route == "torch.mm":
-        out = torch.empty(size, size, dtype=dtype)
-        return lambda: torch.mm(left, right, out=out)
+        into = torch.empty(size, size, dtype=dtype)
+        return lambda: torch.mm(left, right, out=into)
     linear = torch.ops.mkldnn._linear_pointwise
     weight = right.t()  # linear multiplies by the transpose of its weight
     return lambda: linear(left, weight, None, "none", [], "")
 
 
-def _bandwidth_candidates(machine: Hardware, array_bytes: int | None) -> list[_Candidate]:
+def _bandwidth_rates(machine: Machine, array_bytes: int | None) -> list[_Rate]:
     import torch
 
     counts = thread_counts(machine)
@@ -217,12 +244,12 @@ def _bandwidth_candidates(machine: Hardware, array_bytes: int | None) -> list[_C
     torch.set_num_threads(counts[-1])
     # Filling with all threads places each page on the node of the thread that streams it later.
     arrays = [torch.empty(largest // 4).fill_(i + 1.0) for i in range(3)]
-    candidates = []
+    wanted = []
     for num_threads, size in sizes.items():
         a, b, c = (array[: size // 4] for array in arrays)
-        candidates.append(_stream("copy", _copy_into(a, b), 2, num_threads, size))
-        candidates.append(_stream("triad", _triad_into(a, b, c), 3, num_threads, size))
-    return candidates
+        wanted.append(_stream("copy", _copy_into(a, b), 2, num_threads, size))
+        wanted.append(_stream("triad", _triad_into(a, b, c), 3, num_threads, size))
+    return wanted
 
 
 def _copy_into(a: torch.Tensor, b: torch.Tensor) -> Callable[[], object]:
@@ -237,8 +264,8 @@ def _triad_into(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> Callable[[
 
 def _stream(
     kind: str, run: Callable[[], object], num_arrays: int, num_threads: int, size: int
-) -> _Candidate:
-    return _Candidate(
+) -> _Rate:
+    return _Rate(
         run=run,
         work=float(num_arrays * size),
         num_threads=num_threads,
@@ -246,7 +273,7 @@ def _stream(
     )
 
 
-def _array_bytes(machine: Hardware, num_threads: int) -> int:
+def _array_bytes(machine: Machine, num_threads: int) -> int:
     """4 times the last-level cache in reach: of one CPU, or of all usable CPUs together."""
     usable = set(machine.cpu_ids)
     sizes = [
@@ -258,27 +285,21 @@ def _array_bytes(machine: Hardware, num_threads: int) -> int:
     return max(_LEAST_ARRAY_BYTES, 4 * reach)
 
 
-def _headroom_bytes(machine: Hardware) -> float:
+def _headroom_bytes(machine: Machine) -> float:
     headroom = machine.memory.headroom_bytes
     return float("inf") if headroom is None else float(headroom)
 
 
-def _time_in_turn(candidates: Sequence[_Candidate], rounds: int, deadline_s: float) -> None:
+def _time_in_turn(wanted: Sequence[_Rate], rounds: int, limit_s: float) -> None:
     import torch
 
-    round_s = 0.0
-    for done in range(rounds):
-        began_s = time.perf_counter()
-        if done and began_s + round_s > deadline_s:
-            break
-        for candidate in candidates:
-            torch.set_num_threads(candidate.num_threads)
-            candidate.run()
-            candidate.rates.append(candidate.work / _timed(candidate.run))
-        round_s = time.perf_counter() - began_s
+    turns = Turns(
+        {number: rate.run for number, rate in enumerate(wanted)}, rounds=rounds, limit_s=limit_s,
+        before=lambda number: torch.set_num_threads(wanted[number].num_threads), settle_s=0.0,
+    )  # fmt: skip
+    for played in turns:
+        for number, turn in played.items():
+            wanted[number].rates.append(wanted[number].work / turn.median_s)
 
 
-def _timed(run: Callable[[], object]) -> float:
-    began_s = time.perf_counter()
-    run()
-    return time.perf_counter() - began_s
+ceilings_measured_by(measure)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotloop.errors import InputError, RunError
-from hotloop.tuning import Comparison, compare
-from hotloop.tuning.interval import half_width
+from hotloop.measure import Comparison, compare
+from hotloop.measure.interval import half_width
 
 RUNS = 200
 
@@ -115,11 +115,20 @@ def test_even_drift_falls_out():
 
 
 def test_the_time_is_kept_and_the_least_pairs_are_made():
-    pair = Pair(1.0, noise=0.3)
-    seconds = iter(range(10_000))
-    found = compare(pair.a, pair.b, budget_s=20.0, clock=lambda: float(next(seconds)))
+    pair, now_s = Pair(1.0, noise=0.3), 0.0
+
+    def taking(trial):
+        def run():
+            nonlocal now_s
+            now_s += 1.0
+            return trial()
+
+        return run
+
+    found = compare(taking(pair.a), taking(pair.b), budget_s=21.0, clock=lambda: now_s)
     assert found.stopped == "time"
-    assert found.elapsed_s <= 20
+    # Whole A B B A, of which no other would have ended in time.
+    assert (found.elapsed_s, found.n) == (20, 10)
     least = compare(pair.a, pair.b, budget_s=1e-9)
     assert least.n == 4
 

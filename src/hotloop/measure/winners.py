@@ -1,0 +1,232 @@
+"""What was decided by measurement on this machine before: one cache, one file for each machine.
+
+A winner is the answer to a question (``"product/64/784/128/nt"``), found with certain versions of
+what was timed. It holds on the machine and with the versions it was found with, and nowhere else.
+Whoever measures asks here first and keeps here what it found, so that the second run of a program
+neither measures again nor takes another choice than the first.
+
+A cache that is damaged, or cannot be written, only means measuring again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..errors import StorageError
+from ..files import write_text_atomically
+from ..machine import Machine, cache_dir
+
+FORMAT = 1
+# Winners of one machine; the oldest go first.
+MOST = 5_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """One answer and what it rests on.
+
+    Attributes:
+        question: words with a slash between them, the kind of question first.
+        answer: plain JSON; the asker knows what it means, and must check it.
+        versions: of what was timed, by name; other versions, another question.
+        seconds: of the candidates, by name; empty where they were not seconds.
+        quiet: ``False``: found beside a busy neighbour; worth another look in another run.
+        saved_at_s: seconds since 1970; set by ``add``.
+    """
+
+    question: str
+    answer: Any
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    quiet: bool = True
+    saved_at_s: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Its name in the file: the question, and ``torch 2.13.0, ...``."""
+        return f"{self.question} | {versions_text(self.versions)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: Any) -> Winner | None:
+        """What ``to_dict`` wrote; ``None``: something else, or damaged."""
+        try:
+            found = cls(**document)
+            sound = (
+                isinstance(found.question, str)
+                and all(isinstance(v, str) for v in found.versions.values())
+                and all(math.isfinite(s) for s in found.seconds.values())
+                and isinstance(found.quiet, bool)
+                and math.isfinite(found.saved_at_s)
+            )
+        except (TypeError, AttributeError):
+            return None
+        return found if sound else None
+
+
+def recall(question: str, versions: Mapping[str, str], machine: str | None = None) -> Winner | None:
+    """The winner with these versions, if there is one.
+
+    Args:
+        machine: fingerprint; ``None``: this one.
+    """
+    key = Winner(question=question, answer=None, versions=versions).key
+    return _read(_path(machine)).get(key)
+
+
+def recall_all(
+    prefix: str, versions: Mapping[str, str], machine: str | None = None
+) -> list[Winner]:
+    """All winners with these versions whose question begins with ``prefix/``."""
+    return [
+        winner
+        for winner in _read(_path(machine)).values()
+        if winner.question.startswith(f"{prefix}/") and dict(winner.versions) == dict(versions)
+    ]
+
+
+def add(winners: Iterable[Winner], machine: str | None = None) -> bool:
+    """Keep them; what other processes added meanwhile stays.
+
+    Returns:
+        whether they are kept. ``False``: the cache cannot be written; the same is measured again.
+    """
+    now_s = time.time()
+    new = {w.key: dataclasses.replace(w, saved_at_s=now_s) for w in winners}
+    return not new or _change(machine, lambda table: {**table, **new})
+
+
+def forget(question: str, versions: Mapping[str, str], machine: str | None = None) -> None:
+    """Drop a winner; nothing happens where there is none."""
+    key = Winner(question=question, answer=None, versions=versions).key
+    _change(machine, lambda table: {k: w for k, w in table.items() if k != key})
+
+
+def listed() -> list[tuple[str, Winner]]:
+    """Every winner with its machine's fingerprint, the newest first."""
+    found = [
+        (path.stem.removeprefix("winners-"), winner)
+        for path in _paths()
+        for winner in _read(path).values()
+    ]
+    return sorted(found, key=lambda entry: -entry[1].saved_at_s)
+
+
+def clear() -> int:
+    """Drop the winners of all machines; gives how many there were."""
+    count = len(listed())
+    with _locked():
+        for path in _paths():
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return count
+
+
+def versions_of(*libraries: str) -> dict[str, str]:
+    """Of those that are installed, read without importing them."""
+    found = {name: _version(name) for name in libraries}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def versions_text(versions: Mapping[str, str]) -> str:
+    """``"numpy 2.3.1, torch 2.13.0"``."""
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+@functools.cache
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _path(machine: str | None) -> Path | None:
+    """``None``: there is no folder for a cache."""
+    cpus = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    with contextlib.suppress(OSError):
+        return cache_dir() / f"winners-{machine or _fingerprint(cpus)}.json"
+    return None
+
+
+def _paths() -> list[Path]:
+    try:
+        return sorted(cache_dir().glob("winners-*.json"))
+    except OSError:
+        return []
+
+
+@functools.cache
+def _fingerprint(cpus: frozenset[int] | None) -> str:
+    """Of this machine; ``cpus``, those of this process, are part of it."""
+    return Machine.probe().fingerprint()
+
+
+def _read(path: Path | None) -> Mapping[str, Winner]:
+    """By key; empty where there is no file, or a damaged one."""
+    if path is None:
+        return {}
+    try:
+        looked = path.stat()
+    except OSError:
+        return {}
+    return _parsed(path, looked.st_ino, looked.st_mtime_ns, looked.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(path: Path, *state: int) -> Mapping[str, Winner]:
+    """A file is read again only when it was written again."""
+    return _load(path)
+
+
+def _load(path: Path) -> Mapping[str, Winner]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        entries = document["winners"] if document["format"] == FORMAT else []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    found = [Winner.from_dict(entry) for entry in entries] if isinstance(entries, list) else []
+    return {winner.key: winner for winner in found if winner is not None}
+
+
+def _change(
+    machine: str | None, change: Callable[[Mapping[str, Winner]], dict[str, Winner]]
+) -> bool:
+    """Write what ``change`` makes of the table, while no other process does."""
+    path = _path(machine)
+    if path is None:
+        return False
+    with _locked():
+        kept = sorted(change(_load(path)).values(), key=lambda winner: winner.saved_at_s)[-MOST:]
+        document = {"format": FORMAT, "winners": [winner.to_dict() for winner in kept]}
+        try:
+            write_text_atomically(path, json.dumps(document, indent=1))
+        except (StorageError, OSError):
+            return False
+        _parsed.cache_clear()  # Two writes may be nearer than the file system's clock tells.
+    return True
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """One process at a time; where the file system knows no locks, as it comes."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(open(cache_dir() / "winners.lock", "a", encoding="utf-8"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
