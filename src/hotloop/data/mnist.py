@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import DataError
-from ..machine.cache_dir import cache_dir
+from ..machine.cache_dir import DOWNLOADS
 from .affine import AffineRange, distort_bytes
 from .download import RemoteFile, fetch
 from .hashing import mix
@@ -150,7 +150,7 @@ def _locate(
             pair = find_idx_pair(place, split)
             if pair is not None:
                 return pair, str(pair[0].parent)
-        cache = cache_dir() / "mnist"
+        cache = DOWNLOADS.folder
         images, labels = (cache / file.name for file in FILES[split])
         # One of the two alone is a download that was cut short, to be gone on with.
         if images.is_file() and labels.is_file():

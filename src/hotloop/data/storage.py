@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError, StorageError
-from ..machine.cache_dir import cache_dir
+from ..machine.cache_dir import PACKED
 from ..memory.arena import Arena
 from ..units import format_bytes
 from .rows import copy_rows, read_rows
@@ -125,8 +125,10 @@ class FileColumn:
         self._end_bytes = 0
         self._folder = folder
         try:
-            self._folder = folder or cache_dir()
-            self._fd, name = tempfile.mkstemp(dir=self._folder, prefix=".packed-")
+            self._folder = folder or PACKED.folder
+            self._fd, name = tempfile.mkstemp(
+                dir=self._folder, prefix=PACKED.pattern.removesuffix("*")
+            )
             self._close = weakref.finalize(self, os.close, self._fd)
             os.unlink(name)
         except OSError as error:

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from ..errors import MissingExtraError, ModelError
-from ..machine import Machine, cache_dir
+from ..machine import Machine
+from ..machine.cache_dir import GRAPHS
 from .engine import TensorSpec
 from .signature import arguments, flatten, unflatten
 
@@ -258,7 +259,7 @@ def compiled_package(
     with archive.open("rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    path = cache_dir() / "inductor" / f"{digest.hexdigest()[:32]}.pt2"
+    path = GRAPHS.path(digest.hexdigest()[:32])
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

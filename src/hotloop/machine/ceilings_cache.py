@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from pathlib import Path
 
 from ..errors import StorageError
 from ..files import write_text_atomically
-from .cache_dir import cache_dir
+from .cache_dir import CEILINGS
 from .ceilings import Ceilings, installed_torch_version
 
 
 def load(fingerprint: str, *, max_age_s: float | None) -> Ceilings | None:
     """The figures kept if they hold for this machine and torch; a damaged file is no file."""
     try:
-        ceilings = Ceilings.from_dict(json.loads(_path(fingerprint).read_text(encoding="utf-8")))
+        ceilings = Ceilings.from_dict(
+            json.loads(CEILINGS.path(fingerprint).read_text(encoding="utf-8"))
+        )
         age_s = time.time() - ceilings.measured_at_s
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -30,18 +31,14 @@ def store(fingerprint: str, ceilings: Ceilings) -> None:
     """Keep the figures where that is possible: those that cannot be kept are still good."""
     with contextlib.suppress(StorageError, OSError):
         text = json.dumps(ceilings.to_dict(), indent=1, sort_keys=True)
-        write_text_atomically(_path(fingerprint), text)
+        write_text_atomically(CEILINGS.path(fingerprint), text)
 
 
 def clear() -> int:
     """Drop the figures kept, of all machines; how many machines that were."""
     count = 0
     with contextlib.suppress(OSError):
-        for path in cache_dir().glob("ceilings-*.json"):
+        for path in CEILINGS.found():
             path.unlink()
             count += 1
     return count
-
-
-def _path(fingerprint: str) -> Path:
-    return cache_dir() / f"ceilings-{fingerprint}.json"

@@ -26,7 +26,8 @@ from typing import Any
 
 from ..errors import StorageError
 from ..files import write_text_atomically
-from ..machine import Machine, cache_dir
+from ..machine import Machine
+from ..machine.cache_dir import WINNERS, WINNERS_LOCK
 
 FORMAT = 1
 # Winners of one machine; the oldest go first.
@@ -160,13 +161,13 @@ def _path(machine: str | None) -> Path | None:
     """``None``: there is no folder for a cache."""
     cpus = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     with contextlib.suppress(OSError):
-        return cache_dir() / f"winners-{machine or _fingerprint(cpus)}.json"
+        return WINNERS.path(machine or _fingerprint(cpus))
     return None
 
 
 def _paths() -> list[Path]:
     try:
-        return sorted(cache_dir().glob("winners-*.json"))
+        return sorted(WINNERS.found())
     except OSError:
         return []
 
@@ -227,6 +228,6 @@ def _locked() -> Iterator[None]:
     """One process at a time; where the file system knows no locks, as it comes."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            file = stack.enter_context(open(cache_dir() / "winners.lock", "a", encoding="utf-8"))
+            file = stack.enter_context(open(WINNERS_LOCK.path(), "a", encoding="utf-8"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -27,6 +27,7 @@ def compile_request(request: dict[str, Any], target: Path, keep: str | None = No
     import torch._inductor
     from torch._inductor import config
 
+    from ..machine.cache_dir import COMPILER
     from . import operators
     from .graph_file import from_values
 
@@ -39,7 +40,7 @@ def compile_request(request: dict[str, Any], target: Path, keep: str | None = No
     with contextlib.ExitStack() as stack:
         folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="hotloop-step-"))
         # The compiler's precompiled headers, seconds of work each, are kept beside the steps.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = keep or str(target.parent / "inductor")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = keep or str(COMPILER.folder)
         built = Path(folder) / "step.so"
         with config.patch(
             {

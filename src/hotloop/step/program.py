@@ -22,7 +22,7 @@ from torch import nn
 
 from ..errors import RunError
 from ..machine import Machine, native
-from ..machine.cache_dir import cache_dir
+from ..machine.cache_dir import STEPS
 from .capture import Captured
 from .graph_file import to_values
 from .updates import COLUMNS
@@ -75,7 +75,7 @@ def compiled_path(captured: Captured, num_threads: int) -> Path:
     facts = [captured.key, torch.__version__, str(num_threads), str(_FORMAT), platform.machine()]
     shapes = _shapes_key(captured.weights, captured.example[-2:])
     name = "-".join([_machine_key(), shapes, *facts])
-    return cache_dir() / "steps" / f"{name}.so"
+    return STEPS.path(name)
 
 
 def working_bytes(library: Path) -> int | None:
@@ -88,8 +88,7 @@ def working_bytes(library: Path) -> int | None:
 def may_be_compiled(model: nn.Module, batch: Sequence[torch.Tensor]) -> bool:
     """Whether the cache holds a step of such weights on such a batch: a look before capturing."""
     weights = [p for p in model.parameters() if p.requires_grad]
-    pattern = f"{_machine_key()}-{_shapes_key(weights, batch)}-*.so"
-    return any((cache_dir() / "steps").glob(pattern))
+    return any(STEPS.found(f"{_machine_key()}-{_shapes_key(weights, batch)}-*"))
 
 
 def _shapes_key(weights: Sequence[torch.Tensor], batch: Sequence[torch.Tensor]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StorageError
-from ..machine import cache_dir
+from ..machine.cache_dir import TUNED_JOURNALS
 from .candidate import Candidate, key_of
 
 FORMAT = 1
@@ -165,4 +165,4 @@ def journal_path(machine: str, work: str, space: str) -> Path:
     Raises:
         OSError: no cache folder.
     """
-    return cache_dir() / "tuned" / f"{machine}-{work}-{space}.journal"
+    return TUNED_JOURNALS.path(f"{machine}-{work}-{space}")
