@@ -155,3 +155,16 @@ def test_the_trace_is_what_a_real_step_allocates(kind):
         reached = arena.stats().peak_top_bytes
     assert start == 0 or reached > start
     assert modelled.peak_top_bytes == pytest.approx(reached, rel=0.05)
+
+
+def test_without_the_arena_the_prediction_says_what_it_does_not_cover(monkeypatch):
+    def said(plan):
+        return [line for line in predict(nn.Linear(20, 4), plan=plan).assumptions if "gaps" in line]
+
+    plan = hotloop.Plan()
+    monkeypatch.setattr(TensorArena, "unavailable_reason", staticmethod(lambda: "no kernels"))
+    (line,) = said(plan)
+    assert "no kernels" in line
+    assert said(plan.replace({"memory.tensor_arena": "never"})) == []
+    monkeypatch.setattr(TensorArena, "unavailable_reason", staticmethod(lambda: None))
+    assert said(plan) == []

@@ -19,6 +19,7 @@ from .arena_model import ArenaModel
 from .layout import BatchLayout
 from .pool import MemoryPool
 from .rehearsal import rehearse
+from .tensor_arena import TensorArena
 from .trace import UNTRACEABLE, LossFn, StepTrace, trace_step
 
 PHASES = ("train", "infer")
@@ -134,6 +135,10 @@ class Budget:
             # The probe trains a copy beside the model.
             working += model_bytes(model)
             assumptions = [*assumptions, "precision auto probes on a copy of the model"]
+        if plan.memory.tensor_arena == "try" and working is not None:
+            missing = TensorArena.unavailable_reason()
+            if missing is not None:
+                assumptions = [*assumptions, _without_arena(missing)]
         return cls(
             phase=phase,
             batch_size=batch_size,
@@ -316,6 +321,13 @@ def _untraced(
             f"the model's course depends on values ({why}): working memory is unknown and not in "
             "the total; the optimizer's state is counted as Adam's"
         ],
+    )
+
+
+def _without_arena(missing: str) -> str:
+    return (
+        "working memory is that of the tensor arena; the system's allocator, used instead, leaves "
+        f"gaps that are not predicted ({missing})"
     )
 
 
