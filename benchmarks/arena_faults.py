@@ -18,7 +18,7 @@ from models import build
 
 from hotloop.memory import TensorArena
 
-STEPS = 20
+STEPS = 10
 
 
 def faults() -> int:

@@ -38,7 +38,7 @@ def check_empty() -> None:
     assert tensor_arena().stats().num_live == 0, "a test left tensors in the arena"
 
 
-def run_python(code: str, *, timeout_s: float = 60) -> str:
+def run_python(code: str, *, timeout_s: float = 240) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s
     )
