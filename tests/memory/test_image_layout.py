@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import hotloop
-from hotloop.machine.native import has_compiler
 from hotloop.memory.image_layout import adjacent, preferred
 from hotloop.plan import Plan
+from hotloop.step.compiler import has_compiler
 
 needs_kernels = pytest.mark.skipif(not has_compiler(), reason="no C++")
 

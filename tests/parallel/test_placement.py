@@ -12,14 +12,14 @@ from torch import nn
 
 from hotloop import Machine, Plan, PlanError
 from hotloop.errors import RunError
-from hotloop.machine import native
 from hotloop.machine.mempolicy import get_memory_policy, set_memory_policy
-from hotloop.parallel import ParallelStep, default_num_workers, seats
-from hotloop.parallel.placement import seated
+from hotloop.parallel import ParallelStep, default_num_workers, place_workers
+from hotloop.parallel.placement import placed
 from hotloop.parallel.processes import ProcessTeam
+from hotloop.step.compiler import has_compiler
 
 Probe = Callable[..., Machine]
-needs_compiler = pytest.mark.skipif(not native.has_compiler(), reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
 
 
 def plan(affinity: str = "none", nodes: tuple[int, ...] = (), policy: str = "default") -> Plan:
@@ -43,60 +43,62 @@ def test_no_worker_straddles_nodes(probe: Probe, name: str, affinity: str, polic
     machine = probe(name)
     nodes = node_of(machine)
     for workers in range(1, len(machine.cpu_ids) + 1):
-        taken = seats(plan(affinity, policy=policy), machine, workers)
+        taken = place_workers(plan(affinity, policy=policy), machine, workers)
         assert len(taken) == workers
-        for seat in taken:
-            assert len({nodes[cpu] for cpu in seat.cpu_ids}) <= 1
+        for placement in taken:
+            assert len({nodes[cpu] for cpu in placement.cpu_ids}) <= 1
             if len(machine.numa_nodes) > 1:
-                assert seat.cpu_ids
-                assert seat.node == nodes[seat.cpu_ids[0]]
+                assert placement.cpu_ids
+                assert placement.node == nodes[placement.cpu_ids[0]]
         if affinity != "none":  # A CPU of its own for each.
-            assert len({seat.cpu_ids for seat in taken}) == workers
+            assert len({placement.cpu_ids for placement in taken}) == workers
 
 
 def test_two_sockets_are_filled_one_after_the_other_cores_before_siblings(probe: Probe) -> None:
     machine = probe("xeon")
-    taken = seats(plan("compact"), machine, 10)
-    assert [seat.cpu_ids for seat in taken] == [(cpu,) for cpu in range(10)]
-    assert [seat.node for seat in taken] == [0] * 4 + [1] * 4 + [0] * 2
-    loose = seats(plan(), machine, 6)
-    assert [seat.node for seat in loose] == [0, 0, 0, 0, 1, 1]
+    taken = place_workers(plan("compact"), machine, 10)
+    assert [placement.cpu_ids for placement in taken] == [(cpu,) for cpu in range(10)]
+    assert [placement.node for placement in taken] == [0] * 4 + [1] * 4 + [0] * 2
+    loose = place_workers(plan(), machine, 6)
+    assert [placement.node for placement in loose] == [0, 0, 0, 0, 1, 1]
     assert loose[0].cpu_ids == (0, 1, 2, 3, 8, 9, 10, 11)
     assert default_num_workers(machine) == 8
 
 
 def test_eight_nodes_take_two_workers_each(probe: Probe) -> None:
-    taken = seats(plan(), probe("epyc"), 16)
-    assert [seat.node for seat in taken] == [node for node in range(8) for _ in range(2)]
-    spread = seats(plan("spread"), probe("epyc"), 8)
-    assert sorted(seat.node for seat in spread if seat.node is not None) == list(range(8))
+    taken = place_workers(plan(), probe("epyc"), 16)
+    assert [placement.node for placement in taken] == [node for node in range(8) for _ in range(2)]
+    spread = place_workers(plan("spread"), probe("epyc"), 8)
+    assert sorted(placement.node for placement in spread if placement.node is not None) == list(
+        range(8)
+    )
 
 
 def test_performance_cores_come_before_efficiency_cores_and_siblings_last(probe: Probe) -> None:
     machine = probe("laptop")
-    taken = [seat.cpu_ids[0] for seat in seats(plan("compact"), machine, 12)]
+    taken = [placement.cpu_ids[0] for placement in place_workers(plan("compact"), machine, 12)]
     assert taken == [0, 2, 4, 6, 8, 9, 10, 11, 1, 3, 5, 7]
     assert default_num_workers(machine) == 8
 
 
 def test_assigned_nodes_hold_and_start_over(probe: Probe) -> None:
     machine = probe("xeon")
-    taken = seats(plan("compact", (1, 0), "bind"), machine, 4)
-    assert [seat.node for seat in taken] == [1, 0, 1, 0]
-    assert [seat.cpu_ids for seat in taken] == [(4,), (0,), (5,), (1,)]
-    for seat in taken:
-        assert seat.policy is not None
-        assert (seat.policy.name, seat.policy.nodes) == ("bind", (seat.node,))
-    loose = seats(plan("none", (1,)), machine, 2)
-    assert [seat.cpu_ids for seat in loose] == [(4, 5, 6, 7, 12, 13, 14, 15)] * 2
+    taken = place_workers(plan("compact", (1, 0), "bind"), machine, 4)
+    assert [placement.node for placement in taken] == [1, 0, 1, 0]
+    assert [placement.cpu_ids for placement in taken] == [(4,), (0,), (5,), (1,)]
+    for placement in taken:
+        assert placement.policy is not None
+        assert (placement.policy.name, placement.policy.nodes) == ("bind", (placement.node,))
+    loose = place_workers(plan("none", (1,)), machine, 2)
+    assert [placement.cpu_ids for placement in loose] == [(4, 5, 6, 7, 12, 13, 14, 15)] * 2
 
 
 def test_interleave_goes_over_all_nodes_or_the_assigned_ones(probe: Probe) -> None:
     machine = probe("epyc")
     for nodes, expected in (((), tuple(range(8))), ((2, 5), (2, 5))):
-        for seat in seats(plan("none", nodes, "interleave"), machine, 4):
-            assert seat.policy is not None
-            assert (seat.policy.name, seat.policy.nodes) == ("interleave", expected)
+        for placement in place_workers(plan("none", nodes, "interleave"), machine, 4):
+            assert placement.policy is not None
+            assert (placement.policy.name, placement.policy.nodes) == ("interleave", expected)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +115,13 @@ def test_what_cannot_be_placed_is_told(
     probe: Probe, values: tuple[Any, ...], workers: int, text: str
 ) -> None:
     with pytest.raises(PlanError, match=text):
-        seats(plan(*values), probe("xeon"), workers)
+        place_workers(plan(*values), probe("xeon"), workers)
 
 
 def test_a_machine_of_which_nothing_is_known(probe: Probe) -> None:
-    taken = seats(plan(), probe("plain"), 3)
-    assert [(seat.cpu_ids, seat.node) for seat in taken] == [((), None)] * 3
-    assert [s.cpu_ids for s in seats(plan("compact"), probe("plain"), 2)] == [(0,), (1,)]
+    taken = place_workers(plan(), probe("plain"), 3)
+    assert [(placement.cpu_ids, placement.node) for placement in taken] == [((), None)] * 3
+    assert [s.cpu_ids for s in place_workers(plan("compact"), probe("plain"), 2)] == [(0,), (1,)]
 
 
 HERE = Machine.probe()
@@ -166,7 +168,7 @@ def test_workers_sit_where_they_were_placed_and_the_caller_gets_up_again() -> No
     before = os.sched_getaffinity(0)
     step, batch = a_step(plan("compact"), 2)
     step(*batch)
-    assert field(threads()["hotloop-w1"], "Cpus_allowed_list") == str(step.seats[1].cpu_ids[0])
+    assert field(threads()["hotloop-w1"], "Cpus_allowed_list") == str(step.placements[1].cpu_ids[0])
     assert os.sched_getaffinity(0) == before
     step.close()
     assert not threads()
@@ -181,7 +183,7 @@ def test_worker_processes_sit_where_they_were_placed() -> None:
     team = step._team
     assert isinstance(team, ProcessTeam)
     allowed = [field(Path(f"/proc/{pid}"), "Cpus_allowed_list") for pid in team.pids()]
-    assert allowed == [str(seat.cpu_ids[0]) for seat in step.seats]
+    assert allowed == [str(placement.cpu_ids[0]) for placement in step.placements]
     step.close()
 
 
@@ -228,12 +230,12 @@ def test_each_worker_touches_first_what_it_updates() -> None:
 
 
 def test_seated_restores_also_after_an_error() -> None:
-    (seat,) = seats(plan("compact"), HERE, 1)
+    (placement,) = place_workers(plan("compact"), HERE, 1)
     before = os.sched_getaffinity(0)
 
     def inside() -> None:
-        with seated(seat):
-            assert os.sched_getaffinity(0) == set(seat.cpu_ids)
+        with placed(placement):
+            assert os.sched_getaffinity(0) == set(placement.cpu_ids)
             raise KeyError
 
     with pytest.raises(KeyError):

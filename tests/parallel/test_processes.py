@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from hotloop import Plan, RunError, Trainer
-from hotloop.machine import native
 from hotloop.parallel import ParallelStep
 from hotloop.parallel.processes import ProcessTeam
+from hotloop.step.compiler import has_compiler
 
-if not native.has_compiler():
+if not has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
 
 BATCH, CHUNK, STEPS = 28, 4, 30

@@ -10,12 +10,12 @@ from torch import nn
 
 from hotloop import Plan
 from hotloop.data.hashing import mix, signed
-from hotloop.machine import native
 from hotloop.parallel import ParallelStep
 from hotloop.step.chunk_random import normal, uniform
+from hotloop.step.compiler import has_compiler
 
 CROSS = nn.functional.cross_entropy
-needs_compiler = pytest.mark.skipif(not native.has_compiler(), reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
 
 
 def key(*words: int) -> torch.Tensor:

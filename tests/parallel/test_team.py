@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from hotloop import DataParallelTrainer, InputError, Plan, RunError, Trainer
-from hotloop.machine import native
 from hotloop.parallel import ParallelStep
 from hotloop.parallel.step import default_chunk_size
+from hotloop.step.compiler import has_compiler
 from support import THOROUGH
 
-if not native.has_compiler():
+if not has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
 
 BATCH, CHUNK, STEPS = 28, 4, 12

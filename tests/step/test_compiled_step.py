@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import hotloop
-from hotloop.machine import native
+from hotloop.step.compiler import has_compiler
 from hotloop.train.zoo import build_model
 from support.beside_plain import same_losses
 from support.interpreted import backends
 
-if not native.has_compiler():
+if not has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
 
 STEPS = 100

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hotloop
-from hotloop.machine import native
+from hotloop.step.compiler import has_compiler
 from hotloop.step.precision import BOUND, PROBE_STEPS, probe
 from support.interpreted import backends
 
@@ -87,7 +87,7 @@ def test_both_see_the_same_batches_and_start_again_at_the_end():
 
 @pytest.fixture
 def compiled_path():
-    if not native.has_compiler():
+    if not has_compiler():
         pytest.skip("no C++ compiler here")
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import hotloop
-from hotloop.machine import native
 from hotloop.monitor import PerformanceMonitor, PerformanceReport
+from hotloop.step.compiler import has_compiler
 
 
 def data(count=150):
@@ -59,7 +59,7 @@ def test_what_is_recorded_is_what_ran(tmp_path):
 
 
 def test_workers_are_told_apart():
-    if not native.has_compiler():
+    if not has_compiler():
         pytest.skip("no C++ compiler here")
     report, _ = fit(True, plan={"parallel.num_workers": 2, "step.compile": "always"})
     seen = report.performance

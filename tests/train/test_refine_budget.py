@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import hotloop
-from hotloop.machine import native
 from hotloop.step import rehearsal, step
+from hotloop.step.compiler import has_compiler
 from hotloop.step.program import may_be_compiled
 
-if not native.has_compiler():
+if not has_compiler():
     pytest.skip("no C++ compiler here", allow_module_level=True)
 
 LOSS = nn.functional.cross_entropy

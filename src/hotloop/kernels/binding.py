@@ -562,6 +562,305 @@ function(
     num_threads=int64,
 )
 
+# ---- Compiled steps ------------------------------------------------------------------------------
+
+TensorSpec = structure(
+    "TensorSpec",
+    "A dense tensor on the CPU: `sizes` and `strides` have `dims` elements; dtype is torch's code.",
+    data=pointer(),
+    sizes=pointer("const int64_t"),
+    strides=pointer("const int64_t"),
+    dims=int64,
+    dtype=int64,
+)
+CompiledStep = structure(
+    "CompiledStep",
+    """Entries of a library that torch's AOTInductor made.
+
+    AOTInductorModelContainerCreateWithDevice and AOTInductorModelContainerRun of
+    torch/csrc/inductor/aoti_runtime/interface.h.""",
+    create=pointer(),
+    run=pointer(),
+)
+ControlRow = structure(
+    "ControlRow",
+    """The UpdateRule of one parameter group in one step, as numbers of one type.
+
+    A table [groups] of these is an input of a compiled step.""",
+    **dict.fromkeys(
+        (
+            "kind",
+            "lr",
+            "beta1",
+            "beta2",
+            "eps",
+            "weight_decay",
+            "bias_correction1",
+            "bias_correction2_sqrt",
+            "momentum",
+            "dampening",
+            "alpha",
+            "first_step",
+        ),
+        float64,
+    ),
+    unused=array(float64, 4),
+)
+ProgramRun = structure(
+    "ProgramRun",
+    """`steps` steps of a program: batch i is rows [i * rows, (i + 1) * rows) of x and of y.
+
+    x and y describe one batch; batches lie x_step_bytes and y_step_bytes apart. Before step i, row
+    i of `tables` (table_bytes each) is copied to `control`; null: control stays. The loss of step i
+    goes to losses[i]. `counters`, the optimizer's own counts of steps, grow by one a step.
+    num_threads: inside each of hotloop's kernels.""",
+    x=value(TensorSpec),
+    y=value(TensorSpec),
+    x_step_bytes=int64,
+    y_step_bytes=int64,
+    steps=int64,
+    tables=pointer("const char"),
+    control=pointer("char"),
+    table_bytes=int64,
+    losses=pointer("float"),
+    counters=pointer("float*"),
+    num_counters=int64,
+    num_threads=int64,
+)
+# The library of the step stays in memory for good: it has code that threads may be in.
+function("hotloop_program_open", step=pointer("const CompiledStep"), program=pointer("void*"))
+function("hotloop_program_close", nothing, program=pointer())
+# Fixes all inputs but the last two, x and y. Their memory stays the caller's.
+function("hotloop_program_bind", program=pointer(), inputs=pointer("const TensorSpec"), count=int64)
+function("hotloop_program_run", program=pointer(), run=pointer("const ProgramRun"))
+
+_operators: dict[str, dict[str, CType]] = {}
+_tensor, _tensors = pointer(), pointer("void*")
+
+
+def _operator(name: str, /, **parameters: CType) -> None:
+    """Declare what a compiled step calls by name, ``aoti_torch_cpu_NAME``.
+
+    The parameters are those of the operator's schema (``step/operators.py``), then the results, as
+    Inductor passes them: ``_tensor`` a tensor, ``_tensors`` one that may be missing, or a result.
+    """
+    _operators[name] = parameters
+
+
+for _count in range(3):
+    _states = {f"s{number + 1}": _tensor for number in range(_count)}
+    _operator(
+        f"update{_count}_",
+        **dict.fromkeys(("w", "g", *_states, "control"), _tensor),
+        scale=_tensors,
+        group=int64,
+        none=_tensors,
+    )
+    for _gemm in ("gemm", "gemm_bf16"):
+        _operator(
+            f"{_gemm}_update{_count}_",
+            **dict.fromkeys(("w", "a", "b", *_states, "control"), _tensor),
+            group=int64,
+            none=_tensors,
+        )
+for _gemm in ("gemm", "gemm_bf16"):
+    _operator(_gemm, a=_tensor, b=_tensor, bias=_tensors, mask=_tensors, act=int64, result=_tensors)
+_operator("onednn", a=_tensor, b=_tensor, bias=_tensors, result=_tensors)
+_operator(
+    "pool",
+    x=_tensor,
+    **dict.fromkeys(("kh", "kw", "relu", "last"), int64),
+    out=_tensors,
+    argmax=_tensors,
+)
+_operator(
+    "pool_backward",
+    g=_tensor,
+    argmax=_tensor,
+    **dict.fromkeys(("h", "w", "kh", "kw"), int64),
+    result=_tensors,
+)
+_pads = {"pad_h": int64, "pad_w": int64}
+_operator("conv3x3", x=_tensor, w=_tensor, bias=_tensors, **_pads, relu=int64, result=_tensors)
+_operator(
+    "conv3x3_pool",
+    x=_tensor,
+    w=_tensor,
+    bias=_tensors,
+    **_pads,
+    relu=int64,
+    last=int64,
+    out=_tensors,
+    argmax=_tensors,
+)
+_operator(
+    "conv3x3_input_gradient",
+    **dict.fromkeys(("x", "g", "w"), _tensor),
+    argmax=_tensors,
+    mask=_tensors,
+    **_pads,
+    result=_tensors,
+)
+_operator(
+    "conv3x3_weight_gradient",
+    **dict.fromkeys(("x", "g", "w"), _tensor),
+    argmax=_tensors,
+    **_pads,
+    last=int64,
+    gw=_tensors,
+    gb=_tensors,
+)
+
+
+def operators() -> dict[str, str]:
+    """Operator -> declaration of its C entry, as Inductor's ``custom_ops_to_c_shims`` wants it."""
+    return {
+        name: "AOTITorchError "
+        + _signature(f"aoti_torch_cpu_{name}", parameters).replace("void*", "AtenTensorHandle")
+        for name, parameters in _operators.items()
+    }
+
+
+# ---- A team of threads ---------------------------------------------------------------------------
+
+WorkerPlacement = structure(
+    "WorkerPlacement",
+    """Where a worker's thread runs and where its new pages come from.
+
+    No CPUs: anywhere. policy_mode: of set_mempolicy(2), with these nodes; -1: as it is.""",
+    cpus=pointer("const int32_t"),
+    num_cpus=int64,
+    nodes=pointer("const int32_t"),
+    num_nodes=int64,
+    policy_mode=int64,
+)
+TeamOpen = structure(
+    "TeamOpen",
+    """A team of `num_workers` threads for one compiled chunk; the first one is whoever calls.
+
+    `placements`: one for each worker; that of the first is not used. `team`: the result.""",
+    step=value(CompiledStep),
+    num_workers=int64,
+    placements=pointer("const WorkerPlacement"),
+    team=pointer(),
+)
+TeamWeight = structure(
+    "TeamWeight",
+    """How one weight gets its gradient and its update.
+
+    factored 1: the gradient is left^T right, of left [depth, rows] and right [depth, cols], which
+    all chunks wrote their part of. factored 0: the chunks' gradients (rows 1, cols elements) lie
+    chunk_stride floats apart from `left` on, and are added in the order of the chunks. group: row
+    of the control table. gradient: where the sum goes, with no update; null: one is made.""",
+    factored=int64,
+    group=int64,
+    rows=int64,
+    cols=int64,
+    depth=int64,
+    weight=pointer("float"),
+    state1=pointer("float"),
+    state2=pointer("float"),
+    left=pointer("const float"),
+    right=pointer("const float"),
+    chunk_stride=int64,
+    gradient=pointer("float"),
+)
+TeamBuffer = structure(
+    "TeamBuffer",
+    """A buffer that the model changes: each chunk works on a copy, chunk_stride_bytes apart.
+
+    After a step `shared` becomes the copies' mean where is_float is 1, else the first chunk's.""",
+    bytes=int64,
+    is_float=int64,
+    shared=pointer("char"),
+    copies=pointer("char"),
+    chunk_stride_bytes=int64,
+)
+TeamBind = structure(
+    "TeamBind",
+    """What a team works on; its memory stays the caller's.
+
+    inputs: for each chunk num_inputs, all but x and y. shares: of the samples, for each chunk.
+    keys: of each chunk, written before it runs where chunks draw random numbers.""",
+    num_chunks=int64,
+    inputs=pointer("const TensorSpec"),
+    num_inputs=int64,
+    weights=pointer("const TeamWeight"),
+    num_weights=int64,
+    buffers=pointer("const TeamBuffer"),
+    num_buffers=int64,
+    shares=pointer("const double"),
+    keys=pointer("int64_t"),
+)
+TeamFill = structure(
+    "TeamFill",
+    """Memory that workers write before anybody else does, so that its pages are near them.
+
+    Each writes its share of the rows: whole multiples of `grain` of them, or with grain 0 those of
+    the chunks that it begins with. `source` null: zeros.""",
+    target=pointer("char"),
+    source=pointer("const char"),
+    rows=int64,
+    row_bytes=int64,
+    grain=int64,
+)
+WorkerTimes = structure(
+    "WorkerTimes",
+    """What a worker did in one call: chunks it ran, `stolen` of them another's.
+
+    busy: running them, cpu: of that with a processor; wait: for the others; update: its share.""",
+    **dict.fromkeys(("chunks", "stolen", "busy_ns", "wait_ns", "update_ns", "cpu_ns"), int64),
+)
+TeamRun = structure(
+    "TeamRun",
+    """`steps` steps of a team; x and y describe one chunk, and the chunks follow one another.
+
+    tables: as ProgramRun's, [steps][groups]. keys: of each step; null where chunks draw
+    nothing. times: for each worker. steps_done: the weights are those after so many steps, whatever
+    the status. hangs: 1 where a worker did not come back in time; the team must be closed then.""",
+    x=value(TensorSpec),
+    y=value(TensorSpec),
+    x_chunk_bytes=int64,
+    y_chunk_bytes=int64,
+    steps=int64,
+    tables=pointer("const ControlRow"),
+    groups=int64,
+    losses=pointer("float"),
+    counters=pointer("float*"),
+    num_counters=int64,
+    keys=pointer("const int64_t"),
+    times=pointer("WorkerTimes"),
+    steps_done=int64,
+    hangs=int64,
+)
+function("hotloop_team_open", open=pointer("TeamOpen"))
+# Ends the threads. A team of which one hung is left in memory: that thread still uses it.
+function("hotloop_team_close", nothing, team=pointer())
+function("hotloop_team_bind", team=pointer(), bind=pointer("const TeamBind"))
+# Chunks that each worker begins a step with; chunks that it must have left for another one to take
+# one; seconds after which a chunk counts as hanging, 0: never.
+function(
+    "hotloop_team_balance",
+    nothing,
+    team=pointer(),
+    quota=pointer("const int32_t"),
+    steal_threshold=int64,
+    hang_s=float64,
+)
+# Losses of chunks that ran elsewhere: with no quota, a step is the update alone.
+function("hotloop_team_set_losses", nothing, team=pointer(), losses=pointer("const float"))
+function("hotloop_team_fill", team=pointer(), fills=pointer("const TeamFill"), count=int64)
+function("hotloop_team_run", team=pointer(), run=pointer("TeamRun"))
+# For tests: worker `worker` fails (kind 1) or sleeps (2) at its next chunk.
+function(
+    "hotloop_team_inject_fault",
+    nothing,
+    team=pointer(),
+    worker=int64,
+    kind=int64,
+    seconds=float64,
+)
+
 # ---- The two sides ------------------------------------------------------------------------------
 
 
@@ -632,9 +931,15 @@ def _declarations() -> str:
         lines += ["};", ""]
     lines += ["}  // namespace hotloop", "", 'extern "C" {', "using namespace hotloop;"]
     for name, (result, parameters) in _functions.items():
-        listed = ", ".join(f"{kind.text} {parameter}" for parameter, kind in parameters.items())
-        lines.append(f"{result.text} {name}({listed});")
+        lines.append(f"{result.text} {_signature(name, parameters)};")
+    for name, parameters in _operators.items():
+        lines.append(f"int32_t {_signature(f'aoti_torch_cpu_{name}', parameters)};")
     return "\n".join([*lines, "}", ""])
+
+
+def _signature(name: str, parameters: dict[str, CType]) -> str:
+    listed = ", ".join(f"{kind.text} {parameter}" for parameter, kind in parameters.items())
+    return f"{name}({listed})"
 
 
 def write_header(path: str) -> None:

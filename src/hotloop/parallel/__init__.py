@@ -2,7 +2,7 @@
 
 team          threads that run chunks and update their share of the weights
 processes     the same with processes; shared: the memory they share; worker: what one runs
-placement     Seat: where a worker runs and takes memory from
+placement     WorkerPlacement: where a worker runs and takes memory from
 step          ParallelStep: a train step on a team; what to do when a worker hangs
 balance       LoadBalancer, WorkerStats, BatchSizeAdjuster: how many chunks each worker begins with
 synchronizer  GradientSynchronizer: the weighted sum of gradients, for loops of one's own
@@ -15,7 +15,7 @@ trainer       DataParallelTrainer
 from .balance import BatchSizeAdjuster, LoadBalancer, WorkerStats
 from .hosts import Hosts
 from .joining import joined
-from .placement import Seat, default_num_workers, seats
+from .placement import WorkerPlacement, default_num_workers, place_workers
 from .step import ParallelStep, default_chunk_size
 from .synchronizer import GradientSynchronizer
 from .trainer import DataParallelTrainer
@@ -27,10 +27,10 @@ __all__ = [
     "Hosts",
     "LoadBalancer",
     "ParallelStep",
-    "Seat",
+    "WorkerPlacement",
     "WorkerStats",
     "default_chunk_size",
     "default_num_workers",
     "joined",
-    "seats",
+    "place_workers",
 ]

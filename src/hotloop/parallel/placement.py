@@ -16,12 +16,12 @@ from ..machine.affinity import format_cpus, placement_order
 from ..machine.mempolicy import MODES, MemoryPolicy, get_memory_policy, set_memory_policy
 from ..plan import Plan
 
-# CPUs and node of a worker, see ``Seat``.
+# CPUs and node of a worker, see ``WorkerPlacement``.
 _Place = tuple[tuple[int, ...], int | None]
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerPlacement:
     """The place of one worker.
 
     Attributes:
@@ -40,7 +40,7 @@ def default_num_workers(machine: Machine) -> int:
     return min(machine.usable_cpus, machine.usable_cores or machine.usable_cpus)
 
 
-def seats(plan: Plan, machine: Machine, num_workers: int) -> list[Seat]:
+def place_workers(plan: Plan, machine: Machine, num_workers: int) -> list[WorkerPlacement]:
     """The places of worker 0, 1, ..., ``num_workers - 1``. A pure function of plan and machine.
 
     ``numa.node_assignments`` name the node of each worker, starting over past the end. Without them
@@ -55,7 +55,7 @@ def seats(plan: Plan, machine: Machine, num_workers: int) -> list[Seat]:
     policy = plan.numa.allocation_policy
     memory = numa.nodes_of_policy(policy, plan.numa.node_assignments, machine)
     return [
-        Seat(cpus, node, _policy(policy, memory, node))
+        WorkerPlacement(cpus, node, _policy(policy, memory, node))
         for cpus, node in places(plan, machine, num_workers)
     ]
 
@@ -119,25 +119,25 @@ def _policy(name: str, nodes: tuple[int, ...], own: int | None) -> MemoryPolicy 
 
 
 @contextlib.contextmanager
-def seated(seat: Seat | None) -> Iterator[None]:
-    """Inside, the calling thread sits there; afterwards where it sat before.
+def placed(placement: WorkerPlacement | None) -> Iterator[None]:
+    """Inside, the calling thread runs there; afterwards where it ran before.
 
     The CPUs are a wish; what the kernel refuses is left out.
 
     Raises:
         RunError: the kernel refuses the memory policy.
     """
-    if seat is None or (not seat.cpu_ids and seat.policy is None):
+    if placement is None or (not placement.cpu_ids and placement.policy is None):
         yield
         return
     with contextlib.ExitStack() as undo:
-        if seat.policy is not None:
+        if placement.policy is not None:
             undo.callback(set_memory_policy, get_memory_policy())
-            set_memory_policy(seat.policy)
-        if seat.cpu_ids:
+            set_memory_policy(placement.policy)
+        if placement.cpu_ids:
             before = os.sched_getaffinity(0)
             with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, seat.cpu_ids)
+                os.sched_setaffinity(0, placement.cpu_ids)
                 undo.callback(os.sched_setaffinity, 0, before)
         yield
 

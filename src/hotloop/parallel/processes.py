@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
+from .. import kernels
 from ..data.hashing import mix, signed
 from ..errors import RunError
 from ..step.program import compiled_path
 from . import shared, worker
-from .placement import Seat
-from .team import LaneStats, Team, fill
+from .placement import WorkerPlacement
+from .team import Team, WorkerTimes, fill
 
 # A process needs so long at most to start.
 _START_S = 120.0
@@ -72,7 +73,7 @@ class ProcessTeam(Team):
         self._example: Sequence[torch.Tensor] = parts[3:5]
         super().__init__(*parts, **options)
         self.max_restarts, self.restarts = max_restarts, 0
-        self._seats: Sequence[Seat] = options.get("seats") or ()
+        self._placements: Sequence[WorkerPlacement] = options.get("placements") or ()
         self._context = multiprocessing.get_context("forkserver")
         # Forked from a process that has imported torch but never run it: ready in milliseconds.
         self._context.set_forkserver_preload(["hotloop.parallel.worker"])
@@ -98,7 +99,7 @@ class ProcessTeam(Team):
         steps: int = 1,
         rates: list[list[float]] | None = None,
         keys: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, list[LaneStats]]:
+    ) -> tuple[torch.Tensor, list[WorkerTimes]]:
         """See ``Team.run``.
 
         Raises:
@@ -119,24 +120,20 @@ class ProcessTeam(Team):
                 chunks = [signed(mix(word, chunk)) for chunk in range(self.num_chunks)]
                 self._keys.copy_(torch.tensor(chunks)[:, None])
             found = self._run_chunks(total)
-            self._library.hotloop_team_losses(
+            kernels.library().hotloop_team_set_losses(
                 self._handle, (ctypes.c_float * self.num_chunks)(*found)
             )
             made, stats = super().run(
                 images, targets, 1, None if rates is None else rates[step : step + 1]
             )
             losses.append(made)
-            for row, lane in zip(total, stats, strict=True):
-                row[4] += lane.update_s
-        return torch.cat(losses), [LaneStats(int(c), int(s), *rest) for c, s, *rest in total]
+            for row, times in zip(total, stats, strict=True):
+                row[4] += times.update_s
+        return torch.cat(losses), [WorkerTimes(int(c), int(s), *rest) for c, s, *rest in total]
 
-    def balance(self, quota: Sequence[int]) -> None:
-        """See ``Team.balance``; the threads begin with none."""
-        super().balance(quota)
-        none = (ctypes.c_int32 * self.num_workers)()
-        self._library.hotloop_team_balance(
-            self._handle, none, ctypes.c_int32(1), ctypes.c_double(0.0)
-        )
+    def _balance_threads(self, quota: Sequence[int], steal_threshold: int, hang_s: float) -> None:
+        """The threads begin with no chunk: those are the processes'."""
+        super()._balance_threads([0] * self.num_workers, 1, 0.0)
 
     def inject_fault(self, number: int, *, sleep_s: float | None = None) -> None:
         """For tests: the worker dies before its next chunk, or never comes back."""
@@ -197,7 +194,7 @@ class ProcessTeam(Team):
         num_slots: int,
         num_bytes: int,
     ) -> worker.Job:
-        """The job, but for its descriptor and seat."""
+        """The job, but for its descriptor and placement."""
         at = iter(found)
         fixed = [next(at) for _ in range(num_fixed)]
         buffers = [next(at) for _ in range(num_buffers)]
@@ -222,10 +219,10 @@ class ProcessTeam(Team):
         return worker.Job(path, "", num_bytes, fixed, buffers, of_chunks, control, x, y, None)
 
     def _start(self, number: int) -> _Process:
-        seat = self._seats[number] if self._seats else None
+        placement = self._placements[number] if self._placements else None
         assert self._descriptor is not None
         block = f"/proc/{os.getpid()}/fd/{self._descriptor}"
-        job = dataclasses.replace(self._job, block=block, seat=seat)
+        job = dataclasses.replace(self._job, block=block, placement=placement)
         return _Process(self._context, job)
 
     def _run_chunks(self, total: list[list[Any]]) -> list[float]:

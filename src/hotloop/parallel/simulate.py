@@ -1,6 +1,6 @@
 """What a number of workers of given speeds would do with a step: list scheduling, by events.
 
-The rules are those of ``step/kernels/team.cpp``: a worker takes the first of its own chunks, then
+The rules are those of ``kernels/cpp/team.cpp``: a worker takes the first of its own chunks, then
 the last of whoever has most left, if that is at least the threshold.
 """
 

@@ -19,7 +19,7 @@ from ..step.operations import Operation
 from ..step.path_choice import choose_path
 from ..step.step import Between, TrainStep
 from .balance import LoadBalancer, WorkerStats
-from .placement import seated, seats
+from .placement import place_workers, placed
 from .processes import ProcessTeam
 from .team import Team, WorkerHangs
 
@@ -90,8 +90,8 @@ class ParallelStep(TrainStep):
         self.config: ParallelConfig = plan.parallel
         self.num_workers = plan.parallel.num_workers or 1
         machine = machine or Machine.probe()
-        self.seats = seats(plan, machine, self.num_workers)
-        nodes = {seat.node for seat in self.seats}
+        self.placements = place_workers(plan, machine, self.num_workers)
+        nodes = {placement.node for placement in self.placements}
         self._moves = plan.numa.allocation_policy != "default" or len(nodes) > 1
         default = default_chunk_size(len(x), machine.usable_cpus)
         self.chunk_size = plan.parallel.chunk_size or default
@@ -175,7 +175,7 @@ class ParallelStep(TrainStep):
             *self._example,
             num_chunks=self.num_chunks,
             num_workers=self.num_workers,
-            seats=self.seats[: self.num_workers],
+            placements=self.placements[: self.num_workers],
             moves=self._moves,
             whole=not self._partial,
             hang_s=self.config.hang_s,
@@ -201,7 +201,7 @@ class ParallelStep(TrainStep):
             left = None if rates is None else rates[done:]
             now = None if keys is None else keys[done:]
             try:
-                with seated(self.seats[0]):
+                with placed(self.placements[0]):
                     made, stats = self._team.run(x[part], y[part], steps - done, left, now)
             except WorkerHangs as hang:
                 losses.append(hang.losses[: hang.steps_done])

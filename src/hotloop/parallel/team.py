@@ -3,7 +3,7 @@
 A batch is cut into chunks of one size. Each chunk is run by one thread, on one core, and hands over
 its gradients (``step.chunk``); then every thread adds up and updates its share of the weights.
 Neither which thread ran a chunk nor how many threads there are changes a bit of the result. The
-loop is C++ (``step/kernels/team.cpp``): no thread holds the interpreter's lock.
+loop is C++ (``kernels/cpp/team.cpp``): no thread holds the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -16,53 +16,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import kernels
 from ..errors import RunError
+from ..kernels import binding
 from ..step import chunk_random, convolutions
 from ..step.capture import LossFn, NotCapturable, capture
-from ..step.program import compile_captured, described, kernels
+from ..step.program import TensorSpecs, addresses, compile_captured, load_step
 from ..step.routes import route
 from ..step.updates import Update, reason_outside
-from .placement import Seat, fresh_like
+from .placement import WorkerPlacement, fresh_like
 
 # Rows, or elements of what has none, that two workers never share in an update.
 _GRAIN = 16
 
 
-class _Weight(ctypes.Structure):
-    """``Weight`` of ``step/kernels/team.cpp``."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("factored", "group", "rows", "cols", "depth")),
-        *((name, ctypes.c_void_p) for name in ("weight", "s1", "s2", "left", "right")),
-        ("slot_stride", ctypes.c_int64),
-        ("gradient", ctypes.c_void_p),
-    )
-
-
-class _Buffer(ctypes.Structure):
-    """``Buffer`` of ``step/kernels/team.cpp``."""
-
-    _fields_ = (
-        ("bytes", ctypes.c_int64),
-        ("is_float", ctypes.c_int64),
-        ("shared", ctypes.c_void_p),
-        ("copies", ctypes.c_void_p),
-        ("copy_stride", ctypes.c_int64),
-    )
-
-
-class _Fill(ctypes.Structure):
-    """``Fill`` of ``step/kernels/team.cpp``."""
-
-    _fields_ = (
-        ("to", ctypes.c_void_p),
-        ("source", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("rows", "row_bytes", "grain")),
-    )
-
-
 @dataclass(frozen=True)
-class LaneStats:
+class WorkerTimes:
     """What one worker did in one call.
 
     Attributes:
@@ -95,7 +64,7 @@ class Team:
         x, y: a chunk; only shapes, strides and dtypes count.
         num_chunks: chunks of a batch.
         num_workers: threads, the calling one included.
-        seats: where each worker runs; empty: the kernel decides. The caller seats itself.
+        placements: where each worker runs; empty: the kernel decides. The caller places itself.
         moves: whether weights and optimizer state move to pages that the worker that updates them
             touched first; they stay the same objects.
         whole: whether the workers make the update; else they leave sums in ``grad``.
@@ -117,7 +86,7 @@ class Team:
         *,
         num_chunks: int,
         num_workers: int,
-        seats: Sequence[Seat] = (),
+        placements: Sequence[WorkerPlacement] = (),
         moves: bool = False,
         whole: bool = True,
         hang_s: float = 0.0,
@@ -144,21 +113,15 @@ class Team:
         convolutions.route(self.captured.graph, 1)
         path = compile_captured(self.captured, 1)
         self._chunk_key = _key(x, y)
-        self._described = described((x, y))
-        self._y_at = 3 + 2 * x.dim()
-        self._steps_of = (_bytes(x), _bytes(y))
-        self._library = kernels()
-        message = ctypes.create_string_buffer(400)
-        places = [n for seat in seats or [Seat()] * num_workers for n in _seat_numbers(seat)]
-        placed = (ctypes.c_int32 * len(places))(*places)
-        self._moves, self._moved = moves, set[int]()
-        self._library.hotloop_team_open.restype = ctypes.c_void_p
-        opened = self._library.hotloop_team_open(
-            str(path).encode(), num_workers, placed, message, 400
+        self._chunk = TensorSpecs((x, y))
+        x_chunk, y_chunk = self._chunk.array
+        self._run = binding.TeamRun(
+            x=x_chunk, y=y_chunk, x_chunk_bytes=_bytes(x), y_chunk_bytes=_bytes(y)
         )
-        if not opened:
-            raise RunError("a compiled step must load", got=message.value.decode(errors="replace"))
-        self._handle = ctypes.c_void_p(opened)
+        self._times = (binding.WorkerTimes * num_workers)()
+        self._run.times = ctypes.addressof(self._times)
+        self._moves, self._moved = moves, set[int]()
+        self._handle = _open(load_step(path), placements or [WorkerPlacement()] * num_workers)
         self.hang_s, self.steal_threshold = hang_s, steal_threshold
         self.resize(num_chunks)
 
@@ -183,12 +146,11 @@ class Team:
         """How many chunks each worker begins a step with; they add up to ``num_chunks``."""
         assert sum(quota) == self.num_chunks
         self.quota = list(quota)
-        self._library.hotloop_team_balance(
-            self._handle,
-            (ctypes.c_int32 * self.num_workers)(*quota),
-            ctypes.c_int32(self.steal_threshold),
-            ctypes.c_double(self.hang_s),
-        )
+        self._balance_threads(quota, self.steal_threshold, self.hang_s)
+
+    def _balance_threads(self, quota: Sequence[int], steal_threshold: int, hang_s: float) -> None:
+        numbers = (ctypes.c_int32 * self.num_workers)(*quota)
+        kernels.library().hotloop_team_balance(self._handle, numbers, steal_threshold, hang_s)
 
     @property
     def draws(self) -> bool:
@@ -207,7 +169,7 @@ class Team:
         steps: int = 1,
         rates: list[list[float]] | None = None,
         keys: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, list[LaneStats]]:
+    ) -> tuple[torch.Tensor, list[WorkerTimes]]:
         """``steps`` batches one after the other; losses, float32 ``[steps]``, and what workers did.
 
         Args:
@@ -226,46 +188,34 @@ class Team:
                 self._steps_done = self._counters[0].item()
             tables = self.update.rows(self._steps_done, steps, rates)
         losses = torch.empty(steps)
-        self._described[0], self._described[self._y_at] = x.data_ptr(), y.data_ptr()
-        stats = (ctypes.c_int64 * (6 * self.num_workers))()
-        done = ctypes.c_int64()
-        counters = (ctypes.c_void_p * max(1, len(self._counters)))(
-            *(c.data_ptr() for c in self._counters)
-        )
-        result = self._library.hotloop_team_run(
-            self._handle,
-            self._described,
-            ctypes.c_int64(self._steps_of[0]),
-            ctypes.c_int64(self._steps_of[1]),
-            ctypes.c_int64(steps),
-            ctypes.c_void_p(None if tables is None else tables.data_ptr()),
-            ctypes.c_int64(0 if tables is None else tables[0].numel()),
-            ctypes.c_void_p(losses.data_ptr()),
-            counters,
-            ctypes.c_int64(len(self._counters)),
-            ctypes.c_void_p(keys.data_ptr() if keys is not None and self.draws else None),
-            stats,
-            ctypes.byref(done),
-        )
-        self._steps_done += done.value
-        if result == 2:
-            raise WorkerHangs(done.value, losses)
-        if result:
-            raise RunError("a chunk failed on two workers", got=f"after {done.value} steps")
-        rows = [stats[at : at + 6] for at in range(0, len(stats), 6)]
-        return losses, [LaneStats(c, s, *(ns / 1e9 for ns in rest)) for c, s, *rest in rows]
+        run, counters = self._run, addresses(self._counters)
+        run.x.data, run.y.data = x.data_ptr(), y.data_ptr()
+        run.steps, run.losses = steps, losses.data_ptr()
+        run.tables = None if tables is None else tables.data_ptr()
+        run.groups = 0 if tables is None else tables.shape[1]
+        run.counters, run.num_counters = ctypes.addressof(counters), len(self._counters)
+        run.keys = keys.data_ptr() if keys is not None and self.draws else None
+        try:
+            kernels.call("hotloop_team_run", self._handle, ctypes.byref(run))
+        except RunError:
+            if not run.hangs:
+                raise
+            self._held = (x, y, tables, losses, keys, counters)  # The thread that hangs uses them.
+            raise WorkerHangs(run.steps_done, losses) from None
+        finally:
+            self._steps_done += run.steps_done
+        return losses, [_seconds(times) for times in self._times]
 
     def inject_fault(self, number: int, *, sleep_s: float | None = None) -> None:
         """For tests: the next chunk of worker ``number`` fails, or sleeps first."""
-        self._library.hotloop_team_fault(
-            self._handle, number, 1 if sleep_s is None else 2, ctypes.c_double(sleep_s or 0.0)
-        )
+        kind = 1 if sleep_s is None else 2
+        kernels.library().hotloop_team_inject_fault(self._handle, number, kind, sleep_s or 0.0)
 
     def close(self) -> None:
         """End the threads. Twice is allowed."""
         handle, self._handle = self._handle, ctypes.c_void_p()
         if handle.value is not None:
-            self._library.hotloop_team_close(handle)
+            kernels.library().hotloop_team_close(handle)
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
@@ -315,12 +265,15 @@ class Team:
                 records.append(self._record(number, weight, mine, len(part.outputs) == 2))
         self._kept = [t for w in self.weights for t in _tensors(self.optimizer.state.get(w, {}))]
         changed = [
-            _Buffer(
-                b.numel() * b.itemsize, int(b.dtype == torch.float32), b.data_ptr(), c.data_ptr(),
-                c.stride(0) * c.itemsize,
+            binding.TeamBuffer(
+                bytes=b.numel() * b.itemsize,
+                is_float=int(b.dtype == torch.float32),
+                shared=b.data_ptr(),
+                copies=c.data_ptr(),
+                chunk_stride_bytes=c.stride(0) * c.itemsize,
             )
             for b, c in zip(self.captured.buffers, self._copies, strict=True)
-        ]  # fmt: skip
+        ]
         inputs: list[torch.Tensor] = []
         for chunk in range(self.num_chunks):
             copies = [
@@ -331,20 +284,22 @@ class Team:
             key = [self._keys[chunk]] if self.draws else []
             inputs += [*self.weights, *self.captured.frozen, *copies, *slots, *key, self._share]
         self._inputs = [t.detach() for t in inputs]
+        specs = TensorSpecs(self._inputs)
+        weights = (binding.TeamWeight * len(records))(*records)
+        buffers = (binding.TeamBuffer * len(changed))(*changed)
         shares = (ctypes.c_double * self.num_chunks)(*[1.0 / self.num_chunks] * self.num_chunks)
-        if self._library.hotloop_team_bind(
-            self._handle,
-            self.num_chunks,
-            described(self._inputs),
-            ctypes.c_int64(len(inputs) // self.num_chunks),
-            (_Weight * max(1, len(records)))(*records),
-            ctypes.c_int64(len(records)),
-            (_Buffer * max(1, len(changed)))(*changed),
-            ctypes.c_int64(len(changed)),
-            shares,
-            ctypes.c_void_p(self._keys.data_ptr()),
-        ):
-            raise RunError("the inputs of a compiled step must be dense tensors")
+        bind = binding.TeamBind(
+            num_chunks=self.num_chunks,
+            inputs=ctypes.addressof(specs.array),
+            num_inputs=len(inputs) // self.num_chunks,
+            weights=ctypes.addressof(weights),
+            num_weights=len(records),
+            buffers=ctypes.addressof(buffers),
+            num_buffers=len(changed),
+            shares=ctypes.addressof(shares),
+            keys=self._keys.data_ptr(),
+        )
+        kernels.call("hotloop_team_bind", self._handle, ctypes.byref(bind))
 
     def _move(self, states: list[torch.Tensor]) -> None:
         """Move weights, their state and gradients to pages of the workers that update them."""
@@ -369,44 +324,62 @@ class Team:
         factored = len(self.captured.parts[number].outputs) == 2
         return len(weight) if factored else weight.numel()
 
-    def _fill(self, fills: list[_Fill]) -> None:
-        if self._library.hotloop_team_fill(
-            self._handle, (_Fill * max(1, len(fills)))(*fills), ctypes.c_int64(len(fills))
-        ):
-            raise RunError("the workers of a team that was given up cannot be used")
+    def _fill(self, fills: list[Any]) -> None:
+        array = (binding.TeamFill * len(fills))(*fills)
+        kernels.call("hotloop_team_fill", self._handle, array, len(fills))
 
     def _record(
         self, number: int, weight: torch.Tensor, states: list[torch.Tensor], factored: bool
-    ) -> _Weight:
+    ) -> Any:
         slots = self._slots[number]
         pointers = [s.data_ptr() for s in states] + [None, None]
         rows, cols = weight.shape if factored else (1, weight.numel())
         gradient = None if self.whole else weight.grad
-        return _Weight(
+        return binding.TeamWeight(
             factored=factored,
             group=self.update.group_of(weight),
             rows=rows,
             cols=cols,
             depth=self.num_chunks * slots[0].shape[1] if factored else 0,
             weight=weight.data_ptr(),
-            s1=pointers[0],
-            s2=pointers[1],
+            state1=pointers[0],
+            state2=pointers[1],
             left=slots[0].data_ptr(),
             right=slots[1].data_ptr() if factored else None,
-            slot_stride=slots[0].stride(0),
+            chunk_stride=slots[0].stride(0),
             gradient=None if gradient is None else gradient.data_ptr(),
         )
 
 
-def _seat_numbers(seat: Seat) -> list[int]:
-    mode, nodes = (-1, ()) if seat.policy is None else (seat.policy.mode, seat.policy.nodes)
-    return [len(seat.cpu_ids), *seat.cpu_ids, mode, len(nodes), *nodes]
+def _open(step: Any, placements: Sequence[WorkerPlacement]) -> ctypes.c_void_p:
+    """A team with a worker for each placement."""
+    array = (binding.WorkerPlacement * len(placements))()
+    kept = []
+    for record, placement in zip(array, placements, strict=True):
+        nodes = () if placement.policy is None else placement.policy.nodes
+        for name, numbers in (("cpus", placement.cpu_ids), ("nodes", nodes)):
+            held = (ctypes.c_int32 * len(numbers))(*numbers)
+            setattr(record, name, ctypes.addressof(held))
+            setattr(record, f"num_{name}", len(numbers))
+            kept.append(held)
+        record.policy_mode = -1 if placement.policy is None else placement.policy.mode
+    opened = binding.TeamOpen(
+        step=step, num_workers=len(placements), placements=ctypes.addressof(array)
+    )
+    kernels.call("hotloop_team_open", ctypes.byref(opened))
+    return ctypes.c_void_p(opened.team)
 
 
-def fill(to: torch.Tensor, source: torch.Tensor | None, rows: int, grain: int = _GRAIN) -> _Fill:
+def _seconds(times: Any) -> WorkerTimes:
+    """Of ``binding.WorkerTimes``."""
+    nanoseconds = (times.busy_ns, times.wait_ns, times.update_ns, times.cpu_ns)
+    return WorkerTimes(times.chunks, times.stolen, *(ns / 1e9 for ns in nanoseconds))
+
+
+def fill(to: torch.Tensor, source: torch.Tensor | None, rows: int, grain: int = _GRAIN) -> Any:
     """For ``Team._fill``: what the workers write first, each its rows; grain 0: its chunks."""
     at = None if source is None else source.data_ptr()
-    return _Fill(to.data_ptr(), at, rows, to.nbytes // max(1, rows), grain)
+    return binding.TeamFill(to.data_ptr(), at, rows, to.nbytes // max(1, rows), grain)
 
 
 def _tensors(state: Any) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..step.program import Program
-from .placement import Seat, seated
+from .placement import WorkerPlacement, placed
 from .shared import Place, opened
 
 # A chunk; the chunk again, its loss, and the processor seconds that it took.
@@ -32,7 +32,7 @@ class Job:
         fixed: inputs that all chunks share; shared: buffers, which each chunk copies first.
         of_chunks: for each chunk, the copies, the slots and the key. control: last but x and y.
         x, y: of each chunk.
-        seat: where to run; ``None``: anywhere.
+        placement: where to run; ``None``: anywhere.
     """
 
     path: str
@@ -44,14 +44,14 @@ class Job:
     control: Place
     x: list[Place]
     y: list[Place]
-    seat: Seat | None
+    placement: WorkerPlacement | None
 
 
 def main(connection: Connection, job: Job) -> None:
     """Serve until told to end, or until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's; it ends its workers.
     torch.set_num_threads(1)
-    with seated(job.seat):
+    with placed(job.placement):
         _serve(connection, job)
 
 

@@ -8,7 +8,7 @@ chunk         the gradients of a part of a batch
 updates       optimizer rules in that graph
 operators     hotloop's own operators, and the passes that put them there
 graph_file    a graph as plain values
-compile_worker  the process that compiles
+compile_worker  the process that compiles; compiler: the C++ compiler that it needs
 rehearsal     a small step captured before memory is predicted
 program       compiled code: load, bind, run one step or many
 operations    where the time goes: products and convolutions, timed alone
@@ -18,7 +18,6 @@ pooling       max pooling and its relu as two operators
 routes        which kernel makes each matrix product, by measurement
 compiled      a compiled step bound to a model and an optimizer
 accumulator   GradientAccumulator
-kernels/      matrix products with the update fused in; the loop over steps (C++)
 """
 
 from .accumulator import GradientAccumulator

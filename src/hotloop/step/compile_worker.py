@@ -72,8 +72,9 @@ def rehearsed(library: Path, inputs: list[Any], num_threads: int) -> int | None:
     ``None``: there is no arena here, or the step fails on zeros.
     """
     from ..errors import RunError
+    from .. import kernels
     from ..memory import TensorArena
-    from .program import Program, kernels
+    from .program import Program
 
     *bound, x, y = inputs
     try:
@@ -83,7 +84,7 @@ def rehearsed(library: Path, inputs: list[Any], num_threads: int) -> int | None:
             if arena.reason is not None:
                 return None
             program.run(x, y, None)
-            return arena.stats().peak_top_bytes + int(kernels().hotloop_scratch_bytes())
+            return arena.stats().peak_top_bytes + int(kernels.library().hotloop_scratch_bytes())
     except RunError:
         return None
 

@@ -1,6 +1,7 @@
 """hotloop's own operators in a captured graph, and the passes that put them there.
 
-They have no Python implementation: the compiled step calls them in C++ (``kernels/shim.cpp``).
+They have no Python implementation: the compiled step calls them in C++ (``compiled_step.cpp``),
+by the names and parameters that ``kernels/binding.py`` declares.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import fx
+
+from ..kernels import binding
 
 _LIBRARY = torch.library.Library("hotloop", "FRAGMENT")
 _STATES = ("", "Tensor(b!) s1, ", "Tensor(b!) s1, Tensor(c!) s2, ")
@@ -59,7 +62,7 @@ _LIBRARY.define(
 )
 # The gradient of x, by those bytes; its channels are adjacent where theirs are.
 _LIBRARY.define(
-    "pool_backward(Tensor g, Tensor places, int h, int w, int kh, int kw) -> Tensor",
+    "pool_backward(Tensor g, Tensor argmax, int h, int w, int kh, int kw) -> Tensor",
     tags=_FLEXIBLE,
 )
 
@@ -87,7 +90,7 @@ def _fake_pool(
 torch.library.register_fake("hotloop::pool", _fake_pool, lib=_LIBRARY)
 torch.library.register_fake(
     "hotloop::pool_backward",
-    lambda g, places, h, w, kh, kw: _dense([*places.shape[:2], h, w], places, g.dtype),
+    lambda g, argmax, h, w, kh, kw: _dense([*argmax.shape[:2], h, w], argmax, g.dtype),
     lib=_LIBRARY,
 )
 
@@ -103,14 +106,14 @@ _LIBRARY.define(
     tags=_TAGS,
 )
 # The gradient of x, 0 where mask is not above 0; and those of w (channels adjacent where `last`)
-# and of the bias. g: the gradient of the results, or that of their pooling with its places.
+# and of the bias. g: the gradient of the results, or that of their pooling with its argmax.
 _LIBRARY.define(
-    "conv3x3_input_gradient(Tensor x, Tensor g, Tensor w, Tensor? places, Tensor? mask, int pad_h,"
+    "conv3x3_input_gradient(Tensor x, Tensor g, Tensor w, Tensor? argmax, Tensor? mask, int pad_h,"
     " int pad_w) -> Tensor",
     tags=_TAGS,
 )
 _LIBRARY.define(
-    "conv3x3_weight_gradient(Tensor x, Tensor g, Tensor w, Tensor? places, int pad_h, int pad_w,"
+    "conv3x3_weight_gradient(Tensor x, Tensor g, Tensor w, Tensor? argmax, int pad_h, int pad_w,"
     " int last) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
@@ -136,12 +139,12 @@ torch.library.register_fake(
 torch.library.register_fake("hotloop::conv3x3_pool", _fake_conv_pool, lib=_LIBRARY)
 torch.library.register_fake(
     "hotloop::conv3x3_input_gradient",
-    lambda x, g, w, places, mask, ph, pw: _dense(list(x.shape), x, x.dtype, True),
+    lambda x, g, w, argmax, mask, ph, pw: _dense(list(x.shape), x, x.dtype, True),
     lib=_LIBRARY,
 )
 torch.library.register_fake(
     "hotloop::conv3x3_weight_gradient",
-    lambda x, g, w, places, ph, pw, last: (
+    lambda x, g, w, argmax, ph, pw, last: (
         _dense(list(w.shape), w, w.dtype, bool(last)),
         w.new_empty(w.shape[0]),
     ),
@@ -153,58 +156,10 @@ _aten = torch.ops.aten
 
 def shims() -> dict[Any, list[str]]:
     """Operator -> declaration of its C entry, as Inductor's ``custom_ops_to_c_shims`` wants it."""
-    handle = "AtenTensorHandle"
-    found: dict[Any, list[str]] = {}
-    for count in range(3):
-        states = [f"{handle} s{n + 1}" for n in range(count)]
-        for name, inputs, tail in (
-            ("update", [f"{handle} w", f"{handle} g"], [f"{handle} control", f"{handle}* scale"]),
-            *(
-                (f"{g}_update", [f"{handle} {n}" for n in "wab"], [f"{handle} control"])
-                for g in _GEMMS
-            ),
-        ):
-            arguments = ", ".join([*inputs, *states, *tail, "int64_t group", f"{handle}* none"])
-            overload = getattr(torch.ops.hotloop, f"{name}{count}_").default
-            found[overload] = [f"AOTITorchError aoti_torch_cpu_{name}{count}_({arguments})"]
-    for name in _GEMMS:
-        found[getattr(torch.ops.hotloop, name).default] = [
-            f"AOTITorchError aoti_torch_cpu_{name}({handle} a, {handle} b, {handle}* bias, "
-            f"{handle}* mask, int64_t act, {handle}* result)"
-        ]
-    found[torch.ops.hotloop.onednn.default] = [
-        f"AOTITorchError aoti_torch_cpu_onednn({handle} a, {handle} b, {handle}* bias, "
-        f"{handle}* result)"
-    ]
-    found[torch.ops.hotloop.pool.default] = [
-        f"AOTITorchError aoti_torch_cpu_pool({handle} x, int64_t kh, int64_t kw, int64_t relu, "
-        f"int64_t last, {handle}* out, {handle}* places)"
-    ]
-    found[torch.ops.hotloop.pool_backward.default] = [
-        f"AOTITorchError aoti_torch_cpu_pool_backward({handle} g, {handle} places, int64_t h, "
-        f"int64_t w, int64_t kh, int64_t kw, {handle}* result)"
-    ]
-    pads = "int64_t pad_h, int64_t pad_w"
-    for name, arguments in (
-        ("conv3x3", f"{handle}* bias, {pads}, int64_t relu, {handle}* result"),
-        (
-            "conv3x3_pool",
-            f"{handle}* bias, {pads}, int64_t relu, int64_t last, {handle}* out, {handle}* places",
-        ),
-        (
-            "conv3x3_input_gradient",
-            f"{handle} w, {handle}* places, {handle}* mask, {pads}, {handle}* result",
-        ),
-        (
-            "conv3x3_weight_gradient",
-            f"{handle} w, {handle}* places, {pads}, int64_t last, {handle}* gw, {handle}* gb",
-        ),
-    ):
-        second = "g" if "gradient" in name else "w"
-        found[getattr(torch.ops.hotloop, name).default] = [
-            f"AOTITorchError aoti_torch_cpu_{name}({handle} x, {handle} {second}, {arguments})"
-        ]
-    return found
+    return {
+        getattr(torch.ops.hotloop, name).default: [declaration]
+        for name, declaration in binding.operators().items()
+    }
 
 
 def update(

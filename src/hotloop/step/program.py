@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import kernels
 from ..errors import RunError
-from ..machine import Machine, native
+from ..kernels import binding
+from ..machine import Machine
 from ..machine.cache_dir import STEPS
 from .capture import Captured
+from .compiler import compiler
 from .graph_file import to_values
-from .updates import COLUMNS
 
-_FOLDER = Path(__file__).parent / "kernels"
 _TIME_LIMIT_S = 900.0
-# Raised when the meaning of a compiled step's inputs changes.
-_FORMAT = 3
+_ENTRIES = ("AOTInductorModelContainerCreateWithDevice", "AOTInductorModelContainerRun")
 _DTYPE_CODES = {
     torch.uint8: 0, torch.int8: 1, torch.int16: 2, torch.int32: 3, torch.int64: 4,
     torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bool: 11, torch.bfloat16: 15,
@@ -38,41 +38,14 @@ _DTYPE_CODES = {
 
 
 @functools.cache
-def kernels() -> ctypes.CDLL:
-    """hotloop's own kernels and the loop over compiled steps, built for this machine.
-
-    Raises:
-        RunError: no C++ compiler, or it refused.
-    """
-    library = native.load(
-        _FOLDER / "shim.cpp",
-        parts=tuple(sorted(set(_FOLDER.iterdir()) - {_FOLDER / "shim.cpp"})),
-        flags=(
-            "-march=native",
-            "-fopenmp",
-            "-fno-math-errno",
-            "-mprefer-vector-width=512",
-            f"-L{Path(torch.__file__).parent / 'lib'}",
-            "-ltorch_cpu",
-            # Another processor that shares this cache builds its own.
-            f"-DHOTLOOP_MACHINE={_machine_key()}",
-        ),
-        mode=ctypes.RTLD_GLOBAL,
-    )
-    library.hotloop_scratch_bytes.restype = ctypes.c_int64
-    library.hotloop_program_open.restype = ctypes.c_void_p
-    library.hotloop_program_close.argtypes = [ctypes.c_void_p]
-    return library
-
-
-@functools.cache
 def _machine_key() -> str:
-    return Machine.probe().fingerprint()
+    # Compiled for this processor, against these entries of these kernels.
+    return f"{Machine.probe().fingerprint()}-{binding.binding_hash()[:8]}"
 
 
 def compiled_path(captured: Captured, num_threads: int) -> Path:
     """Where the compiled step of this graph lies, or would lie, for this machine."""
-    facts = [captured.key, torch.__version__, str(num_threads), str(_FORMAT), platform.machine()]
+    facts = [captured.key, torch.__version__, str(num_threads), platform.machine()]
     shapes = _shapes_key(captured.weights, captured.example[-2:])
     name = "-".join([_machine_key(), shapes, *facts])
     return STEPS.path(name)
@@ -100,11 +73,12 @@ def compile_captured(captured: Captured, num_threads: int) -> Path:
     """Compile in another process, or find it compiled; one after the other where two want it.
 
     Raises:
-        RunError: the compiler refused; the first line of why.
+        RunError: there is no compiler, or it refused; the first line of why.
     """
     target = compiled_path(captured, num_threads)
     if target.is_file():
         return target
+    cxx = compiler()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hotloop-request-") as folder:
         request = Path(folder) / "request.pickle"
@@ -123,7 +97,7 @@ def compile_captured(captured: Captured, num_threads: int) -> Path:
             text=True,
             errors="replace",
             timeout=_TIME_LIMIT_S,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            env=os.environ | {"CXX": cxx, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             check=False,
         )
     if done.returncode != 0 or not target.is_file():
@@ -132,14 +106,21 @@ def compile_captured(captured: Captured, num_threads: int) -> Path:
     return target
 
 
-class UpdateRule(ctypes.Structure):
-    """``hotloop_update`` of ``kernels/gemm.h``."""
+def load_step(path: Path) -> Any:
+    """Entries of a compiled step, as ``binding.CompiledStep``.
 
-    _fields_ = (
-        ("kind", ctypes.c_int32),
-        ("first_step", ctypes.c_int32),
-        *((name, ctypes.c_double) for name in COLUMNS if name not in ("kind", "first_step")),
-    )
+    Its library stays loaded for good: it has code that threads may be in.
+
+    Raises:
+        RunError: it does not load, or there are no kernels here.
+    """
+    kernels.use_torch()
+    try:
+        library = ctypes.CDLL(str(path))
+        entries = [ctypes.cast(getattr(library, name), ctypes.c_void_p) for name in _ENTRIES]
+    except (OSError, AttributeError) as error:
+        raise RunError("a compiled step must load", got=error) from None
+    return binding.CompiledStep(*entries)
 
 
 class Program:
@@ -151,15 +132,11 @@ class Program:
     """
 
     def __init__(self, path: Path, num_threads: int) -> None:
-        self._library = kernels()
-        self._num_threads = num_threads
-        message = ctypes.create_string_buffer(400)
-        opened = self._library.hotloop_program_open(str(path).encode(), message, 400)
-        if not opened:
-            raise RunError("a compiled step must load", got=message.value.decode(errors="replace"))
-        self._handle = ctypes.c_void_p(opened)
+        opened = ctypes.c_void_p()
+        kernels.call("hotloop_program_open", ctypes.byref(load_step(path)), ctypes.byref(opened))
+        self._handle = opened
+        self._run = binding.ProgramRun(num_threads=num_threads)
         self._bound: list[torch.Tensor] = []
-        self._counters: Any = None
         self._batch_key: Any = None
 
     def bind(
@@ -168,16 +145,18 @@ class Program:
         control: torch.Tensor,
         counters: Sequence[torch.Tensor],
     ) -> None:
-        """Fix all inputs but the batch; ``control`` is the last of ``tensors``."""
-        self._bound = [*tensors]  # Kept alive: the program holds addresses.
-        self._control = control
-        self._steps = list(counters)
-        self._counters = (ctypes.c_void_p * max(1, len(counters)))(
-            *(c.data_ptr() for c in counters)
-        )
-        table = described(tensors)
-        if self._library.hotloop_program_bind(self._handle, table, len(tensors)):
-            raise RunError("the inputs of a compiled step must be dense tensors")
+        """Fix all inputs but the batch; ``control`` is the last of ``tensors``.
+
+        Raises:
+            RunError: one of them is no dense tensor on the CPU.
+        """
+        self._bound = [*tensors, *counters]  # Kept alive: the program holds addresses.
+        self._counters = addresses(counters)
+        run = self._run
+        run.control, run.table_bytes = control.data_ptr(), control.nbytes
+        run.counters, run.num_counters = ctypes.addressof(self._counters), len(counters)
+        specs = TensorSpecs(tensors)
+        kernels.call("hotloop_program_bind", self._handle, specs.array, len(tensors))
 
     def run(
         self,
@@ -195,42 +174,51 @@ class Program:
 
         Returns:
             The losses, float32 ``[steps]``.
+
+        Raises:
+            RunError: the compiled step failed.
         """
         rows = len(x) // steps
         losses = torch.empty(steps)
+        run = self._run
         key = (rows, x.shape[1:], x.stride(), x.dtype, y.shape[1:], y.stride(), y.dtype)
         if key != self._batch_key:
             self._batch_key = key
-            self._batch = described((x[:rows], y[:rows]))
-            self._y_at = 3 + 2 * x.dim()
-        self._batch[0], self._batch[self._y_at] = x.data_ptr(), y.data_ptr()
-        self._library.hotloop_set_threads(self._num_threads)
-        failed = self._library.hotloop_program_run(
-            self._handle,
-            self._batch,
-            ctypes.c_int64(rows * x.stride(0) * x.element_size()),
-            ctypes.c_int64(rows * y.stride(0) * y.element_size()),
-            ctypes.c_int64(steps),
-            ctypes.c_void_p(None if tables is None else tables.data_ptr()),
-            ctypes.c_void_p(self._control.data_ptr()),
-            ctypes.c_int64(self._control.nbytes),
-            ctypes.c_void_p(losses.data_ptr()),
-            self._counters,
-            ctypes.c_int64(len(self._steps)),
-        )
-        if failed:
-            raise RunError("the compiled step failed", next_step="set plan step.compile to 'off'")
+            self._batch = TensorSpecs((x[:rows], y[:rows]))
+            run.x, run.y = self._batch.array
+            run.x_step_bytes = rows * x.stride(0) * x.element_size()
+            run.y_step_bytes = rows * y.stride(0) * y.element_size()
+        run.x.data, run.y.data = x.data_ptr(), y.data_ptr()
+        run.steps, run.losses = steps, losses.data_ptr()
+        run.tables = None if tables is None else tables.data_ptr()
+        kernels.call("hotloop_program_run", self._handle, ctypes.byref(run))
         return losses
 
     def __del__(self) -> None:
         handle = getattr(self, "_handle", None)
         if handle is not None:
-            self._library.hotloop_program_close(handle)
+            kernels.library().hotloop_program_close(handle)
 
 
-def described(tensors: Sequence[torch.Tensor]) -> Any:
-    """Tensors as the C++ side takes them: address, dtype code, dimensions, sizes, strides."""
-    numbers: list[int] = []
-    for t in tensors:
-        numbers += [t.data_ptr(), _DTYPE_CODES[t.dtype], t.dim(), *t.shape, *t.stride()]
-    return (ctypes.c_int64 * len(numbers))(*numbers)
+class TensorSpecs:
+    """Tensors as the C++ side takes them; keeps their sizes and strides, not the tensors.
+
+    Attributes:
+        array: ``binding.TensorSpec`` for each.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        numbers = [number for t in tensors for number in (*t.shape, *t.stride())]
+        self._numbers = (ctypes.c_int64 * max(1, len(numbers)))(*numbers)
+        self.array = (binding.TensorSpec * len(tensors))()
+        at = ctypes.addressof(self._numbers)
+        for spec, t in zip(self.array, tensors, strict=True):
+            dims_bytes = ctypes.sizeof(ctypes.c_int64) * t.dim()
+            spec.data, spec.dims, spec.dtype = t.data_ptr(), t.dim(), _DTYPE_CODES[t.dtype]
+            spec.sizes, spec.strides = at, at + dims_bytes
+            at += 2 * dims_bytes
+
+
+def addresses(tensors: Sequence[torch.Tensor]) -> Any:
+    """Where tensors lie, as an array of pointers."""
+    return (ctypes.c_void_p * max(1, len(tensors)))(*(t.data_ptr() for t in tensors))

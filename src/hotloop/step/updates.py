@@ -7,6 +7,7 @@ in a small table, one row for each parameter group.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +16,12 @@ import numpy
 import torch
 from torch import optim
 
+from ..kernels.binding import ControlRow
 from . import operators
 
-# Columns of a row of the table; kernels/shim.cpp reads them by number.
-COLUMNS = (
-    "kind", "lr", "beta1", "beta2", "eps", "weight_decay", "bias_correction1",
-    "bias_correction2_sqrt", "momentum", "dampening", "alpha", "first_step",
-)  # fmt: skip
+# Columns of a row of the table.
+COLUMNS = tuple(name for name, *_ in ControlRow._fields_ if name != "unused")
+_ROW_DOUBLES = ctypes.sizeof(ControlRow) // ctypes.sizeof(ctypes.c_double)
 KINDS = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 4, "rmsprop": 5, "adagrad": 6}
 _AT = {name: number for number, name in enumerate(COLUMNS)}
 _ADAM = ("exp_avg", "exp_avg_sq")
@@ -73,7 +73,7 @@ class Update:
 
     def control(self) -> torch.Tensor:
         """An empty table, float64 ``[groups, 16]``."""
-        return torch.zeros(len(self.optimizer.param_groups), 16, dtype=torch.float64)
+        return torch.zeros(len(self.optimizer.param_groups), _ROW_DOUBLES, dtype=torch.float64)
 
     def trace(
         self,
@@ -162,7 +162,7 @@ class Update:
             rates: learning rate of each step and group; ``None``: those of the optimizer.
         """
         groups = self.optimizer.param_groups
-        table = numpy.zeros((count, len(groups), 16))
+        table = numpy.zeros((count, len(groups), _ROW_DOUBLES))
         steps = numpy.arange(first + 1, first + 1 + count)
         for number, group in enumerate(groups):
             lr: Any = float(group["lr"]) if rates is None else numpy.array(rates)[:, number]

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..machine import Machine
 from ..machine.affinity import ThreadAffinity
 from ..parallel import Hosts, ParallelStep, default_chunk_size, default_num_workers
-from ..parallel.placement import numa_cpus, seats
+from ..parallel.placement import numa_cpus, place_workers
 from ..plan import Plan
 from ..step import TrainStep
 from ..step.path_choice import choose_path
@@ -59,9 +59,11 @@ def plan_of(hosts: Hosts, plan: Plan, batch_size: int, machine: Machine) -> Plan
     values: dict[str, Any] = {"parallel.num_workers": workers, "parallel.chunk_size": chunk}
     if here > 1:
         # Processes that share a machine place their workers one behind the other.
-        own = seats(plan, machine, here * workers)[number * workers : (number + 1) * workers]
+        own = place_workers(plan, machine, here * workers)[
+            number * workers : (number + 1) * workers
+        ]
         if plan.cpu.thread_affinity.kind != "none":
-            order = tuple(seat.cpu_ids[0] for seat in own)
+            order = tuple(placement.cpu_ids[0] for placement in own)
             values["cpu.thread_affinity"] = ThreadAffinity("list", order)
         if plan.numa.node_assignments or len(numa_cpus(machine)) > 1:
             values["numa.node_assignments"] = tuple(n for s in own if (n := s.node) is not None)

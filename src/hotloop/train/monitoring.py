@@ -95,7 +95,7 @@ def _describe(
 def workers_of(step: ParallelStep) -> Sequence[WorkerUse]:
     """What each worker did, and where it is pinned."""
     # Pinned to one CPU, or free on several.
-    cpus = [s.cpu_ids[0] if len(s.cpu_ids) == 1 else None for s in step.seats]
+    cpus = [s.cpu_ids[0] if len(s.cpu_ids) == 1 else None for s in step.placements]
     return [
         WorkerUse(
             worker=number,

@@ -38,19 +38,22 @@ struct Waitable {
   std::atomic<uint32_t> word{0};
   std::atomic<int> sleepers{0};
 
-  // Returns once the word is not `seen`. Looks for spin_ns before it sleeps.
-  void wait(uint32_t seen, int64_t spin_ns) {
+  // Looks for spin_ns, then sleeps, until the word is not `seen` or, where there is a limit, has slept for
+  // limit_ns. Returns whether the word has changed.
+  bool wait(uint32_t seen, int64_t spin_ns, int64_t limit_ns = 0) {
     const int64_t until = spin_ns > 0 ? now_ns() + spin_ns : 0;
     while (spin_ns > 0) {
       for (int i = 0; i < 64; ++i) {
-        if (word.load(std::memory_order_acquire) != seen) return;
+        if (word.load(std::memory_order_acquire) != seen) return true;
         pause_cpu();
       }
       if (now_ns() > until) break;
     }
     sleepers.fetch_add(1);
-    while (word.load() == seen) sleep_while(word, seen);
+    if (limit_ns > 0) sleep_while(word, seen, limit_ns);
+    while (limit_ns <= 0 && word.load() == seen) sleep_while(word, seen);
     sleepers.fetch_sub(1);
+    return word.load() != seen;
   }
 
   void change() {

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <utility>
 
 #include "abi.h"
+#include "error.h"
 
 namespace hotloop {
 
@@ -26,6 +29,104 @@ auto call_torch(void* entry, Arguments... arguments) {
 inline int32_t data_of(Tensor tensor, void** data) {
   return call_torch<int32_t(Tensor, void**)>(torch_interface().aoti_torch_get_data_ptr, tensor,
                                              data);
+}
+
+// What follows throws Error where torch refuses.
+
+template <class Signature, class... Arguments>
+void require_torch(const char* name, void* entry, Arguments... arguments) {
+  if (!entry) throw Error(std::string("this torch must have ") + name);
+  if (call_torch<Signature>(entry, arguments...) != 0)
+    throw Error(std::string("torch must do what a kernel asks of it (got: ") + name + " failed)");
+}
+
+#define HOTLOOP_TORCH(name, signature, ...) \
+  require_torch<signature>(#name, torch_interface().name, __VA_ARGS__)
+
+template <class Value>
+Value* data_of(Tensor tensor) {
+  void* data = nullptr;
+  HOTLOOP_TORCH(aoti_torch_get_data_ptr, int32_t(Tensor, void**), tensor, &data);
+  return static_cast<Value*>(data);
+}
+
+inline const int64_t* sizes_of(Tensor tensor) {
+  int64_t* sizes = nullptr;
+  HOTLOOP_TORCH(aoti_torch_get_sizes, int32_t(Tensor, int64_t**), tensor, &sizes);
+  return sizes;
+}
+
+inline const int64_t* strides_of(Tensor tensor) {
+  int64_t* strides = nullptr;
+  HOTLOOP_TORCH(aoti_torch_get_strides, int32_t(Tensor, int64_t**), tensor, &strides);
+  return strides;
+}
+
+inline int64_t dims_of(Tensor tensor) {
+  int64_t dims = 0;
+  HOTLOOP_TORCH(aoti_torch_get_dim, int32_t(Tensor, int64_t*), tensor, &dims);
+  return dims;
+}
+
+inline int64_t numel_of(Tensor tensor) {
+  int64_t count = 0;
+  HOTLOOP_TORCH(aoti_torch_get_numel, int32_t(Tensor, int64_t*), tensor, &count);
+  return count;
+}
+
+inline int64_t storage_offset_of(Tensor tensor) {
+  int64_t offset = 0;
+  HOTLOOP_TORCH(aoti_torch_get_storage_offset, int32_t(Tensor, int64_t*), tensor, &offset);
+  return offset;
+}
+
+// A handle that is ours to delete, until it is given away.
+class OwnedTensor {
+ public:
+  OwnedTensor() = default;
+  explicit OwnedTensor(Tensor handle) : handle_(handle) {}
+  OwnedTensor(OwnedTensor&& other) noexcept : handle_(other.release()) {}
+  OwnedTensor& operator=(OwnedTensor&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~OwnedTensor() {
+    if (handle_)
+      call_torch<int32_t(Tensor)>(torch_interface().aoti_torch_delete_tensor_object, handle_);
+  }
+
+  Tensor get() const { return handle_; }
+  Tensor release() { return std::exchange(handle_, nullptr); }
+
+ private:
+  Tensor handle_ = nullptr;
+};
+
+// A tensor of new memory on the CPU.
+inline OwnedTensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides,
+                                 int32_t dtype) {
+  Tensor made = nullptr;
+  using Signature = int32_t(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t,
+                            Tensor*);
+  HOTLOOP_TORCH(aoti_torch_empty_strided, Signature, dims, sizes, strides, dtype, kCpu, 0, &made);
+  return OwnedTensor(made);
+}
+
+// A tensor of memory that stays the caller's.
+inline OwnedTensor tensor_of(const TensorSpec& spec) {
+  Tensor made = nullptr;
+  using Signature = int32_t(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t,
+                            int32_t, int32_t, Tensor*);
+  HOTLOOP_TORCH(aoti_torch_create_tensor_from_blob, Signature, spec.data, spec.dims, spec.sizes,
+                spec.strides, 0, static_cast<int32_t>(spec.dtype), kCpu, 0, &made);
+  return OwnedTensor(made);
+}
+
+// Another handle of the same tensor.
+inline OwnedTensor another(Tensor tensor) {
+  Tensor made = nullptr;
+  HOTLOOP_TORCH(aoti_torch_new_tensor_handle, int32_t(Tensor, Tensor*), tensor, &made);
+  return OwnedTensor(made);
 }
 
 }  // namespace hotloop
