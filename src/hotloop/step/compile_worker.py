@@ -71,8 +71,8 @@ def rehearsed(library: Path, inputs: list[Any], num_threads: int) -> int | None:
 
     ``None``: there is no arena here, or the step fails on zeros.
     """
-    from ..errors import RunError
     from .. import kernels
+    from ..errors import RunError
     from ..memory import TensorArena
     from .program import Program
 
