@@ -40,7 +40,7 @@ def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-@pytest.mark.parametrize("program", ["arena_check", "rows_check"])
+@pytest.mark.parametrize("program", ["arena_check", "rows_check", "team_check"])
 def test_a_program_finds_nothing_wrong(build: Path, program: str) -> None:
     run("cmake", "--build", str(build), "--target", program)
     run(str(build / "tests" / "kernels" / "native" / program))

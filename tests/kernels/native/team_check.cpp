@@ -12,20 +12,11 @@
 #include <vector>
 
 #include "abi.h"
+#include "check.h"
 
 using namespace hotloop;
 
 namespace {
-
-void fail(const char* what, int line) {
-  std::fprintf(stderr, "line %d: %s\n", line, what);
-  std::_Exit(1);
-}
-
-#define REQUIRE(condition)                          \
-  do {                                              \
-    if (!(condition)) fail(#condition, __LINE__);   \
-  } while (0)
 
 // ---- A fake of torch ------------------------------------------------------------------------------
 
@@ -145,7 +136,7 @@ struct Chunk {
 int32_t fake_run(void* given, void** inputs, size_t count, void** outputs, size_t, void*, void*) {
   auto* container = static_cast<FakeContainer*>(given);
   if (count != kInputs) return 1;
-  REQUIRE(!container->is_busy.exchange(true));
+  CHECK(!container->is_busy.exchange(true));
   int32_t status = 0;
   if (runs_to_refuse > 0) {
     --runs_to_refuse;
@@ -264,7 +255,7 @@ class Bound {
     open.step = {entry(&fake_create), entry(&fake_run)};
     open.num_workers = workers;
     open.placements = placements.data();
-    REQUIRE(hotloop_team_open(&open) == 0);
+    CHECK(hotloop_team_open(&open) == 0);
     team = open.team;
   }
 
@@ -311,7 +302,7 @@ class Bound {
          reinterpret_cast<char*>(float_copies_.data()), sizeof(float)},
         {sizeof(int64_t), 0, whole, reinterpret_cast<char*>(whole_copies_.data()), sizeof(int64_t)}};
     const TeamBind bind{chunks,  inputs.data(), kX, weights, 3, buffers, 2, shares.data(), keys_.data()};
-    REQUIRE(hotloop_team_bind(team, &bind) == 0);
+    CHECK(hotloop_team_bind(team, &bind) == 0);
   }
 
   void balance(const std::vector<int32_t>& quota, int64_t steal_threshold, double hang_s = 0) {
@@ -361,17 +352,17 @@ class Bound {
 void require_times(const Bound& bound, int64_t chunks) {
   int64_t ran = 0, stolen = 0;
   for (const WorkerTimes& times : bound.times) ran += times.chunks, stolen += times.stolen;
-  REQUIRE(ran == chunks);
-  REQUIRE(stolen <= ran);
+  CHECK(ran == chunks);
+  CHECK(stolen <= ran);
 }
 
 void compare(Bound& bound, Model& model, Model& expected, int64_t steps, int64_t chunks, unsigned seed) {
   const Data data(steps, chunks, seed);
-  REQUIRE(bound.run(data, steps) == 0);
-  REQUIRE(bound.steps_done == steps && !bound.hangs);
+  CHECK(bound.run(data, steps) == 0);
+  CHECK(bound.steps_done == steps && !bound.hangs);
   for (int64_t step = 0; step < steps; ++step)
-    REQUIRE(plain_step(expected, data, step, chunks) == bound.losses[step]);
-  REQUIRE(model == expected);
+    CHECK(plain_step(expected, data, step, chunks) == bound.losses[step]);
+  CHECK(model == expected);
   require_times(bound, steps * chunks);
 }
 
@@ -421,9 +412,9 @@ void check_losses_from_elsewhere(int workers) {
   const float losses[] = {1, 2, 3, 6};
   hotloop_team_set_losses(bound.team, losses);
   const std::vector<float> before = model.weight;
-  REQUIRE(bound.run(Data(1, 4, 5), 1) == 0);
-  REQUIRE(bound.losses[0] == 3);
-  for (int64_t i = 0; i < kCount; ++i) REQUIRE(model.weight[i] - before[i] == before[i] - 1);
+  CHECK(bound.run(Data(1, 4, 5), 1) == 0);
+  CHECK(bound.losses[0] == 3);
+  for (int64_t i = 0; i < kCount; ++i) CHECK(model.weight[i] - before[i] == before[i] - 1);
   hotloop_team_close(bound.team);
 }
 
@@ -437,13 +428,13 @@ void check_failing_twice(int workers) {
   bound.balance(quota, 1);
   const Model before = model;
   runs_to_refuse = 1000;
-  REQUIRE(bound.run(Data(2, 8, 1), 2) != 0);
+  CHECK(bound.run(Data(2, 8, 1), 2) != 0);
   runs_to_refuse = 0;
-  REQUIRE(bound.steps_done == 0 && !bound.hangs);
-  REQUIRE(model == before);
-  REQUIRE(std::strstr(hotloop_error(), "a compiled step must run"));
-  REQUIRE(bound.run(Data(2, 8, 1), 2) != 0);
-  REQUIRE(std::strstr(hotloop_error(), "given up"));
+  CHECK(bound.steps_done == 0 && !bound.hangs);
+  CHECK(model == before);
+  CHECK(std::strstr(hotloop_error(), "a compiled step must run"));
+  CHECK(bound.run(Data(2, 8, 1), 2) != 0);
+  CHECK(std::strstr(hotloop_error(), "given up"));
   hotloop_team_close(bound.team);
 }
 
@@ -464,9 +455,9 @@ void check_hanging(int workers, bool inside) {
   kept.push_back(data);
   if (inside) takes_long_once = true;
   else hotloop_team_inject_fault(bound->team, workers - 1, 2, 0.7);
-  REQUIRE(bound->run(*data, 6) != 0);
-  REQUIRE(bound->hangs && bound->steps_done == 0);
-  REQUIRE(model->weight == expected.weight && model->factored == expected.factored);
+  CHECK(bound->run(*data, 6) != 0);
+  CHECK(bound->hangs && bound->steps_done == 0);
+  CHECK(model->weight == expected.weight && model->factored == expected.factored);
   kept.push_back(bound->team);
   hotloop_team_close(bound->team);
 }
@@ -483,9 +474,9 @@ void check_fill(int workers) {
   for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<char>(i * 7);
   const TeamFill fills[] = {{copied.data(), source.data(), 100, 12, 16},
                             {zeros.data(), nullptr, 8, 24, 0}};
-  REQUIRE(hotloop_team_fill(bound.team, fills, 2) == 0);
-  REQUIRE(copied == source);
-  REQUIRE(zeros == std::vector<char>(zeros.size(), 0));
+  CHECK(hotloop_team_fill(bound.team, fills, 2) == 0);
+  CHECK(copied == source);
+  CHECK(zeros == std::vector<char>(zeros.size(), 0));
   hotloop_team_close(bound.team);
 }
 
@@ -497,13 +488,13 @@ void check_program() {
   hotloop_team_close(like.team);
   void* program = nullptr;
   const CompiledStep step{entry(&fake_create), entry(&fake_run)};
-  REQUIRE(hotloop_program_open(&step, &program) == 0);
+  CHECK(hotloop_program_open(&step, &program) == 0);
   float gradient[kCount], left[kDepth * kRows], right[kDepth * kCols], buffer = 0;
   int64_t whole = 0, key = 3;
   const TensorSpec inputs[] = {
       spec(model.weight.data(), kOne), spec(model.factored.data(), kOne), spec(&buffer, kOne),
       spec(&whole, kOne), spec(gradient, kOne), spec(left, kOne), spec(right, kOne), spec(&key, kOne)};
-  for (int again = 0; again < 2; ++again) REQUIRE(hotloop_program_bind(program, inputs, kX) == 0);
+  for (int again = 0; again < 2; ++again) CHECK(hotloop_program_bind(program, inputs, kX) == 0);
   const Data data(5, 1, 4);
   float losses[5], counter = 0;
   float* counters[] = {&counter};
@@ -522,17 +513,17 @@ void check_program() {
   run.counters = counters;
   run.num_counters = 1;
   run.num_threads = 1;
-  REQUIRE(hotloop_program_run(program, &run) == 0);
-  REQUIRE(whole == 5 && counter == 5 && std::memcmp(control, "44444444", 8) == 0);
+  CHECK(hotloop_program_run(program, &run) == 0);
+  CHECK(whole == 5 && counter == 5 && std::memcmp(control, "44444444", 8) == 0);
   float expected = 0;
   for (int64_t i = 0; i < 5; ++i) {
     const Chunk chunk{&data.x[i * kSamples], &data.y[i * kSamples], key};
-    REQUIRE(losses[i] == chunk.loss(1, 2, expected));
+    CHECK(losses[i] == chunk.loss(1, 2, expected));
     expected += chunk.x[1];
   }
   runs_to_refuse = 1;
-  REQUIRE(hotloop_program_run(program, &run) != 0);
-  REQUIRE(std::strstr(hotloop_error(), "a compiled step must run"));
+  CHECK(hotloop_program_run(program, &run) != 0);
+  CHECK(std::strstr(hotloop_error(), "a compiled step must run"));
   hotloop_program_close(program);
 }
 
@@ -552,7 +543,7 @@ int main() {
   sleep_for(1'200'000'000);  // The threads that hung have ended by now.
   const int64_t of_teams_given_up = tensors_alive;
   check_fill(2);
-  REQUIRE(tensors_alive == of_teams_given_up);
+  CHECK(tensors_alive == of_teams_given_up);
   for (FakeContainer* container : containers) delete container;
   std::puts("done");
   return 0;
