@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hotloop
-from hotloop.step import path_choice
+from hotloop.step import compiler, path_choice
 from hotloop.step.path_choice import PAYS_BACK_S, choose_path, plain_run_s, resumed_plan
 
 SHORT, LONG = PAYS_BACK_S / 2, PAYS_BACK_S * 2
@@ -63,6 +63,22 @@ def test_a_short_run_takes_what_may_be_compiled_for_its_micro_batch(looked_for):
     assert choose(knobs, expected_s=SHORT).path == "compiled"
     ((x, y),) = looked_for
     assert (len(x), len(y)) == (4, 4)
+
+
+@pytest.mark.parametrize("looked_for", [False, True], indirect=True)
+def test_without_a_compiler_only_what_is_cached_is_compiled(looked_for, request, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiler.compiler.cache_clear()
+    request.addfinalizer(compiler.compiler.cache_clear)
+    choice = choose({"step.compile": "always"})
+    if request.node.callspec.params["looked_for"]:
+        assert choice.path == "compiled"
+    else:
+        assert choice.path == "plain"
+        assert choice.reason == (
+            "a compiled step needs a C++ compiler; got no-such-compiler. "
+            "Next: install g++, or set plan step.compile to 'off'."
+        )
 
 
 @pytest.mark.parametrize(

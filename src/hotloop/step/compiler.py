@@ -29,10 +29,15 @@ def compiler() -> str:
     )
 
 
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler."""
+def missing_reason() -> str | None:
+    """Why nothing can be compiled here, in one line; ``None``: it can."""
     try:
         compiler()
-    except RunError:
-        return False
-    return True
+    except RunError as error:
+        return str(error)
+    return None
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler."""
+    return missing_reason() is None

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..plan import Plan
+from .compiler import missing_reason
 from .program import may_be_compiled
 
 # A run of so many seconds on the plain path gains more than the 20 seconds that compiling takes.
@@ -73,13 +74,15 @@ def choose_path(
         return _on_workers(len(x), plan, chunk_size)
     if on_gpu:
         return PathChoice("cuda_graph")  # In a fraction of a second.
-    if plan.step.compile == "auto" and expected_s is not None and expected_s < PAYS_BACK_S:
+    is_short = plan.step.compile == "auto" and expected_s is not None and expected_s < PAYS_BACK_S
+    no_compiler = missing_reason()
+    if is_short or no_compiler:
         if is_cached is None:
             micro = plan.memory.micro_batch_size or len(x)
             is_cached = may_be_compiled(model, (x[:micro], y[:micro]))
         if not is_cached:
-            too_short = f"about {expected_s:.0f} s of training cannot pay the compiler back"
-            return PathChoice("plain", too_short)
+            too_short = f"about {expected_s or 0:.0f} s of training cannot pay the compiler back"
+            return PathChoice("plain", no_compiler or too_short)
     return PathChoice("compiled")
 
 

@@ -40,7 +40,8 @@ _DTYPE_CODES = {
 @functools.cache
 def _machine_key() -> str:
     # Compiled for this processor, against these entries of these kernels.
-    return f"{Machine.probe().fingerprint()}-{binding.binding_hash()[:8]}"
+    built = kernels.build_hash() if kernels.is_available() else "none"
+    return f"{Machine.probe().fingerprint()}-{binding.binding_hash()[:8]}-{built[:8]}"
 
 
 def compiled_path(captured: Captured, num_threads: int) -> Path:
