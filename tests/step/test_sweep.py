@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from hotloop.machine import native
+from hotloop import kernels
 from hotloop.step import convolutions, routes
 from hotloop.step.compiled import CompiledStep
 from support import THOROUGH, interpreted
 
-if not native.has_compiler():
-    pytest.skip("no C++ compiler here", allow_module_level=True)
+if not kernels.is_available():
+    pytest.skip("no kernels here", allow_module_level=True)
 
 STEPS = 6
 COMPILED = int(os.environ.get("HOTLOOP_SWEEP", "10"))
