@@ -9,8 +9,8 @@ import hotloop
 
 SOURCE = Path(hotloop.__file__).parent
 CLOCKS = {
-    "_clock", "clock", "monotonic", "monotonic_ns", "now", "perf_counter", "perf_counter_ns", "process_time",
-    "thread_time", "time", "timed",
+    "_clock", "clock", "monotonic", "monotonic_ns", "now", "perf_counter", "perf_counter_ns",
+    "process_time", "thread_time", "time", "timed",
 }  # fmt: skip
 LOOPS = (ast.For, ast.While, ast.AsyncFor, ast.ListComp, ast.GeneratorExp, ast.DictComp)
 # Other loops that read a clock, and why they choose nothing by it.
