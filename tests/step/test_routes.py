@@ -1,5 +1,7 @@
 """A kernel chosen by timing is kept, and chosen again where a neighbour disturbed it."""
 
+from dataclasses import replace
+
 import pytest
 
 from hotloop.measure import winners
@@ -37,8 +39,9 @@ def test_other_kernels_are_another_question(cache, monkeypatch):
     assert run(monkeypatch, "new") == "new"
 
 
-def test_a_damaged_answer_is_timed_again(cache, monkeypatch):
+@pytest.mark.parametrize("answer", ["nonsense", ["good"], None])
+def test_a_damaged_answer_is_timed_again(cache, monkeypatch, answer):
     assert run(monkeypatch, "good") == "good"
     ((_, kept),) = winners.listed()
-    winners.add([winners.Winner(question=kept.question, answer="nonsense", versions=kept.versions)])
+    winners.add([replace(kept, answer=answer)])
     assert run(monkeypatch, "better") == "better"

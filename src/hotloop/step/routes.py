@@ -94,7 +94,7 @@ def remembered(key: str, race: Callable[[], tuple[str, dict[str, float], bool]])
     question = f"kernel/{key}"
     versions = {**winners.versions_of("torch"), "kernels": _kernels_key()}
     known = _found_here.get(question) or winners.recall(question, versions)
-    if known is not None and known.answer not in known.seconds:
+    if known is not None and known.answer not in list(known.seconds):
         known = None  # Damaged.
     if known is None or not (known.quiet or question in _found_here):
         kernel, seconds, quiet = race()
