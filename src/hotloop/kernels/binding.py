@@ -123,6 +123,16 @@ TorchInterface = structure(
             "aoti_torch__reinterpret_tensor",
             "aoti_torch_copy_",
             "aoti_torch_cpu__linear_pointwise",
+            "aoti_torch_cpu_mm_out",
+            "aoti_torch_cpu_bmm_out",
+            "aoti_torch_cpu_addmm_out",
+            "aoti_torch_library_init_impl",
+            "aoti_torch_library_init_fragment",
+            "aoti_torch_library_def",
+            "aoti_torch_library_impl",
+            "aoti_torch_delete_library_object",
+            "torch_get_const_data_ptr",
+            "torch_exception_get_what_without_backtrace",
             "torch_get_num_threads",
             "MKL_Set_Num_Threads_Local",
         )
@@ -860,6 +870,48 @@ function(
     kind=int64,
     seconds=float64,
 )
+
+# ---- Matrix products of a running program -------------------------------------------------------
+
+RouterRow = structure(
+    "RouterRow",
+    """One shape of matrix product a[m, k] b[k, n], and which kernel makes it.
+
+    batch: 0: one product. layout: 1: a is transposed, 2: b is, 4: a bias is added, 8: into memory
+    of the caller. kernel: 0 torch, 1 oneDNN, 2 hotloop; -1: not known. calls, ns: so far.
+    best_s: least seconds of a call by each kernel; infinite: not tried.""",
+    batch=int64,
+    m=int64,
+    k=int64,
+    n=int64,
+    layout=int32,
+    threads=int32,
+    kernel=int32,
+    reserved=int32,
+    calls=int64,
+    ns=int64,
+    best_s=array(float64, 3),
+)
+RouterMode = structure(
+    "RouterMode",
+    """least_work: multiply-adds of the smallest product that is routed.
+
+    exact: products are those of float32 (else they are torch's). timed: kernels that are not known
+    yet may be timed; else torch's is taken.""",
+    least_work=int64,
+    exact=int32,
+    timed=int32,
+)
+function("hotloop_router_set_mode", nothing, mode=pointer("const RouterMode"))
+# Takes over torch's mm and bmm on the CPU; nothing where it has them already.
+function("hotloop_router_install")
+function("hotloop_router_remove", nothing)
+# Takes a row's kernel and seconds as known.
+function("hotloop_router_know", nothing, row=pointer("const RouterRow"))
+# Forgets what is known, and the calls.
+function("hotloop_router_clear", nothing)
+# Writes up to `count` rows; the result is how many there are.
+function("hotloop_router_rows", int64, rows=pointer("RouterRow"), count=int64)
 
 # ---- The two sides ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Outside, before the script:
 Inside the script's process:
     startup/  the sitecustomize that Python imports first
     inside    before torch, after torch
-    matmul    products by the faster library (matmul.cpp, matmul_python)
+    matmul    products by the fastest kernel
     optimizer Adam by the fused kernel
     waits     time spent in DataLoaders
     session   counters; report and suggest at the end

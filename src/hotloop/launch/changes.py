@@ -105,8 +105,8 @@ def decide(
         "numa": lambda: _numa(machine, options, ranks, values),
         "allocator": lambda: _allocator(machine, options, environ, ranks, values),
         "huge-pages": lambda: _huge_pages(machine, options, environ, values),
-        "matmul": lambda: _switch("matmul", "float32 matrix products by the faster of MKL and "
-                                  "oneDNN, each shape timed", values),
+        "matmul": lambda: _switch("matmul", "float32 matrix products by the fastest of torch, "
+                                  "oneDNN and hotloop, each shape timed", values),
         "optimizer": lambda: _switch("optimizer", "Adam and AdamW by torch's fused kernel, where "
                                      "the script does not choose", values),
     }  # fmt: skip

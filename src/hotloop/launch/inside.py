@@ -21,7 +21,7 @@ from .settings import VARIABLE, Settings
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
-    from .matmul import Router
+    from ..kernels.router import ProductRouter
     from .session import Session
 
 
@@ -138,31 +138,13 @@ def _after_torch(torch: Any, settings: Settings, session: Session | None) -> Non
         print(f"hotloop: the script runs without some changes: {error}", file=sys.stderr)
 
 
-def _route(settings: Settings, *, loud: bool) -> Router:
+def _route(settings: Settings, *, loud: bool) -> ProductRouter | None:
     from ..errors import RunError
     from . import matmul
 
-    loud = loud and settings.report
-    started = time.monotonic()
-    router: Router
     try:
-        router = matmul.native_router()
-        seconds = time.monotonic() - started
-        if seconds > 2 and loud:
-            print(f"hotloop: matmul: built its router, once, in {seconds:.0f} s", file=sys.stderr)
+        return matmul.route(settings.fingerprint)
     except RunError as error:
-        from .matmul_python import PythonRouter
-
-        router = PythonRouter()
-        if loud:
-            print(f"hotloop: matmul: larger products only, from Python: {error}", file=sys.stderr)
-    known = matmul.recall(settings.fingerprint)
-    router.install(known)
-    pid = os.getpid()
-
-    def remember() -> None:
-        if os.getpid() == pid:
-            matmul.remember(router.products(), known, settings.fingerprint)
-
-    atexit.register(remember)
-    return router
+        if loud and settings.report:
+            print(f"hotloop: matmul: left to torch: {error}", file=sys.stderr)
+        return None

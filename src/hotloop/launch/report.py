@@ -9,7 +9,7 @@ from ..monitor.metrics import Record
 from ..monitor.optimization import Optimization
 from ..units import format_bytes, format_rate, format_seconds, format_share
 
-FORMAT = 1
+FORMAT = 2
 # Shapes of products listed in the text; the JSON has all.
 _LISTED = 5
 
@@ -34,8 +34,8 @@ class RunReport(Record):
         batches: batches they gave. loader_workers: the most workers one had.
         update_s: in Adam's or AdamW's update; ``None``: not seen. updates: how many updates.
         fused_updates: how many of them by the fused kernel.
-        product_s: in the routed matrix products. router: ``"native"``, ``"python"``, ``None``.
-        products: each shape, see ``matmul.ProductUse``, with ``flop_per_s``; the longest first.
+        product_s: in the routed matrix products. routed: whether products were routed at all.
+        products: each shape, see ``ProductUse``, with ``flop_per_s``; the longest first.
         bfloat16: whether the processor multiplies in bfloat16; ``None``: not known.
         optimizations: what to try next.
     """
@@ -63,7 +63,7 @@ class RunReport(Record):
     updates: int = 0
     fused_updates: int = 0
     product_s: float = 0.0
-    router: str | None = None
+    routed: bool = False
     products: tuple[dict[str, Any], ...] = ()
     bfloat16: bool | None = None
     optimizations: tuple[Optimization, ...] = ()
@@ -130,11 +130,10 @@ def _products(report: RunReport) -> list[str]:
         shape = f"{batch}{use['m']} x {use['k']} x {use['n']} {use['layout']}"
         rate = format_rate(use["flop_per_s"], "FLOP")
         kernel = use["kernel"] or "timing"
-        both = ""
-        if use["mkl_s"] and use["onednn_s"]:
-            mkl, onednn = format_seconds(use["mkl_s"]), format_seconds(use["onednn_s"])
-            both = f", mkl {mkl}, onednn {onednn}"
-        lines.append(f"{shape:<26} {kernel:<6} {rate:>12}, {use['calls']:,} calls{both}")
+        tried = "".join(
+            f", {name} {format_seconds(seconds)}" for name, seconds in use["kernel_s"].items()
+        )
+        lines.append(f"{shape:<26} {kernel:<7} {rate:>12}, {use['calls']:,} calls{tried}")
     more = report.products[_LISTED:]
     if more:
         seconds = sum(use["seconds"] for use in more)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .matmul import ProductUse, Router
+    from ..kernels.router import ProductRouter, ProductUse
     from .report import RunReport
 
 
@@ -32,9 +32,9 @@ class Session:
         self._children = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._delay_s = _run_delay_s()
         self._torch_at: float | None = None
-        self._router: Router | None = None
+        self._router: ProductRouter | None = None
 
-    def after_torch(self, router: Router | None) -> None:
+    def after_torch(self, router: ProductRouter | None) -> None:
         """torch has been imported and set up."""
         self._torch_at = time.monotonic()
         self._router = router
@@ -131,7 +131,7 @@ class Session:
             "updates": updates.calls,
             "fused_updates": updates.fused,
             "product_s": sum(p.seconds for p in used),
-            "router": None if self._router is None else self._router.name,
+            "routed": self._router is not None,
             "products": tuple(_row(p) for p in used),
         }
 

@@ -160,6 +160,12 @@ void Worker::barrier() const {
   else reinterpret_cast<VoidEntry>(openmp.barrier)();
 }
 
+bool is_in_parallel() {
+  if (Pool::current) return true;
+  return has_openmp.load(std::memory_order_acquire) &&
+         reinterpret_cast<IntEntry>(openmp.num_threads)() > 1;
+}
+
 int set_operation_threads(int threads) {
   if (!has_openmp.load(std::memory_order_acquire)) return threads;
   const int before = reinterpret_cast<IntEntry>(openmp.max_threads)();

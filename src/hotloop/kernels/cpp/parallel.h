@@ -60,6 +60,9 @@ void parallel_for(int threads, int64_t count, const Body& body) {
   });
 }
 
+// Whether the calling thread is one of several of a parallel region, torch's own among them.
+bool is_in_parallel();
+
 // Threads inside each operation of torch that the calling thread makes; what it was before.
 int set_operation_threads(int threads);
 

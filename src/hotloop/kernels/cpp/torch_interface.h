@@ -16,7 +16,7 @@ using Tensor = void*;
 
 // Codes of torch::headeronly::ScalarType and of layouts, devices.
 constexpr int32_t kUInt8 = 0, kFloat32 = 6;
-constexpr int32_t kCpu = 0;
+constexpr int32_t kCpu = 0, kStrided = 0;
 
 const TorchInterface& torch_interface();
 
