@@ -110,19 +110,20 @@ def test_what_cannot_be_predicted_is_refused(change, rule):
 
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not():
-    # Few, large samples: each size tried runs the whole batch in such parts, and a sample is more
-    # than the resident memory changes by between two predictions.
-    model = nn.Sequential(nn.Linear(20, 400_000), nn.ReLU(), nn.Linear(400_000, 4))
+    # Each size tried runs the whole batch in such parts: few samples. And each is larger than what
+    # resident memory changes by between two predictions, and than the weights it needs.
+    model = nn.Sequential(nn.Linear(2, 400_000), nn.ReLU(), nn.Linear(400_000, 2))
     plan = hotloop.Plan()
-    whole = hotloop.Budget.predict(model, batch(), 16, loss_fn=LOSS, plan=plan)
+    example = batch(8, 2)
+    whole = hotloop.Budget.predict(model, example, 16, loss_fn=LOSS, plan=plan)
     limit = whole.total_bytes - whole.working_memory_bytes // 2
-    found = largest_micro_batch(model, batch(), 16, limit, plan, loss_fn=LOSS)
+    found = largest_micro_batch(model, example, 16, limit, plan, loss_fn=LOSS)
     assert found is not None
     size, budget = found
     assert budget.total_bytes <= limit
     more = plan.replace({"memory.micro_batch_size": size + 1})
-    assert hotloop.Budget.predict(model, batch(), 16, loss_fn=LOSS, plan=more).total_bytes > limit
-    assert largest_micro_batch(model, batch(), 16, 2**20, plan, loss_fn=LOSS) is None
+    assert hotloop.Budget.predict(model, example, 16, loss_fn=LOSS, plan=more).total_bytes > limit
+    assert largest_micro_batch(model, example, 16, 2**20, plan, loss_fn=LOSS) is None
 
 
 @pytest.mark.usefixtures("arena_available")

@@ -150,11 +150,14 @@ def minor_faults(path: Path) -> int:
     return int((path / "stat").read_text().rsplit(") ", 1)[1].split()[7])
 
 
-def a_step(settings: Plan, workers: int, width: int = 64) -> tuple[ParallelStep, Any]:
+WIDTH = 1024
+
+
+def a_step(settings: Plan, workers: int) -> tuple[ParallelStep, Any]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 4))
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 4))
     optimizer = torch.optim.Adam(model.parameters())
-    x, y = torch.randn(32, width), torch.randint(0, 4, (32,))
+    x, y = torch.randn(32, WIDTH), torch.randint(0, 4, (32,))
     values = {"parallel.num_workers": workers, "parallel.chunk_size": 8}
     step = ParallelStep(model, nn.functional.cross_entropy, optimizer, x, y,
                         settings.replace(values))  # fmt: skip
@@ -216,12 +219,12 @@ def test_policies_of_workers_and_the_same_bits(policy: str) -> None:
 @pytest.mark.skipif(not policies_work(), reason="the kernel refuses memory policies here")
 def test_each_worker_touches_first_what_it_updates() -> None:
     """A page belongs to the node of the thread that faults it in: the kernel counts faults."""
-    width, page = 1024, resource.getpagesize()
-    step, batch = a_step(plan("none", (), "local"), 2, width)
+    page = resource.getpagesize()
+    step, batch = a_step(plan("none", (), "local"), 2)
     step(*batch)
     faults = minor_faults(threads()["hotloop-w1"])  # Since it was started.
     # Half of the weight and of Adam's two averages, each of 4 MiB.
-    half = 3 * (4 * width * width // 2) // page
+    half = 3 * (4 * WIDTH * WIDTH // 2) // page
     assert half <= faults <= 2 * half + 500
     faults = minor_faults(threads()["hotloop-w1"])
     step(*batch)

@@ -153,9 +153,7 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"), backends(OPTIMIZERS, compiled=("adamw",)), indirect=["backend"]
-)
+@pytest.mark.parametrize(("name", "backend"), backends(OPTIMIZERS), indirect=["backend"])
 def test_optimizers_with_groups_schedulers_and_clipping(name, backend):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 33), nn.Tanh(), nn.Linear(33, 5))
