@@ -10,6 +10,7 @@ interval    a confidence interval that holds at every look
 pairs       a rule: the ratio of A and B, until the answer is clear, for programs and plans
 medians     a rule: the lowest median, the clearly slower ones dropped early, for engines
 winners     what was decided on this machine before, in one cache
+product_winners  kernels of the products of a running program, which times them itself
 ceilings    the best rates that anything reached here
 
 A new measurement gives its candidates to ``Turns``, or to a rule, and keeps what won in

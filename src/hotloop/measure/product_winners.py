@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .. import kernels
 from ..kernels.router import KERNELS, ProductUse
 from . import winners
 from .winners import Winner
@@ -19,7 +20,7 @@ def recall(fingerprint: str | None = None) -> list[ProductUse]:
     Args:
         fingerprint: of the machine, where the caller has it.
     """
-    known = winners.recall_all(_PREFIX, winners.versions_of("torch"), fingerprint)
+    known = winners.recall_all(_PREFIX, versions(), fingerprint)
     uses = (use_of(w.question, w.answer, dict(w.seconds)) for w in known)
     return [use for use in uses if use is not None]
 
@@ -28,16 +29,20 @@ def remember(
     products: Iterable[ProductUse], known: Iterable[ProductUse], fingerprint: str | None = None
 ) -> None:
     """Keep what is new: choices made, and times less than those known."""
-    versions = winners.versions_of("torch")
+    timed = versions()
     before = {question_of(use): (use.kernel, use.kernel_s) for use in known}
     found = [
-        Winner(
-            question=question_of(use), answer=use.kernel, versions=versions, seconds=use.kernel_s
-        )
+        Winner(question=question_of(use), answer=use.kernel, versions=timed, seconds=use.kernel_s)
         for use in products
         if use.kernel in use.kernel_s and before.get(question_of(use)) != (use.kernel, use.kernel_s)
     ]
     winners.add(found, fingerprint)
+
+
+def versions() -> dict[str, str]:
+    """Of what was timed: torch with its libraries, and hotloop's kernels where they are."""
+    own = {"kernels": kernels.build_hash()[:8]} if kernels.is_available() else {}
+    return {**winners.versions_of("torch"), **own}
 
 
 def question_of(use: ProductUse) -> str:
