@@ -41,10 +41,17 @@ class Nodes(fx.Interpreter):
             return getattr(self, name.split(".")[0].rstrip("_012"))(*args)
         return super().call_function(target, args, kwargs)
 
-    def gemm(self, a, b, bias, mask, act):
+    def gemm(self, a, b, bias, mask, act, bfloat16=False):
         out = a.new_empty(a.shape[0], b.shape[1])
-        calls.product(a, b, out, bias, mask, relu=bool(act), num_threads=2)()
+        given = {"relu": bool(act), "num_threads": 2, "bfloat16": bfloat16}
+        calls.product(a, b, out, bias, mask, **given)()
         return out
+
+    def gemm_bf16(self, *args):
+        return self.gemm(*args, bfloat16=True)
+
+    def gemm_bf16_update(self, *args):
+        self.gemm_update(*args, bfloat16=True)
 
     def onednn(self, a, b, bias):
         return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
@@ -89,11 +96,12 @@ class Nodes(fx.Interpreter):
         factor = 1.0 if scale is None else scale.item()
         calls.update(w, g, states, self.rule(control, group), scale=factor, num_threads=2)()
 
-    def gemm_update(self, w, a, b, *rest):
+    def gemm_update(self, w, a, b, *rest, bfloat16=False):
         *states, control, group = rest
         if w.stride(1) != 1:
             w, a, b, states = w.t(), b.t(), a.t(), [state.t() for state in states]
-        calls.product_update(a, b, w, states, self.rule(control, group), num_threads=2)()
+        given = {"num_threads": 2, "bfloat16": bfloat16}
+        calls.product_update(a, b, w, states, self.rule(control, group), **given)()
 
     @staticmethod
     def rule(control, group):
