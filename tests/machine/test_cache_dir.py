@@ -48,7 +48,7 @@ def test_nothing_else_puts_a_path_together_below_the_cache():
     """``cache_dir()`` may be shown to people, but not be gone on from."""
     joined = []
     for path in SOURCE.rglob("*.py"):
-        if path.name in ("cache_dir.py", "native.py"):  # The latter is on its way out.
+        if path.name == "cache_dir.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             base = node.left if isinstance(node, ast.BinOp) else None

@@ -178,7 +178,7 @@ def _compare(args: argparse.Namespace, target: Target) -> int:
     # As a user has it: with the start-up of the command.
     changed = [sys.executable, "-m", "hotloop", "run", "--quiet", *_flags(args), *own, *target.args]
     plain = command.argv(target, args.nproc)
-    say("one run that is not counted: native parts are built and kernels timed")
+    say("one run that is not counted: kernels are timed")
     run_once(changed, environ)
     results = interleave(
         lambda: run_once(plain, environ), lambda: run_once(changed, environ), args.rounds, say

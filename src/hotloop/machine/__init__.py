@@ -7,7 +7,6 @@
   (``threads.py``): threads. ``numa``: nodes and memory policy. All but ``give_way`` restore what
   they found.
 - ``cache_dir()``: where measured and fetched things are kept.
-- ``native``: a C++ file, compiled once a machine and loaded.
 - ``tcp_info``: when something last came on a connection, by the kernel's clock.
 """
 

@@ -23,7 +23,7 @@ from .tensor_arena import ArenaStats, TensorArena
 if TYPE_CHECKING:
     from .budget import Budget, largest_micro_batch, pool_buffers
 
-# Tracing brings 0.4 s of imports, which who only builds a native part need not pay.
+# Tracing brings 0.4 s of imports, which who only wants the arena need not pay.
 _OF_BUDGET = ("Budget", "largest_micro_batch", "pool_buffers")
 
 __all__ = [
