@@ -223,7 +223,7 @@ def test_tuning_finds_the_planted_gain_writes_its_proof_and_is_remembered(plante
         planted,
         PLAN,
         machine,
-        budget_s=8,
+        budget_s=20,
         slice_s=0.05,
         space=[Group("queue", QUEUES)],
         on_progress=lambda p: told.append(p.text),
