@@ -41,7 +41,7 @@ class Call:
         self._library = library()
         if "torch" in sys.modules:  # So that both share their threads.
             use_torch()
-        self._entry = getattr(self._library, entry)
+        self._name, self._entry = entry, getattr(self._library, entry)
         self._at = ctypes.addressof(arguments)
         self._keep = arguments, tensors
 
@@ -49,6 +49,11 @@ class Call:
         """Run it."""
         if self._entry(self._at):
             raise failure(self._library)
+
+    def by(self, loaded: ctypes.CDLL) -> None:
+        """Run it by the library of another level (``loader.load``)."""
+        if getattr(loaded, self._name)(self._at):
+            raise failure(loaded)
 
 
 def product(

@@ -15,7 +15,7 @@ from ..machine.probe.isa import read_cpuinfo
 from ..machine.probe.system import read_architecture
 from ..machine.probe.tree import Tree
 from . import binding
-from .levels import LEVELS, Choice, choose
+from .levels import LEVELS, Choice, Level, choose
 
 # Names a level (``x86-64-v3``) to load instead of the best one; ``off``: none.
 LEVEL_VARIABLE = "HOTLOOP_KERNELS"
@@ -64,10 +64,22 @@ def library() -> ctypes.CDLL:
     choice = chosen()
     if choice.level is None:
         raise RunError("hotloop's kernels must be there for this processor", got=choice.reason)
-    path = _path(choice.level.name)
     # Global: steps that a compiler made (step/) call the kernels by name.
+    return load(choice.level, ctypes.RTLD_GLOBAL)
+
+
+def load(level: Level, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+    """The library of one level, beside the one that is in use.
+
+    Args:
+        mode: of ``dlopen``.
+
+    Raises:
+        RunError: it is not there, or was built from another binding.
+    """
+    path = _path(level.name)
     try:
-        loaded = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        loaded = ctypes.CDLL(str(path), mode)
     except OSError as error:
         raise RunError("hotloop's kernels must load", got=error) from None
     _check(loaded, path)

@@ -88,7 +88,8 @@ void convolve_directly(const Convolution& convolution);
 int64_t prepared_filter_floats(int64_t outputs, int64_t inputs);
 void prepare_filters(const Filters& filters, int64_t outputs, int64_t inputs, float* to);
 
-// Whether so few tiles leave the micro-kernel waiting; patches of the image as rows are better then.
+// Whether so few tiles leave the micro-kernel waiting; patches of the image as rows are better then. Results of the
+// two ways differ by rounding, so a layer that has both depends on the number of threads as on the batch.
 bool has_few_tiles(int64_t batch, int64_t height, int64_t width, int64_t threads);
 
 // The gradients of filters (their strides are those of filter_gradient) and bias from that of the results.

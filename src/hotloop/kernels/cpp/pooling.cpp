@@ -35,6 +35,8 @@ struct Window {
   }
 
   bool is_empty() const { return top >= bottom || left >= right; }
+
+  bool is_2x2() const { return bottom - top == 2 && right - left == 2 && top == h && left == w; }
 };
 
 // The maximum of a window; value(i, j) reads a pixel.
@@ -43,6 +45,12 @@ inline RunningMax<Of, kArgmax> largest(const Windows& s, const Window& window, c
   if (window.is_empty())
     return {typename Of::Value{} - std::numeric_limits<float>::infinity(), 0};
   RunningMax<Of, kArgmax> most(value(window.top, window.left), window.first(s.kernel_w));
+  if (s.kernel_w == 2 && window.is_2x2()) {  // The usual one, without loops.
+    most.take(value(window.top, window.left + 1), 1);
+    most.take(value(window.top + 1, window.left), 2);
+    most.take(value(window.top + 1, window.left + 1), 3);
+    return most;
+  }
   window.for_others(s.kernel_w,
                     [&](int64_t i, int64_t j, int32_t at) { most.take(value(i, j), at); });
   return most;
@@ -171,8 +179,11 @@ void spread_strided(const PoolBackwardCall& call, int64_t n, int64_t oh, float* 
       const int64_t at = ((n * s.channels + c) * s.output_height + oh) * s.output_width + ow;
       const float gradient = call.gradient[n * g.n + c * g.c + oh * g.h + ow * g.w];
       float* to = top + c * x.c + ow * s.kernel_w * x.w;
-      for (int64_t p = 0; p < s.kernel_h * s.kernel_w; ++p)
-        to[p / s.kernel_w * x.h + p % s.kernel_w * x.w] = call.argmax[at] == p ? gradient : 0.0f;
+      const int64_t place = call.argmax[at];
+      const float either[2] = {0.0f, gradient};  // A branch would be taken at random.
+      for (int64_t r = 0, p = 0; r < s.kernel_h; ++r)
+        for (int64_t k = 0; k < s.kernel_w; ++k, ++p)
+          to[r * x.h + k * x.w] = either[place == p];
     }
 }
 

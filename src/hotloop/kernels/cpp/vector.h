@@ -79,16 +79,47 @@ inline void store(float* to, Vector value, int64_t count) {
 }
 
 // The same of bytes.
+inline Words load_bytes_tail(const uint8_t* from, int64_t count) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(count), from));
+#else
+  Words value{};
+  for (int64_t i = 0; i < count; ++i) value[i] = from[i];
+  return value;
+#endif
+}
+
+// As intrinsics: GCC 12 makes a conversion of bytes that it has just loaded lane by lane.
+inline Words load_bytes(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__SSE4_1__)
+  return (Words)_mm_cvtepu8_epi32(_mm_loadu_si32(from));
+#else
+  Bytes bytes;
+  std::memcpy(&bytes, from, kLanes);
+  return __builtin_convertvector(bytes, Words);
+#endif
+}
+
 template <bool whole = false>
 inline Words load_bytes(const uint8_t* from, int64_t count) {
-  Bytes bytes{};
-  std::memcpy(&bytes, from, whole || count >= kLanes ? kLanes : static_cast<size_t>(count));
-  return __builtin_convertvector(bytes, Words);
+  return whole || count >= kLanes ? load_bytes(from) : load_bytes_tail(from, count);
 }
 
 inline void store_bytes(uint8_t* to, Words value, int64_t count) {
   const Bytes bytes = __builtin_convertvector(value, Bytes);
-  std::memcpy(to, &bytes, count >= kLanes ? kLanes : static_cast<size_t>(count));
+  if (count >= kLanes) {
+    std::memcpy(to, &bytes, kLanes);
+    return;
+  }
+#if defined(__AVX512F__)
+  _mm_mask_storeu_epi8(to, first_lanes(count), (__m128i)bytes);
+#else
+  for (int64_t i = 0; i < count; ++i) to[i] = bytes[i];
+#endif
 }
 
 // `value` in the first `count` lanes, `rest` in the others.

@@ -1,0 +1,125 @@
+"""The library of each level that this machine runs: equal to rounding, and pooling exactly."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hotloop import kernels
+from hotloop.kernels import LEVELS, binding, calls, loader
+from support import examples
+
+if not kernels.is_available():
+    pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
+
+
+def usable_levels():
+    """The best one first; a processor that runs one runs those below it."""
+    best = loader.choice_below("/").level
+    levels = [level for level in LEVELS if level.architecture == best.architecture]
+    return levels[levels.index(best) :]
+
+
+LIBRARIES = {level.name: loader.load(level) for level in usable_levels()}
+sides = st.integers(1, 100)
+
+
+def by_each_level(call, *written):
+    """What each level's library writes to these tensors."""
+    before = [t.clone() for t in written]
+    found = {}
+    for name, library in LIBRARIES.items():
+        for tensor, value in zip(written, before, strict=True):
+            tensor.copy_(value)
+        call.by(library)
+        found[name] = [t.clone() for t in written]
+    return found
+
+
+def assert_alike(found, count, size=1.0):
+    """As far as sums of ``count`` products of numbers of this size may be off."""
+    best, *others = found.values()
+    for other in others:
+        for one, two in zip(best, other, strict=True):
+            assert torch.isfinite(one).all()
+            assert (one - two).abs().max() <= 20 * 2**-24 * (1 + count**0.5) * size
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(
+    m=sides, k=st.integers(1, 700), n=sides, layout=st.sampled_from(["nn", "nt", "tn", "tt"]),
+    relu=st.booleans(), threads=st.integers(1, 2),
+)  # fmt: skip
+def test_products(m, k, n, layout, relu, threads):
+    draw = torch.Generator().manual_seed(m * 7919 + k * 31 + n)
+    a = torch.randn(k, m, generator=draw).t() if layout[0] == "t" else torch.randn(m, k)
+    b = torch.randn(n, k, generator=draw).t() if layout[1] == "t" else torch.randn(k, n)
+    out = torch.full((m, n), -7.0)
+    call = calls.product(a, b, out, torch.randn(n), relu=relu, num_threads=threads)
+    found = by_each_level(call, out)
+    assert_alike(found, k)
+    if {"x86-64-v3", "x86-64-v4"} <= found.keys():  # The same order, the same instructions.
+        assert torch.equal(found["x86-64-v3"][0], found["x86-64-v4"][0])
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(m=sides, k=st.integers(1, 100), n=sides, kind=st.integers(0, 6))
+def test_updates(m, k, n, kind):
+    draw = torch.Generator().manual_seed(m * 7919 + k * 31 + n)
+    a, b = torch.randn(k, m, generator=draw).t(), torch.randn(k, n, generator=draw)
+    rule = binding.UpdateRule(
+        kind=kind, lr=0.1, beta1=0.9, beta2=0.99, eps=0.1, weight_decay=0.01,
+        bias_correction1=0.5, bias_correction2_sqrt=0.7, momentum=0.8, dampening=0.1, alpha=0.9,
+    )  # fmt: skip
+    weight, *states = (torch.rand(m, n, generator=draw) for _ in range(3))
+    fused = calls.product_update(a, b, weight, states, rule, num_threads=2)
+    assert_alike(by_each_level(fused, weight, *states), k, 20)
+    alone = calls.update(weight, a @ b, states, rule, num_threads=2)
+    assert_alike(by_each_level(alone, weight, *states), k, 20)
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(
+    n=st.integers(1, 2), c=st.integers(1, 40), o=st.integers(1, 70), h=st.integers(4, 12),
+    w=st.integers(4, 12), pad=st.integers(0, 2), relu=st.booleans(),
+)  # fmt: skip
+def test_convolutions(n, c, o, h, w, pad, relu):
+    draw = torch.Generator().manual_seed(n * 7919 + c * 31 + o)
+
+    def images(*shape):
+        made = torch.randn(*shape, generator=draw)
+        return made.contiguous(memory_format=torch.channels_last)
+
+    x, filters = images(n, c, h, w), torch.randn(o, c, 3, 3, generator=draw)
+    out = images(n, o, h + 2 * pad - 2, w + 2 * pad - 2)
+    shared = {"padding": (pad, pad), "num_threads": 2}
+    forward = calls.convolve3x3(x, filters, torch.randn(o), out, relu=relu, **shared)
+    assert_alike(by_each_level(forward, out), 9 * c)
+    g, gx, gw, gb = (
+        images(*out.shape),
+        torch.empty_like(x),
+        torch.empty_like(filters),
+        torch.ones(o),
+    )
+    to_input = calls.convolve3x3_input_gradient(g, filters, gx, **shared)
+    assert_alike(by_each_level(to_input, gx), 9 * o)
+    to_filters = calls.convolve3x3_filter_gradient(x, g, gw, gb, **shared)
+    assert_alike(by_each_level(to_filters, gw, gb), out[:, 0].numel())
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(
+    c=st.integers(1, 40), h=st.integers(4, 12), w=st.integers(4, 12), kernel=st.integers(1, 3),
+    last=st.booleans(), relu=st.booleans(),
+)  # fmt: skip
+def test_pooling_has_the_same_bits(c, h, w, kernel, last, relu):
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(2, c, h, w).contiguous(memory_format=layout)
+    shape = (2, c, h // kernel, w // kernel)
+    out = torch.empty(shape).contiguous(memory_format=layout)
+    argmax = torch.empty(shape, dtype=torch.uint8)
+    call = calls.max_pool(x, out, argmax, kernel=(kernel, kernel), relu=relu)
+    best, *others = by_each_level(call, out, argmax).values()
+    for other in others:
+        assert torch.equal(best[0], other[0])
+        assert torch.equal(best[1], other[1])
