@@ -6,18 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotloop import kernels
-from hotloop.kernels import LEVELS, binding, calls, loader
+from hotloop.kernels import binding, calls, loader
 from support import examples
+from support.levels import usable_levels
 
 if not kernels.is_available():
     pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
-
-
-def usable_levels():
-    """The best one first; a processor that runs one runs those below it."""
-    best = loader.choice_below("/").level
-    levels = [level for level in LEVELS if level.architecture == best.architecture]
-    return levels[levels.index(best) :]
 
 
 LIBRARIES = {level.name: loader.load(level) for level in usable_levels()}

@@ -35,8 +35,7 @@ void lay_out_filters(const Filters& filters, int64_t inputs, int64_t outputs, fl
                         : 0.0f;
 }
 
-template <class Kind>
-void convolve_tiles(Kind kind, const Convolution& call, const Tiles& tiles, Range range,
+void convolve_tiles(const Convolution& call, const Tiles& tiles, Range range,
                     const float* filters) {
   const Image& x = call.input;
   const int64_t O = padded(call.epilogue.channels);
@@ -53,7 +52,7 @@ void convolve_tiles(Kind kind, const Convolution& call, const Tiles& tiles, Rang
 #pragma GCC unroll 4
           for (int q = 0; q < 4; ++q) r[q / 2][q % 2] += d[c][p / 3 + q / 2][p % 3 + q % 2] * w;
         }
-      call.epilogue.put(kind, tile, o, r);
+      call.epilogue.with_kind([&](auto kind) { call.epilogue.put(kind, tile, o, r); });
     }
   }
 }
@@ -98,8 +97,7 @@ void convolve_directly(const Convolution& call) {
     filters = made;
   }
   parallel(call.threads, [&](Worker worker) {
-    const Range mine = share(tiles.count, 1, worker);
-    epilogue.with_kind([&](auto kind) { convolve_tiles(kind, call, tiles, mine, filters); });
+    convolve_tiles(call, tiles, share(tiles.count, 1, worker), filters);
   });
 }
 

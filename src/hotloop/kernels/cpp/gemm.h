@@ -291,11 +291,13 @@ template <class Format, class Epilogue>
 void gemm(GemmProblem p, const Epilogue& epilogue) {
   if (p.m <= 0 || p.n <= 0) return;
   if (static_cast<double>(p.m) * p.n * p.k < kOneThreadWork) p.threads = 1;
-  const bool dense_columns = p.b.row_stride == 1 && p.b.col_stride != 1;
+  if constexpr (!Epilogue::kDeferred) {
+    const bool dense_columns = p.b.row_stride == 1 && p.b.col_stride != 1;
+    if (dense_columns && p.m > kLanes / 2 && p.k > 0)
+      return detail::gemm_in_place<Format>(p, epilogue);
+  }
   // An update walks along rows, where memory is adjacent, if there are enough for every thread.
-  if (dense_columns && p.m > kLanes / 2 && !Epilogue::kDeferred && p.k > 0)
-    detail::gemm_in_place<Format>(p, epilogue);
-  else if (p.k == 0 || p.m >= p.n || (Epilogue::kDeferred && p.m >= 4 * kMR * p.threads))
+  if (p.k == 0 || p.m >= p.n || (Epilogue::kDeferred && p.m >= 4 * kMR * p.threads))
     detail::gemm_by_rows<Format>(p, epilogue);
   else
     detail::gemm_by_columns<Format>(p, epilogue);
