@@ -78,10 +78,15 @@ inline void store(float* to, Vector value, int64_t count) {
   else store_tail(to, value, count);
 }
 
+#if defined(__AVX512F__)
+// With a mask of all lanes: GCC 12 warns of its own _mm512_cvtepu8_epi32 (its bug 105593).
+inline Words widen(__m128i bytes) { return (Words)_mm512_maskz_cvtepu8_epi32(0xFFFF, bytes); }
+#endif
+
 // The same of bytes.
 inline Words load_bytes_tail(const uint8_t* from, int64_t count) {
 #if defined(__AVX512F__)
-  return (Words)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(count), from));
+  return widen(_mm_maskz_loadu_epi8(first_lanes(count), from));
 #else
   Words value{};
   for (int64_t i = 0; i < count; ++i) value[i] = from[i];
@@ -92,7 +97,7 @@ inline Words load_bytes_tail(const uint8_t* from, int64_t count) {
 // As intrinsics: GCC 12 makes a conversion of bytes that it has just loaded lane by lane.
 inline Words load_bytes(const uint8_t* from) {
 #if defined(__AVX512F__)
-  return (Words)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #elif defined(__AVX2__)
   return (Words)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
 #elif defined(__SSE4_1__)
