@@ -39,8 +39,9 @@ inline void transpose(const float* from, int64_t from_ld, int64_t rows, int64_t 
     int64_t r = 0;
     for (; r + 8 <= rows; r += 8)
       transpose8x8(from + r * from_ld + c, from_ld, to + c * to_ld + r, to_ld);
-    for (; r < rows; ++r)
-      for (int64_t i = c; i < c + 8; ++i) to[i * to_ld + r] = from[r * from_ld + i];
+    for (int64_t i = c; i < c + 8; ++i)
+      for (int64_t rest = r; rest < rows; ++rest)
+        to[i * to_ld + rest] = from[rest * from_ld + i];
   }
 #endif
   for (; c < cols; ++c)
