@@ -25,7 +25,8 @@ print(json.dumps({
                     if "THREADS" in n or "MALLOC" in n or "GLIBC" in n),
     "own": os.environ.get("OMP_NUM_THREADS"),
     "python": python.stdout.strip(), "python_err": python.stderr,
-    "finders": [type(f).__module__ for f in sys.meta_path if "hotloop" in type(f).__module__],
+    "finders": [type(f).__module__ for f in sys.meta_path
+                if type(f).__module__.split(".")[0] == "hotloop"],
     "loader": type(torch.__spec__.loader).__name__,
     "instance": sorted(vars(torch.__spec__.loader)),
     "cpus": sorted(os.sched_getaffinity(0)),

@@ -12,7 +12,11 @@ from hotloop.machine import Machine
 
 Files = dict[str, str]
 
-XEON_FLAGS = "fpu lm avx avx2 fma avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8"
+XEON_FLAGS = (
+    "fpu lm avx avx2 fma avx512f avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8 "
+    "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3 abm bmi1 bmi2 f16c movbe "
+    "avx512bw avx512cd avx512dq avx512vl"
+)
 EPYC_FLAGS = "fpu lm avx avx2 fma"
 LAPTOP_FLAGS = "fpu lm avx avx2 fma avx_vnni"
 GRAVITON_FEATURES = "fp asimd evtstrm aes atomics fphp asimdhp asimddp sve i8mm bf16"
