@@ -16,6 +16,9 @@ for name in ("fast", "check", "full"):
 settings.load_profile(PROFILE)
 
 
+_LONG_ROOMS = ("parallel", "train", "step", "bench")
+
+
 def pytest_configure(config):
     """A worker of pytest-xdist shares the CPUs: threads that spin would cost the others."""
     if hasattr(config, "workerinput"):
@@ -25,13 +28,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Files with many tests first; before them the arena's, which wants a process nobody has used.
+    """The arena's file first, which wants a process nobody has used; then the rooms that take long.
 
-    Each file runs in one process (``--dist loadfile --no-loadscope-reorder``), in this order.
+    Each file runs in one process (``--dist loadfile --no-loadscope-reorder``), in this order: a
+    long file at the end would keep one process waiting.
     """
     sizes = collections.Counter(item.path for item in items)
-    arena = "test_tensor_arena.py"
-    items.sort(key=lambda item: (item.path.name != arena, -sizes[item.path], item.path))
+
+    def place(item):
+        is_later = item.path.name != "test_tensor_arena.py"
+        return is_later, item.path.parent.name not in _LONG_ROOMS, -sizes[item.path], item.path
+
+    items.sort(key=place)
 
 
 @pytest.fixture

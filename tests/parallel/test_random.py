@@ -136,6 +136,7 @@ class Foreign(nn.Module):
         return self.linear(nn.functional.rrelu(x.flatten(1), training=True))
 
 
+@pytest.mark.full
 @needs_compiler
 def test_all_kinds_of_noise_are_the_same_for_any_number_of_workers() -> None:
     x, y = torch.randn(64, 1, 8, 8), torch.randint(0, 5, (64,))
