@@ -1,4 +1,4 @@
-// The calls of products.h for one format of panels; instantiated by products.cpp and bfloat16.cpp.
+// The calls of products.h for one format of panels; instantiated by products.cpp and gemm_bf16.cpp.
 #pragma once
 
 #include "epilogue.h"
