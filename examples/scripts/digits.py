@@ -25,7 +25,7 @@ def load(train=True, count=None):
     if not folder:
         return draw(count or 10_000, seed=0 if train else 1)
     name = "train" if train else "t10k"
-    found = [next(Path(folder).glob(f"{name}-{kind}*")) for kind in ("images", "labels")]
+    found = [next(Path(folder).rglob(f"{name}-{kind}*")) for kind in ("images", "labels")]
     images, labels = (torch.from_numpy(read_idx(path).copy()) for path in found)
     return images[:count], labels[:count].long()
 
