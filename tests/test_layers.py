@@ -10,7 +10,7 @@ import hotloop
 SOURCE = Path(hotloop.__file__).parent
 ORDER = [
     "version", "errors", "units", "files", "machine", "kernels", "measure", "plan", "monitor",
-    "memory", "data", "step", "parallel", "tuning", "train", "infer", "enclave", "serve", "report",
+    "memory", "data", "graph", "step", "parallel", "tuning", "train", "infer", "enclave", "serve", "report",
     "bench", "launch", "cli",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ import hotloop
 from hotloop import kernels
 from hotloop.kernels import calls
 from hotloop.kernels.binding import UpdateRule
-from hotloop.step.rounding import rounds_products
+from hotloop.graph.rounding import rounds_products
 from hotloop.step.updates import KINDS
 from hotloop.train.zoo import build_model
 from support import examples

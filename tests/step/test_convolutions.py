@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from hotloop import kernels
 from hotloop.kernels import calls
-from hotloop.step import convolutions
+from hotloop.graph import convolutions
 from hotloop.step.compiled import CompiledStep
-from hotloop.step.routes import Route
+from hotloop.graph.routes import Route
 from hotloop.train.zoo import build_model
 from support import examples
 from support.beside_plain import learns_as_in_plain_pytorch

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hotloop.measure import winners
-from hotloop.step import routes
+from hotloop.graph import routes
 
 
 @pytest.fixture

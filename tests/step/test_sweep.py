@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hotloop import kernels
-from hotloop.step import convolutions, routes
+from hotloop.graph import convolutions, routes
 from hotloop.step.compiled import CompiledStep
 from support import THOROUGH, interpreted
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from hotloop.kernels import binding, calls
-from hotloop.step import operators
+from hotloop.graph import operators
 from hotloop.step.updates import COLUMNS
 
 

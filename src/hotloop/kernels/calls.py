@@ -43,7 +43,8 @@ class Call:
             use_torch()
         self._name, self._entry = entry, getattr(self._library, entry)
         self._at = ctypes.addressof(arguments)
-        self._keep = arguments, tensors
+        self.arguments: Any = arguments
+        self._keep = tensors
 
     def __call__(self) -> None:
         """Run it."""

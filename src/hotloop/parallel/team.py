@@ -19,10 +19,11 @@ from torch import nn
 from .. import kernels
 from ..errors import RunError
 from ..kernels import binding
-from ..step import chunk_random, convolutions
+from ..graph import convolutions
+from ..graph.routes import route
+from ..step import chunk_random
 from ..step.capture import LossFn, NotCapturable, capture
 from ..step.program import TensorSpecs, addresses, compile_captured, load_step
-from ..step.routes import route
 from ..step.updates import Update, reason_outside
 from .placement import WorkerPlacement, fresh_like
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import operators
+from ..graph import operators
 
 _aten = torch.ops.aten
 

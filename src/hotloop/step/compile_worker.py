@@ -28,7 +28,7 @@ def compile_request(request: dict[str, Any], target: Path, keep: str | None = No
     from torch._inductor import config
 
     from ..machine.cache_dir import COMPILER
-    from . import operators
+    from ..graph import operators
     from .graph_file import from_values
 
     torch.set_num_threads(request["num_threads"])

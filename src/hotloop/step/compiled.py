@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from ..errors import RunError
-from . import convolutions
+from ..graph import convolutions
 from .capture import Captured, LossFn, NotCapturable, capture
 from .operations import Operation, operations
 from .program import Program, compile_captured, compiled_path, working_bytes
-from .rounding import covers, rounds_products
-from .routes import route
+from ..graph.rounding import covers, rounds_products
+from ..graph.routes import route
 from .updates import Update, reason_outside
 
 

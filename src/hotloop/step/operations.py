@@ -23,9 +23,9 @@ from ..kernels.calls import product_update
 from ..machine.threads import num_threads as threads_set
 from ..measure import least_seconds
 from ..memory import TensorArena
-from .convolutions import Convolution
-from .operators import GEMM_UPDATES, ROUNDED_UPDATES
-from .routes import Product, Route, remembered
+from ..graph.convolutions import Convolution
+from ..graph.operators import GEMM_UPDATES, ROUNDED_UPDATES
+from ..graph.routes import Product, Route, remembered
 
 _aten = torch.ops.aten
 _FLOAT_BYTES = 4

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ModelError, RunError
+from ..errors import ModelError
 from ..memory import TensorArena
 from ..memory.image_layout import preferred
 from ..plan import Plan
 from .check import check_parts
-from .compiled import CompiledStep, try_compiled
 from .cuda import CudaStep, try_cuda
 from .operations import Operation
 from .path_choice import choose_path
 from .precision import Batches, probe
+from .recorded import RecordedStep, shape_key
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Called with loss, samples and seconds when gradients are there; gives the loss of all hosts.
@@ -30,20 +30,21 @@ Between = Callable[[torch.Tensor, int, float], torch.Tensor]
 class TrainStep:
     """One optimizer step a call, in place on model and optimizer.
 
-    A batch of the shape given to ``compile_step`` takes the compiled path where there is one; any
-    other (the last, smaller batch of an epoch, another mode of the model) takes the plain path:
-    forward, backward and update as PyTorch runs them, on the same weights and optimizer state.
+    The first steps of each shape of batch run as PyTorch makes them, and are recorded. Where two
+    recordings say the same, later batches of that shape run as a program: the same arithmetic on
+    the same weights and optimizer state, without autograd and the interpreter. What cannot become
+    a program stays plain, and ``reason`` says why; so does a step before which something changed
+    that the program took for constant.
 
     A batch larger than the micro-batch is cut; gradients of the parts are added in place, each
     part's loss weighted by its share of the batch, which for a loss that is a mean over samples
     is the gradient of the whole batch up to float32 rounding. A loss module with
     ``reduction="sum"`` is added without weights. Batch norm sees each part by itself.
 
-    After a compiled step the parameters' ``grad`` is ``None``: gradients never exist as a whole.
+    After a step that is one program the parameters' ``grad`` is ``None``: gradients never exist as
+    a whole.
 
     Attributes:
-        path: ``"compiled"`` or ``"plain"``.
-        reason: why this path.
         precision: ``"float32"``, or ``"bfloat16"`` for forward and backward.
         precision_reason: what decided it where the plan said ``"auto"``, else ``None``.
         between: called when the gradients are there, before they are clipped and used.
@@ -71,17 +72,30 @@ class TrainStep:
         self.precision = precision
         self.between = between
         self.arena: AbstractContextManager[Any] = nullcontext()
-        self.reason = "the compiled path was not asked for"
         self.precision_reason: str | None = None
-        self._compiled: CompiledStep | CudaStep | None = None
+        self._reason = "programs were not asked for"
+        self._cuda: CudaStep | None = None
+        self._recorded: RecordedStep | None = None
         self._layout_of: Any = None
         self._laid_out: Callable[[torch.Tensor], torch.Tensor] = preferred(model, torch.empty(0))
         self._sums = getattr(loss_fn, "reduction", "mean") == "sum"
 
     @property
     def path(self) -> str:
-        """``"compiled"`` or ``"plain"``."""
-        return "plain" if self._compiled is None else "compiled"
+        """``"compiled"``: batches of a shape run as a program, or as a CUDA graph; ``"plain"``."""
+        fast = self._cuda is not None or (self._recorded is not None and self._recorded.has_program)
+        return "compiled" if fast else "plain"
+
+    @property
+    def reason(self) -> str:
+        """Why the last step ran as it did."""
+        reason = self._reason if self._recorded is None else self._recorded.reason
+        told = self.precision_reason
+        return f"{reason}; {told}" if told and told != reason else reason
+
+    @reason.setter
+    def reason(self, reason: str) -> None:
+        self._reason = reason
 
     @property
     def device(self) -> torch.device:
@@ -90,23 +104,35 @@ class TrainStep:
 
     @property
     def makes_many(self) -> bool:
-        """Whether ``many`` works on batches of the captured shape."""
-        return self._compiled is not None and self._compiled.whole
+        """Whether ``many`` is of use."""
+        fast = self._cuda or self._recorded
+        return fast is not None and fast.whole
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether steps may become programs."""
+        return self._recorded is not None
 
     @property
     def working_bytes(self) -> int | None:
-        """What the compiled path takes beside weights, optimizer state and batch, as measured when
-        it was compiled; ``None``: the plain path, or not known."""
-        return None if self._compiled is None else self._compiled.working_bytes
+        """What the fast path takes beside weights, optimizer state and batch; ``None``: the plain
+        path, or not known yet."""
+        if self._recorded is not None:
+            return self._recorded.arena_bytes
+        return None if self._cuda is None else self._cuda.working_bytes
 
     def operations(self) -> list[Operation]:
-        """Matrix products and convolutions of the compiled graph: kernel, seconds, FLOP."""
-        return [] if self._compiled is None else self._compiled.operations()
+        """Matrix products and convolutions of the program: kernel, seconds, FLOP."""
+        if self._recorded is not None:
+            return self._recorded.operations()
+        return [] if self._cuda is None else self._cuda.operations()
 
-    def use(self, compiled: CompiledStep | CudaStep | None, reason: str) -> None:
-        """Take the compiled path, or the plain one, from now on."""
-        self._compiled = compiled
-        self.reason = reason
+    def use(self, fast: CudaStep | RecordedStep) -> None:
+        """Take the fast path from now on."""
+        if isinstance(fast, RecordedStep):
+            self._recorded = fast
+        else:
+            self._cuda = fast
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Train on one batch.
@@ -125,93 +151,116 @@ class TrainStep:
             return self._one(x, y)
 
     def _one(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        compiled = self._compiled
-        if compiled is not None and compiled.whole and compiled.accepts(x, y):
-            loss = compiled.run(x, y)[0]
-            self._forget_gradients(compiled)
-            # What a scheduler looks at to tell that the optimizer has made its step.
-            self.optimizer._opt_called = True  # type: ignore[attr-defined]
-            return loss
+        losses = self._fast_steps(x, y, 1, None)
+        if losses is not None:
+            return losses[0]
         self.optimizer.zero_grad(set_to_none=True)
         began_s = time.monotonic()
         micro = self.micro_batch_size or len(x)
         if self.between is not None and len(x) == 0:
             total = torch.zeros(())  # A last, smaller batch leaves this host nothing.
         elif micro >= len(x):
-            total = self._backward(x, y, 1.0, first=True)
+            total = self._part(x, y, 1.0, first=True)
         else:
             total = torch.zeros(())
             for number, (part_x, part_y) in enumerate(
                 zip(x.split(micro), y.split(micro), strict=True)
             ):
                 weight = 1.0 if self._sums else len(part_x) / len(x)
-                total = total + self._backward(part_x, part_y, weight, first=number == 0)
+                total = total + self._part(part_x, part_y, weight, first=number == 0)
         if self.between is not None:
             total = self.between(total, len(x), time.monotonic() - began_s)
         self._clip()
         self.optimizer.step()
         return total
 
+    def _fast_steps(
+        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None
+    ) -> torch.Tensor | None:
+        """``steps`` whole steps by the fast path; ``None``: it does not take them."""
+        rows = len(x) // steps
+        if self._cuda is not None and self._cuda.whole and self._cuda.accepts(x[:rows], y[:rows]):
+            losses = self._cuda.run(x, y, steps, rates)
+        elif self._recorded is not None and self._recorded.whole:
+            key = shape_key(x[:rows], y[:rows], 1.0)
+            if self._recorded.ready(key, steps) < steps:
+                return None
+            losses = self._recorded.run(key, (x, y), steps, rates)
+        else:
+            return None
+        self._forget_gradients()
+        # What a scheduler looks at to tell that the optimizer has made its step.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        return losses
+
     def many(
         self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None = None
     ) -> torch.Tensor | None:
-        """Several steps in one call, without the interpreter between them.
+        """Several steps in one call, without the interpreter between them where that is possible.
 
         Args:
-            x, y: ``steps`` batches one after the other, each of the captured shape; as they are
-                until the losses have been read.
+            x, y: ``steps`` batches one after the other; as they are until the losses are read.
             rates: learning rate of each step and parameter group; ``None``: the optimizer's.
 
         Returns:
             Losses, float32 ``[steps]``; ``None``: not possible here, and nothing was done.
         """
-        compiled = self._compiled
-        if compiled is None or not compiled.whole:
-            return None
         rows = len(x) // steps
-        if rows * steps != len(x):
+        if not self.makes_many or rows * steps != len(x):
             return None
-        if isinstance(compiled, CudaStep) and compiled.first_is_plain:
-            return self._many_after_one(x, y, steps, rates)
-        if not compiled.accepts(x[:rows], y[:rows]):
-            return None
-        with self.arena:
-            losses = compiled.run(x, y, steps, rates)
-        self._forget_gradients(compiled)
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]
-        return losses
+        if self._cuda is None or not self._cuda.first_is_plain:
+            with self.arena:
+                losses = self._fast_steps(x, y, steps, rates)
+            if losses is not None or self._cuda is not None:
+                return losses
+        first = self._first_of(x[:rows], y[:rows], rates).reshape(1)
+        if steps == 1:
+            return first
+        rest = self.many(x[rows:], y[rows:], steps - 1, rates and rates[1:])
+        assert rest is not None, "batches of one call are alike"
+        return torch.cat([first, rest])
 
-    def _many_after_one(
-        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None
-    ) -> torch.Tensor | None:
-        """The first step as a call of its own, which makes the optimizer's state."""
-        rows = len(x) // steps
+    def _first_of(
+        self, x: torch.Tensor, y: torch.Tensor, rates: list[list[float]] | None
+    ) -> torch.Tensor:
+        """One step as a call of its own, at the first of the rates."""
         groups = self.optimizer.param_groups
         present = [group["lr"] for group in groups]
         for group, rate in zip(groups, rates[0] if rates else present, strict=True):
             group["lr"] = rate
-        loss = self(x[:rows], y[:rows]).reshape(1)
+        loss = self(x, y)
         for group, rate in zip(groups, present, strict=True):
             group["lr"] = rate
-        if steps == 1:
-            return loss
-        rest = self.many(x[rows:], y[rows:], steps - 1, rates and rates[1:])
-        assert rest is not None, "batches of one call are alike"
-        return torch.cat([loss, rest])
+        return loss
 
-    def _backward(
+    def _part(
         self, x: torch.Tensor, y: torch.Tensor, weight: float, *, first: bool
     ) -> torch.Tensor:
-        compiled = self._compiled
-        if compiled is not None and not compiled.whole and compiled.accepts(x, y):
-            return compiled.add_gradients(x, y, weight, first)[0] * weight
+        """Gradients of a batch or a part of it, added to ``grad``; its weighted loss."""
+        if self._cuda is not None and not self._cuda.whole and self._cuda.accepts(x, y):
+            return self._cuda.add_gradients(x, y, weight, first)[0] * weight
+        recorded = self._recorded
+        if recorded is None:
+            return self._backward(*self._placed(x, y), weight)
+        key = shape_key(x, y, weight)
+        if not recorded.whole and recorded.ready(key):
+            return recorded.add_gradients(key, (x, y), first=first)
+        x, y = self._placed(x, y)
+        return recorded.record(key, (x, y), lambda: self._backward(x, y, weight))
+
+    def _placed(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch where the model is, laid out as its layers like it."""
         device = self.device
         x, y = x.to(device), y.to(device)
         key = (x.shape[1:], x.stride()[1:])
         if key != self._layout_of:
-            self._layout_of, self._laid_out = key, preferred(self.model, x)
-        x = self._laid_out(x)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            copies = self._recorded is not None
+            self._layout_of, self._laid_out = key, preferred(self.model, x, copies=copies)
+        return self._laid_out(x), y
+
+    def _backward(self, x: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
+        """Forward and backward as PyTorch makes them."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             output = self.model(x)
         loss = self.loss_fn(output.float() if self.precision == "bfloat16" else output, y)
         if loss.dim() != 0 or not loss.requires_grad:
@@ -225,10 +274,10 @@ class TrainStep:
         loss.backward()
         return loss.detach()
 
-    @staticmethod
-    def _forget_gradients(compiled: CompiledStep | CudaStep) -> None:
+    def _forget_gradients(self) -> None:
         """Gradients that a plain step left are not this step's."""
-        for weight in compiled.weights:
+        fast = self._cuda or self._recorded
+        for weight in fast.weights if fast is not None else ():
             if weight.grad is not None:
                 weight.grad = None
 
@@ -292,7 +341,7 @@ def compile_step(
     step = make(model, optimizer, "float32" if wanted == "auto" else wanted)
     if wanted != "auto":
         return step
-    if step.path == "plain":
+    if step.path == "plain" and not step.is_recorded:
         step.precision_reason = "precision auto is float32 on the plain path"
     elif batches is None and x.device.type == "meta":
         step.precision_reason = "precision auto is float32: no batches to probe bfloat16 with"
@@ -301,7 +350,6 @@ def compile_step(
         if verdict.accepted:
             step = make(model, optimizer, "bfloat16")
         step.precision_reason = verdict.reason
-    step.reason += f"; {step.precision_reason}"
     return step
 
 
@@ -338,45 +386,31 @@ def _step(
         arena = TensorArena(huge_pages=plan.memory.huge_pages, keep_pages=True)
         step.arena = arena
         weakref.finalize(step, arena.trim).atexit = False
-    choice = choose_path(model, x, y, plan, expected_s=expected_s)
+    choice = choose_path(model, x, y, plan)
     if choice.path == "plain":
         step.reason = choice.reason
         return step
     whole = micro is None or micro >= len(x)
     x, y = _cut(x, y, plan)
+    limits = {"clip_norm": clip_norm, "clip_value": clip_value}
     if choice.path == "cuda_graph":
         cuda, step.reason = try_cuda(
             model, loss_fn, optimizer, x, y, whole=whole, autocast=precision == "bfloat16",
-            clip_norm=clip_norm, clip_value=clip_value, fuse=plan.step.compile == "always",
+            fuse=plan.step.compile == "always", **limits,
         )  # fmt: skip
         if cuda is not None:
-            step.use(cuda, step.reason)
+            step.use(cuda)
         return step
-    compiled, reason = try_compiled(
-        model,
-        loss_fn,
-        optimizer,
-        x,
-        y,
-        num_threads=torch.get_num_threads(),
-        whole=whole,
-        autocast=precision == "bfloat16",
-        clip_norm=clip_norm,
-        clip_value=clip_value,
+    step.use(
+        RecordedStep(
+            model,
+            loss_fn,
+            optimizer,
+            num_threads=torch.get_num_threads(),
+            whole=whole,
+            **limits,
+        )
     )
-    if compiled is None:
-        step.reason = reason
-        return step
-    choice = choose_path(model, x, y, plan, expected_s=expected_s, is_cached=compiled.is_cached)
-    if choice.path == "plain":
-        step.reason = choice.reason
-        return step
-    try:
-        compiled.load()
-    except RunError as error:
-        step.reason = str(error)
-        return step
-    step.use(compiled, reason)
     return step
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import optim
 
 from ..kernels.binding import ControlRow
-from . import operators
+from ..graph import operators
 
 # Columns of a row of the table.
 COLUMNS = tuple(name for name, *_ in ControlRow._fields_ if name != "unused")
@@ -62,6 +62,10 @@ class Update:
         if isinstance(self.optimizer, (optim.Adam, optim.AdamW)):
             return _ADAM
         return ("square_avg",) if isinstance(self.optimizer, optim.RMSprop) else ("sum",)
+
+    def has_group(self, weight: torch.Tensor) -> bool:
+        """Whether the optimizer updates a weight."""
+        return id(weight) in self._group_of
 
     def group_of(self, weight: torch.Tensor) -> int:
         """Number of the parameter group that a weight is in."""

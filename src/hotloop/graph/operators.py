@@ -178,6 +178,7 @@ def update(
 def fuse(graph: fx.GraphModule) -> None:
     """Let the update of a weight whose gradient is one matrix product make that product itself."""
     nodes: list[Any] = list(graph.graph.nodes)
+    updated = {node.args[0] for node in nodes if node.target in _FUSED}
     for node in nodes:
         if node.op != "call_function" or node.target not in _FUSED:
             continue
@@ -186,6 +187,9 @@ def fuse(graph: fx.GraphModule) -> None:
         if found is None or scale is not None:
             continue
         a, b, transposed, chain = found
+        # Another weight may have been updated before this product is made.
+        if memory_of(a) in updated or memory_of(b) in updated:
+            continue
         with graph.graph.inserting_before(node):
             if transposed:  # g = (a @ b)^T = b^T @ a^T
                 a, b = transpose(graph, b), transpose(graph, a)
@@ -199,6 +203,24 @@ def fuse(graph: fx.GraphModule) -> None:
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
+
+def aliases(node: fx.Node) -> bool:
+    """Whether the result is memory of the first argument."""
+    schema: Any = getattr(node.target, "_schema", None)
+    if node.target in _ALIASES:
+        return True
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+
+
+def memory_of(node: Any) -> Any:
+    """The node whose memory a view is a part of; the node itself where it is no view."""
+    while node.op == "call_function" and aliases(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+# Their schemas do not say so.
+_ALIASES = (_aten._unsafe_view.default, _aten._reshape_alias.default)
 
 _FUSED = {
     getattr(torch.ops.hotloop, f"update{n}_").default: getattr(
@@ -248,3 +270,8 @@ def product_behind(node: Any) -> tuple[fx.Node, fx.Node, bool, list[fx.Node]] | 
             return None
         node = arguments[0]
     return None
+
+
+# Updates whose gradient is a product that they make themselves; all updates.
+PRODUCT_UPDATES = (*GEMM_UPDATES, *ROUNDED_UPDATES.values())
+UPDATES = (*_FUSED, *PRODUCT_UPDATES)

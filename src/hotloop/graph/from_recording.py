@@ -1,0 +1,246 @@
+"""A recording as a graph of ATen's operations on values.
+
+In-place operations on a temporary become operations that give a new value wherever nobody can tell
+the difference; passes may then move what reads the old one. Where somebody could, the graph says
+so (``RecordedGraph.movable``) and is run as it was recorded.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from .recording import Entry, Recording, TensorRef
+
+_aten = torch.ops.aten
+# Give back their argument, under the same name.
+_SAME = (_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default)
+
+
+@dataclass
+class RecordedGraph:
+    """A step as a graph.
+
+    Attributes:
+        graph: its output is ``[loss, *gradients]``.
+        constants: tensors of the step that were there before it, and their versions then.
+        gradients: of each weight, a node; ``None``: it has none.
+        movable: whether an operation may be moved past the ones after it that do not use it.
+    """
+
+    graph: fx.GraphModule
+    constants: list[tuple[torch.Tensor, int]]
+    loss: fx.Node
+    gradients: list[fx.Node | None]
+    movable: bool = True
+
+    @property
+    def inputs(self) -> list[tuple[str, int]]:
+        """Kind and number of each placeholder, in order: ``("weight", 3)``, ``("constant", 0)``."""
+        return [n.meta["input"] for n in self.graph.graph.nodes if n.op == "placeholder"]
+
+    def add_input(self, kind: str, number: int, val: torch.Tensor | None) -> Any:
+        """A placeholder where nodes are being inserted."""
+        node = self.graph.graph.placeholder(f"{kind}_{number}")
+        node.meta |= {"input": (kind, number), "val": val}
+        return node
+
+
+class _Builder:
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.graph = fx.Graph()
+        self.constants: list[tuple[torch.Tensor, int]] = []
+        self.movable = True
+        self._values: dict[TensorRef, Any] = {}
+        # Of each storage, the names it is known by, and the first of them.
+        self._names: dict[int, list[TensorRef]] = {}
+        self._outside: set[int] = set()
+
+    def build(self) -> RecordedGraph:
+        for ref, (kind, number) in self.recording.inputs.items():
+            self._placeholder(ref, kind, number)
+        for entry in self.recording.entries:
+            self._add(entry)
+        assert self.recording.loss is not None
+        loss = self._value(self.recording.loss)
+        gradients = [None if g is None else self._value(g) for g in self.recording.gradients]
+        self.graph.output((loss, *(g for g in gradients if g is not None)))
+        module = fx.GraphModule({}, self.graph)
+        return RecordedGraph(
+            module, self.constants, loss, gradients, self.movable
+        )
+
+    def _placeholder(self, ref: TensorRef, kind: str, number: int) -> None:
+        node = self.graph.placeholder(f"{kind}_{number}")
+        node.meta["input"] = (kind, number)
+        self._outside.add(ref.storage)
+        self._bind(ref, node)
+
+    def _bind(self, ref: TensorRef, node: Any) -> None:
+        if "val" not in node.meta:
+            node.meta["val"] = meta_of(ref)
+        self._values[ref] = node
+        names = self._names.setdefault(ref.storage, [])
+        if ref not in names:
+            names.append(ref)
+
+    def _value(self, ref: TensorRef) -> Any:
+        node = self._values.get(ref)
+        if node is not None:
+            return node
+        names = self._names.get(ref.storage)
+        if not names:
+            return self._constant(ref)
+        # Another view of what is known, as autograd makes them of what it saved.
+        base = self._values[names[0]]
+        node = self.graph.call_function(
+            _aten.as_strided.default,
+            (base, list(ref.size), list(ref.stride), ref.offset - names[0].offset),
+        )
+        if ref.dtype != names[0].dtype:
+            raise AssertionError("one storage has one dtype")
+        self._bind(ref, node)
+        return node
+
+    def _constant(self, ref: TensorRef) -> Any:
+        tensor, version = self.recording.constants[ref.storage]
+        whole = TensorRef(
+            ref.storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+        )
+        self._placeholder(whole, "constant", len(self.constants))
+        self.constants.append((tensor, version))
+        return self._value(ref)
+
+    def _add(self, entry: Entry) -> None:
+        op: Any = entry.op
+        if op in _SAME and isinstance(entry.results, TensorRef) and entry.results == entry.args[0]:
+            self._value(entry.results)
+            return
+        if op._schema.is_mutable:
+            self._add_mutable(entry)
+            return
+        self._call(op, entry)
+
+    def _call(self, op: Any, entry: Entry) -> Any:
+        node = self.graph.call_function(
+            op, self._arguments(entry), {n: self._filled(v) for n, v in entry.kwargs}
+        )
+        node.meta["line"] = entry.line
+        self._results(node, entry.results)
+        return node
+
+    def _results(self, node: Any, results: Any) -> None:
+        if isinstance(results, TensorRef):
+            if results not in self._values:  # Else a view that has a name already.
+                self._bind(results, node)
+            return
+        if isinstance(results, tuple):
+            node.meta["val"] = tuple(meta_of(r) if isinstance(r, TensorRef) else r for r in results)
+            for number, result in enumerate(results):
+                if isinstance(result, TensorRef):
+                    part = self.graph.call_function(operator.getitem, (node, number))
+                    self._results(part, result)
+
+    def _add_mutable(self, entry: Entry) -> None:
+        targets = _targets(entry)
+        inside = [t for t in targets if t.storage not in self._outside]
+        alone = all(self._names.get(t.storage, [t]) == [t] for t in inside)
+        if not inside:  # A buffer of the model, as a counter of batches; weights are another matter.
+            kinds = {self.inputs_kind(t.storage) for t in targets}
+            self.movable = self.movable and kinds <= {"buffer"}
+            self._literal(entry)
+        elif len(targets) == 1 and alone and entry.results == targets[0]:
+            self._functional(entry, targets[0])
+        else:
+            self.movable = False
+            self._literal(entry)
+
+    def inputs_kind(self, storage: int) -> str:
+        """Kind of the input that a storage is of."""
+        for ref, (kind, _) in self.recording.inputs.items():
+            if ref.storage == storage:
+                return kind
+        return "constant"
+
+    def _literal(self, entry: Entry) -> None:
+        node = self.graph.call_function(
+            entry.op, self._arguments(entry), {n: self._filled(v) for n, v in entry.kwargs}
+        )
+        node.meta["line"] = entry.line
+        if isinstance(entry.results, TensorRef):
+            node.meta["val"] = meta_of(entry.results)
+            if entry.results not in self._values:
+                self._bind(entry.results, node)
+        else:
+            self._results(node, entry.results)
+
+    def _functional(self, entry: Entry, target: TensorRef) -> None:
+        """An in-place operation on a temporary that has one name: the value after it is a new one."""
+        op = _functional_of(entry.op)
+        before = self._value(target)
+        if op is None and before.users:
+            self.movable = False
+            self._literal(entry)
+            return
+        node = self.graph.call_function(
+            entry.op if op is None else op,
+            self._arguments(entry),
+            {n: self._filled(v) for n, v in entry.kwargs},
+        )
+        node.meta["line"] = entry.line
+        node.meta["val"] = meta_of(target)
+        self._values[target] = node
+
+    def _filled(self, tree: Any) -> Any:
+        if isinstance(tree, TensorRef):
+            return self._value(tree)
+        if isinstance(tree, tuple):
+            return [self._filled(part) for part in tree]
+        return tree
+
+    # fx wants the arguments themselves as a tuple.
+    def _arguments(self, entry: Entry) -> tuple[Any, ...]:
+        return tuple(self._filled(part) for part in entry.args)
+
+
+def meta_of(ref: TensorRef) -> torch.Tensor:
+    """A tensor without memory, of the same shape."""
+    return torch.empty_strided(ref.size, ref.stride, dtype=ref.dtype, device="meta")
+
+
+def _targets(entry: Entry) -> list[TensorRef]:
+    """What the operation writes into."""
+    found: list[TensorRef] = []
+    kwargs = dict(entry.kwargs)
+    for place, argument in enumerate(entry.op._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        given = entry.args[place] if place < len(entry.args) else kwargs.get(argument.name)
+        for part in given if isinstance(given, tuple) else (given,):
+            if isinstance(part, TensorRef):
+                found.append(part)
+    return found
+
+
+def _functional_of(op: Any) -> Any:
+    """The operation that gives what ``op`` writes; ``None``: there is none, or it draws numbers."""
+    if torch.Tag.nondeterministic_seeded in op.tags:
+        return None
+    name = op._schema.name.split("::")[1]
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    found = getattr(packet, op._overloadname, None) if packet is not None else None
+    if found is None or found._schema.is_mutable:
+        return None
+    return found if len(found._schema.arguments) == len(op._schema.arguments) else None
+
+
+def graph_of(recording: Recording) -> RecordedGraph:
+    """The graph of a recorded step."""
+    return _Builder(recording).build()

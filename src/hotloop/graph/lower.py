@@ -1,0 +1,429 @@
+"""A graph as instructions on memory: hotloop's kernels where there is one, else ATen.
+
+What an instruction reads and writes is fixed when it is made: weights and states where they lie,
+temporaries in one block (``memory_plan``). An operation of ATen that cannot write where it is told
+gives a tensor of its own, which lives until its last reader has run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..kernels.calls import Call
+from .memory_plan import Lifetime, plan_offsets
+from .native import NATIVE, is_update, update_call
+from .operators import PRODUCT_UPDATES, aliases
+
+Instruction = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Late:
+    """A value that exists only while the program runs: its place in the list of them."""
+
+    place: int
+
+
+@dataclass
+class Lowered:
+    """Instructions, in order, and what they work on.
+
+    Attributes:
+        instructions: native ones are ``Call``.
+        updates: place of an instruction that updates weights -> row of the control table.
+        batch: where the batch is copied to before a step, in the order of the graph's inputs.
+        outputs: the loss and the gradients: tensors, or ``Late``.
+        late: values of ``Late``, filled by the instructions.
+        arena_bytes: of the temporaries.
+    """
+
+    instructions: list[Instruction] = field(default_factory=list)
+    updates: dict[int, int] = field(default_factory=dict)
+    batch: list[torch.Tensor] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+    late: list[Any] = field(default_factory=list)
+    arena_bytes: int = 0
+
+
+class _Lowering:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        inputs: Sequence[torch.Tensor | None],
+        num_threads: int,
+    ) -> None:
+        self.nodes: list[Any] = list(graph.nodes)
+        self.inputs = inputs
+        self.num_threads = num_threads
+        self.lowered = Lowered()
+        self._value: dict[Any, Any] = {}
+        # Node -> the node whose memory it is a part of.
+        self._root: dict[Any, Any] = {}
+        self._late: dict[Any, int] = {}
+
+    def lower(self) -> Lowered:
+        self._find_roots()
+        self._place()
+        with torch.no_grad():
+            for node in self.nodes:
+                if node.op == "call_function":
+                    self._lower(node)
+        (output,) = (n for n in self.nodes if n.op == "output")
+        self.lowered.outputs = [self._filled(value) for value in output.args[0]]
+        return self.lowered
+
+    def _find_roots(self) -> None:
+        for node in self.nodes:
+            if node.op != "call_function":
+                self._root[node] = node
+            elif node.target is operator.getitem:
+                self._root[node] = node if _out_of(node.args[0]) else self._root[node.args[0]]
+            elif aliases(node):
+                self._root[node] = self._root[_first_tensor(node)]
+            else:
+                self._root[node] = node
+
+    def _place(self) -> None:
+        """Give each temporary that an instruction may write a place."""
+        order = {node: number for number, node in enumerate(self.nodes)}
+        last: dict[Any, int] = {}
+        for node in self.nodes:
+            for used in (node, *node.all_input_nodes):
+                root = self._root[used]
+                last[root] = max(last.get(root, 0), order[node])
+        static = [n for n in self.nodes if self._root[n] is n and self._is_static(n)]
+        lifetimes = []
+        for node in static:
+            born = node.args[0] if node.target is operator.getitem else node
+            end = max(last[node], last.get(born, 0))
+            lifetimes.append(Lifetime(_extent_bytes(node.meta["val"]), order[born], end))
+        offsets, total = plan_offsets(lifetimes)
+        block = torch.empty(total + 64, dtype=torch.uint8)
+        start = -block.data_ptr() % 64
+        for node, offset in zip(static, offsets, strict=True):
+            size = _extent_bytes(node.meta["val"])
+            self._value[node] = _laid_out(block[start + offset :][:size], node.meta["val"])
+        self.lowered.arena_bytes = total
+        given = iter(self.inputs)
+        for node in self.nodes:
+            if node.op == "placeholder":
+                tensor = next(given)
+                if tensor is None:  # Of the batch.
+                    val = node.meta["val"]
+                    tensor = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype)
+                    self.lowered.batch.append(tensor)
+                self._value[node] = tensor
+
+    def _is_static(self, node: Any) -> bool:
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+            return False
+        made_by = node.args[0] if node.target is operator.getitem else node
+        return _out_of(made_by) is not None
+
+    def _lower(self, node: Any) -> None:
+        if node.target is operator.getitem:
+            self._lower_part(node)
+        elif aliases(node) and not _writes(node) and self._all_static(node):
+            args, kwargs = self._filled(node.args), self._filled(node.kwargs)
+            self._value[node] = node.target(*args, **kwargs)
+        elif is_update(node):
+            self._lower_update(node)
+        elif node.target in NATIVE:
+            pending = _Pendings(node)
+            args = pending.instead_of_late(self._filled(node.args), node.args)
+            self._add_native(NATIVE[node.target](args, self._outs(node), self.num_threads), pending)
+            self._forget_after(node)
+        else:
+            self._lower_aten(node)
+
+    def _lower_part(self, node: Any) -> None:
+        made_by, number = node.args
+        if node in self._value:
+            return
+        value = self._value.get(made_by)
+        if isinstance(value, (list, tuple)):  # Views.
+            self._value[node] = value[number]
+            return
+        late, whole = self.lowered.late, self._late[made_by]
+        place = self._new_late(node)
+
+        def take() -> None:
+            late[place] = late[whole][number]
+
+        self._add(take)
+
+    def _lower_update(self, node: Any) -> None:
+        pending = _Pendings(node)
+        if node.target in PRODUCT_UPDATES:
+            *given, _, group = node.args
+            scale = None
+        else:
+            *given, _, scale, group = node.args
+            scale = self._filled(scale)
+        args = pending.instead_of_late(self._filled(given), given)
+        call = update_call(node.target, args, self.num_threads)
+        if scale is not None:
+            late = self.lowered.late
+
+            def set_scale() -> None:
+                factor = late[scale.place] if isinstance(scale, Late) else scale
+                call.arguments.scale = float(factor)
+
+            self._add(set_scale)
+        self._add_native(call, pending)
+        self.lowered.updates[len(self.lowered.instructions) - 1] = group
+        self._forget_after(node)
+
+    def _add_native(self, call: Call, pending: _Pendings) -> None:
+        """A call, after what sets the addresses of values that have none yet."""
+        words = pending.found_in(call)
+        if words:
+            late = self.lowered.late
+
+            def set_addresses() -> None:
+                for word, place in words:
+                    word.value = late[place].data_ptr()
+
+            self._add(set_addresses)
+        self._add(call)
+
+    def _lower_aten(self, node: Any) -> None:
+        out_op = _out_of(node)
+        args, kwargs = self._filled(node.args), self._filled(node.kwargs)
+        if out_op is not None:
+            names = [a.name for a in out_op._schema.arguments if a.is_out]
+            kwargs = kwargs | dict(zip(names, self._outs(node), strict=True))
+            target = out_op
+        else:
+            target = node.target
+        in_place = out_op is None and _writes(node)
+        if in_place and self._all_static(node):
+            self._value[node] = self._filled(_first_tensor(node))
+        place = None if out_op is not None or node in self._value else self._new_late(node)
+        self._add(_aten_instruction(target, args, kwargs, self.lowered.late, place))
+        self._forget_after(node)
+
+    def _forget_after(self, node: Any) -> None:
+        """Late values whose last reader this is."""
+        dead = [self._late[n] for n in self._dies_after(node) if n in self._late]
+        if not dead:
+            return
+        late = self.lowered.late
+
+        def forget() -> None:
+            for place in dead:
+                late[place] = None
+
+        self._add(forget)
+
+    def _dies_after(self, node: Any) -> list[Any]:
+        if not hasattr(self, "_deaths"):
+            self._deaths: dict[Any, list[Any]] = {}
+            order = {n: number for number, n in enumerate(self.nodes)}
+            for one in self.nodes:
+                if one.users:
+                    reader = max(one.users, key=lambda n: order[n])
+                    if reader.op != "output":
+                        self._deaths.setdefault(reader, []).append(one)
+        return self._deaths.get(node, [])
+
+    def _outs(self, node: Any) -> list[torch.Tensor]:
+        if isinstance(node.meta["val"], torch.Tensor):
+            return [self._value[node]]
+        parts = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+        outs = []
+        for number, val in enumerate(node.meta["val"]):
+            if number in parts:
+                outs.append(self._value[parts[number]])
+            else:  # Nobody reads it.
+                outs.append(torch.empty_strided(val.shape, val.stride(), dtype=val.dtype))
+        return outs
+
+    def _new_late(self, node: Any) -> int:
+        self.lowered.late.append(None)
+        place = self._late[node] = len(self.lowered.late) - 1
+        self._value[node] = Late(place)
+        return place
+
+    def _all_static(self, node: Any) -> bool:
+        return not any(isinstance(self._value.get(n), Late) for n in node.all_input_nodes)
+
+    def _filled(self, tree: Any) -> Any:
+        if isinstance(tree, fx.Node):
+            return self._value[tree]
+        if isinstance(tree, (list, tuple)):
+            return [self._filled(part) for part in tree]
+        if isinstance(tree, dict):
+            return {name: self._filled(part) for name, part in tree.items()}
+        return tree
+
+    def _add(self, instruction: Instruction) -> None:
+        self.lowered.instructions.append(instruction)
+
+
+class _Pending:
+    """Stands for a tensor whose address is not known yet: shape and strides, a number for it."""
+
+    def __init__(self, val: torch.Tensor, number: int) -> None:
+        self.val, self.number = val, number
+        self.shape = val.shape
+
+    def data_ptr(self) -> int:
+        """A number that is no address."""
+        return self.number
+
+    def stride(self, dim: int | None = None) -> Any:
+        """As torch's."""
+        return self.val.stride() if dim is None else self.val.stride(dim)
+
+    def t(self) -> _Pending:
+        """The transpose."""
+        return _Pending(self.val.t(), self.number)
+
+
+class _Pendings:
+    """The late arguments of one call of a kernel, and where in the call their addresses go."""
+
+    _FIRST = 0x7A11_0000_0000_0000
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+        self._places: dict[int, int] = {}
+
+    def instead_of_late(self, values: Any, nodes: Any) -> list[Any]:
+        """The arguments, with something that has a shape for each that is late."""
+        return [
+            self._pending(value, node) if isinstance(value, Late) else value
+            for value, node in zip(values, nodes, strict=False)
+        ]
+
+    def _pending(self, value: Late, node: Any) -> _Pending:
+        number = self._FIRST + value.place
+        self._places[number] = value.place
+        return _Pending(node.meta["val"], number)
+
+    def found_in(self, call: Call) -> list[tuple[Any, int]]:
+        """The words of the call's structure that want an address, and places of the values."""
+        if not self._places:
+            return []
+        count = ctypes.sizeof(call.arguments) // ctypes.sizeof(ctypes.c_uint64)
+        at = ctypes.addressof(call.arguments)
+        words = [ctypes.c_uint64.from_address(at + 8 * n) for n in range(count)]
+        return [(w, self._places[w.value]) for w in words if w.value in self._places]
+
+
+def lower(
+    graph: fx.GraphModule, inputs: Sequence[torch.Tensor | None], num_threads: int
+) -> Lowered:
+    """Instructions of a graph.
+
+    Args:
+        graph: its nodes have ``meta["val"]``, a meta tensor or a tuple of them.
+        inputs: a tensor for each placeholder; ``None``: part of the batch.
+        num_threads: threads inside each of hotloop's kernels.
+    """
+    return _Lowering(graph.graph, inputs, num_threads).lower()
+
+
+def _aten_instruction(
+    target: Any, args: Sequence[Any], kwargs: dict[str, Any], late: list[Any], place: int | None
+) -> Instruction:
+    fixed = not _has_late((args, kwargs))
+    if fixed and place is None:
+        return functools.partial(target, *args, **kwargs)
+    if fixed:
+
+        def make() -> None:
+            late[place] = target(*args, **kwargs)
+
+        return make
+
+    def make_of_late() -> None:
+        result = target(*_now(args, late), **_now(kwargs, late))
+        if place is not None:
+            late[place] = result
+
+    return make_of_late
+
+
+def _has_late(tree: Any) -> bool:
+    if isinstance(tree, (list, tuple)):
+        return any(_has_late(part) for part in tree)
+    if isinstance(tree, dict):
+        return any(_has_late(part) for part in tree.values())
+    return isinstance(tree, Late)
+
+
+def _now(tree: Any, late: list[Any]) -> Any:
+    if isinstance(tree, Late):
+        return late[tree.place]
+    if isinstance(tree, (list, tuple)):
+        return [_now(part, late) for part in tree]
+    if isinstance(tree, dict):
+        return {name: _now(part, late) for name, part in tree.items()}
+    return tree
+
+
+def _first_tensor(node: Any) -> Any:
+    return node.all_input_nodes[0]
+
+
+def _writes(node: Any) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _extent_bytes(val: torch.Tensor) -> int:
+    reach = sum((n - 1) * s for n, s in zip(val.shape, val.stride(), strict=True))
+    return 0 if val.numel() == 0 else (1 + reach) * val.element_size()
+
+
+def _laid_out(block: torch.Tensor, val: torch.Tensor) -> torch.Tensor:
+    if val.numel() == 0:
+        return torch.empty_strided(val.shape, val.stride(), dtype=val.dtype)
+    return block.view(val.dtype).as_strided(val.shape, val.stride(), block.storage_offset() // val.element_size())
+
+
+def _out_of(node: Any) -> Any:
+    """What writes a node's results where it is told; ``None``: it gives tensors of its own."""
+    if node.op != "call_function":
+        return None
+    if node.target in NATIVE:
+        return node.target
+    if aliases(node) or _writes(node) or math.prod(_sizes(node)) == 0:
+        return None
+    return _out_variant(node.target)
+
+
+def _sizes(node: Any) -> tuple[int, ...]:
+    val = node.meta.get("val")
+    return tuple(val.shape) if isinstance(val, torch.Tensor) else ()
+
+
+@functools.cache
+def _out_variant(op: Any) -> Any:
+    schema = getattr(op, "_schema", None)
+    if schema is None or any(str(r.type) != "Tensor" for r in schema.returns):
+        return None
+    packet = op.overloadpacket
+    wanted = [(a.name, str(a.type)) for a in schema.arguments]
+    for name in packet.overloads():
+        found = getattr(packet, name)
+        outs = [a for a in found._schema.arguments if a.is_out]
+        rest = [(a.name, str(a.type)) for a in found._schema.arguments if not a.is_out]
+        if len(outs) == len(schema.returns) and rest == wanted and outs:
+            # One that torch's generator wrote computes into memory of its own and copies.
+            return None if torch.Tag.generated in found.tags else found
+    return None
+
+
+__all__ = ["Call", "Lowered", "lower"]

@@ -1,0 +1,247 @@
+"""Records one train step below autograd: each call of ATen, in order, with its tensors.
+
+Two modes are on while the step runs. One sits below autograd and sees every call that does
+something, those of the backward pass among them. The other sits above and notes where a value
+leaves torch (``.numpy()``, ``.tolist()``): what comes of it, nobody can see.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+# What a tensor is made of: storage, offset, sizes, strides, dtype.
+Key = tuple[Any, ...]
+_SKIPPED = tuple(
+    os.path.normpath(path) + os.sep
+    for path in (
+        os.path.dirname(torch.__file__),
+        sysconfig.get_path("stdlib"),
+        os.path.dirname(os.path.dirname(__file__)),
+    )
+)
+# Values that leave torch through Python.
+_READS = {
+    getattr(torch.Tensor, name)
+    for name in ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "item")
+}
+_SCALAR_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+
+
+class NotRecordable(Exception):
+    """Why this step cannot become a program, in words for the report."""
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor in a recording: which storage, and which part of it.
+
+    Attributes:
+        storage: number of the storage, in the order of its first use.
+    """
+
+    storage: int
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One call of ATen.
+
+    Attributes:
+        args, kwargs: as given, with a ``TensorRef`` for each tensor.
+        results: as returned, likewise.
+        line: ``file:line`` of the user's code that made it; empty in the backward pass.
+    """
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    results: Any
+    line: str = field(compare=False)
+
+
+@dataclass
+class Recording:
+    """One step.
+
+    Attributes:
+        entries: calls in order.
+        storages: number of storages seen.
+        inputs: what was there before the step -> its name, ``("weight", 3)``.
+        constants: storage number -> a tensor of it from nowhere the step knows, and its version.
+        gradients: of each weight, in order; ``None``: it got none.
+        loss: the result.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    storages: int = 0
+    inputs: dict[TensorRef, tuple[str, int]] = field(default_factory=dict)
+    constants: dict[int, tuple[torch.Tensor, int]] = field(default_factory=dict)
+    gradients: list[TensorRef | None] = field(default_factory=list)
+    loss: TensorRef | None = None
+
+
+def user_line() -> str:
+    """``file:line`` of the nearest frame outside torch, hotloop and the standard library."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_SKIPPED) and not name.startswith("<frozen"):
+            return f"{os.path.basename(name)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+class _Reads(TorchFunctionMode):
+    """Notes where a value leaves torch."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _READS and self._recorder.refusal is None:
+            name = getattr(func, "__name__", "numpy")
+            self._recorder.refusal = f"{user_line()} reads a tensor's value ({name})"
+        return func(*args, **(kwargs or {}))
+
+
+class Recorder(TorchDispatchMode):
+    """Records the calls made while it is entered.
+
+    Args:
+        inputs: tensors that are there before the step, by name: ``{"weight": [...], ...}``.
+
+    Attributes:
+        recording: what was recorded.
+        refusal: why the step cannot become a program; ``None`` so far.
+    """
+
+    def __init__(self, inputs: dict[str, Sequence[torch.Tensor]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recording = Recording()
+        self.refusal: str | None = None
+        # Kept alive: else an address would come again for another tensor.
+        self._alive: list[torch.Tensor] = []
+        self._numbers: dict[int, int] = {}
+        # Where a batch begins in its storage: it may be a part of a larger one.
+        self._begins: dict[int, int] = {}
+        for kind, tensors in inputs.items():
+            for number, tensor in enumerate(tensors):
+                if kind == "batch":
+                    self._begins.setdefault(self._number(tensor), tensor.storage_offset())
+                self.recording.inputs.setdefault(self.ref(tensor), (kind, number))
+        self._function_mode = _Reads(self)
+
+    def __enter__(self) -> Recorder:
+        super().__enter__()
+        self._function_mode.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._function_mode.__exit__(*raised)
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+
+    def ref(self, tensor: torch.Tensor) -> TensorRef:
+        """What a tensor is called in the recording."""
+        number = self._number(tensor)
+        return TensorRef(
+            number,
+            tensor.storage_offset() - self._begins.get(number, 0),
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.dtype,
+        )
+
+    def _number(self, tensor: torch.Tensor) -> int:
+        key = tensor.untyped_storage()._cdata
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = self.recording.storages
+            self.recording.storages += 1
+            self._alive.append(tensor)
+        return number
+
+    def _known(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._numbers
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.refusal is None:
+            self._refuse(func)
+        fresh: list[torch.Tensor] = []
+
+        def given(tensor: torch.Tensor) -> TensorRef:
+            if self.refusal is None and type(tensor) not in _PLAIN_TYPES:
+                self.refusal = f"{user_line()} computes on a {type(tensor).__name__}"
+            if not self._known(tensor):
+                fresh.append(tensor)
+            return self.ref(tensor)
+
+        wanted_args, wanted_kwargs = _mapped((args, kwargs), given)
+        for tensor in fresh:
+            self.recording.constants[self._number(tensor)] = tensor, version_of(tensor)
+        if func._schema.is_mutable and self.refusal is None:
+            self._refuse_writes(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self.recording.entries.append(
+            Entry(
+                func,
+                wanted_args,
+                tuple(sorted(wanted_kwargs.items())),
+                _mapped(result, self.ref),
+                user_line(),
+            )
+        )
+        return result
+
+    def _refuse(self, func: Any) -> None:
+        tags = func.tags
+        if func in _SCALAR_READS:
+            self.refusal = f"{user_line()} reads a tensor's value"
+        elif torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
+            self.refusal = f"{user_line()}: the shape that {func} gives depends on the data"
+
+    def _refuse_writes(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            target = args[place] if place < len(args) else kwargs.get(argument.name)
+            if isinstance(target, torch.Tensor) and self._number(target) in self._begins:
+                self.refusal = f"{user_line()} writes into its batch"
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was written in place; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def _mapped(tree: Any, change: Callable[[torch.Tensor], TensorRef]) -> Any:
+    """The tree with each tensor changed, and lists made tuples so that it compares by value."""
+    if isinstance(tree, torch.Tensor):
+        return change(tree)
+    if isinstance(tree, (list, tuple)):
+        return tuple(_mapped(part, change) for part in tree)
+    if isinstance(tree, dict):
+        return {name: _mapped(part, change) for name, part in tree.items()}
+    return tree_map_only(torch.Tensor, change, tree)

@@ -1,0 +1,406 @@
+"""``RecordedStep``: programs recorded from plain steps, one for each shape of batch.
+
+A step of a shape that comes for the first time runs as PyTorch makes it and is recorded; so does the
+second, and where the two recordings say the same, the third runs as a program. Before each program
+the guards are asked; after 16, 128, 1,024, ... programs of a shape one step runs plain and is
+recorded again, for what no guard sees.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import RunError
+from ..graph import convolutions, pooling, routes
+from ..graph.compare import difference
+from ..graph.from_recording import RecordedGraph, graph_of
+from ..graph.lower import lower
+from ..graph.program import Program
+from ..graph.recording import NotRecordable, Recorder, Recording, version_of
+from ..graph.rounding import covers, rounds_products
+from .capture import NotCapturable, refuse_hidden
+from .operations import Operation
+from .guards import Guards, PythonState
+from .update_nodes import add_sums, add_updates
+from .updates import Update, reason_outside
+
+# Recordings of one shape that differ, before the shape stays plain.
+_MOST_RECORDINGS = 4
+# Guards that failed, before a shape stays plain: something changes all the time.
+_MOST_CHANGES = 8
+_FIRST_AUDIT, _AUDIT_FACTOR = 16, 8
+# Programs kept; the least recently used one goes.
+_MOST_PROGRAMS = 128
+RECORDING = "the first steps of each shape of batch run as PyTorch makes them, and are recorded"
+_WHOLE = "forward, loss, backward and update are one program, recorded from PyTorch's own step"
+_GRADIENTS = "forward, loss and backward are one program, recorded from PyTorch's own step"
+
+
+@dataclass
+class _Shape:
+    """What is known of batches of one shape."""
+
+    recording: Recording | None = None
+    recordings: int = 0
+    changes: int = 0
+    refusal: str | None = None
+    guards: Guards | None = None
+    graph: RecordedGraph | None = None
+    program: Program | None = None
+    bound: Any = None
+    programs_run: int = 0
+    next_audit: int = _FIRST_AUDIT
+    update: Update | None = None
+    counters: list[torch.Tensor] = field(default_factory=list)
+    steps_done: float = 0.0
+
+
+class RecordedStep:
+    """The programs of one step.
+
+    Args:
+        model, loss_fn, optimizer: as for ``compile_step``.
+        num_threads: threads inside each of hotloop's kernels.
+        whole: whether the optimizer's rule may be in the program; else it gives gradients.
+        rounds: whether products may round their factors to bfloat16, instead of autocast.
+        clip_norm, clip_value: limits of the gradient.
+
+    Attributes:
+        whole: whether a program makes the update too.
+        reason: why the last step ran as it did.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Any],
+        optimizer: torch.optim.Optimizer,
+        *,
+        num_threads: int,
+        whole: bool,
+        rounds: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
+        self.num_threads = num_threads
+        self._outside = reason_outside(optimizer) or _reason_of_weights(optimizer)
+        self.whole = whole and self._outside is None
+        self.rounds = rounds
+        self.limits = clip_norm, clip_value
+        self.reason = RECORDING
+        self._shapes: OrderedDict[Any, _Shape] = OrderedDict()
+        self._sums: list[torch.Tensor] = []
+        self._find_tensors()
+
+    def _find_tensors(self) -> None:
+        modules = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
+        found = [p for m in modules for p in m.parameters()]
+        found += [p for g in self.optimizer.param_groups for p in g["params"]]
+        parameters = list({id(p): p for p in found}.values())
+        self.weights: list[torch.Tensor] = [p for p in parameters if p.requires_grad]
+        frozen = [p for p in parameters if not p.requires_grad]
+        buffers = list({id(b): b for m in modules for b in m.buffers()}.values())
+        self._tensors: dict[str, list[torch.Tensor]] = {
+            "weight": self.weights,
+            "frozen": frozen,
+            "buffer": buffers,
+        }
+
+    @property
+    def has_program(self) -> bool:
+        """Whether a batch of some shape runs as a program."""
+        return any(shape.program is not None for shape in self._shapes.values())
+
+    @property
+    def refusal(self) -> str | None:
+        """Why every shape so far stays plain; ``None``: one does not."""
+        known = list(self._shapes.values())
+        if known and all(shape.refusal is not None for shape in known):
+            return known[-1].refusal
+        return None
+
+    @property
+    def arena_bytes(self) -> int | None:
+        """Of the largest program's temporaries; ``None``: there is no program."""
+        programs = [s.program for s in self._shapes.values() if s.program is not None]
+        return max((p.arena_bytes for p in programs), default=None)
+
+    def operations(self) -> list[Operation]:
+        """Products and convolutions of the last program, timed alone."""
+        return []
+
+    # ---- Running a program ------------------------------------------------------------------
+
+    def ready(self, key: Any, steps: int = 1) -> int:
+        """How many of ``steps`` steps on batches of a shape may run as a program now."""
+        shape = self._shapes.get(key)
+        if shape is None or shape.program is None:
+            return 0
+        assert shape.guards is not None and shape.graph is not None
+        change = shape.guards.changed() or _constants_changed(shape.graph)
+        if change is None and self.whole:
+            change = self._rebind(shape)
+        if change is not None:
+            self._forget(shape, change)
+            return 0
+        return min(steps, shape.next_audit - shape.programs_run)
+
+    def run(
+        self,
+        key: Any,
+        batch: Sequence[torch.Tensor],
+        steps: int = 1,
+        rates: list[list[float]] | None = None,
+    ) -> torch.Tensor:
+        """``steps`` whole steps, ``ready`` having said so; the losses ``[steps]``."""
+        shape = self._shapes[key]
+        self._shapes.move_to_end(key)
+        assert shape.program is not None and shape.update is not None
+        if shape.counters:
+            shape.steps_done = float(shape.counters[0])
+        tables = shape.update.rows(shape.steps_done, steps, rates)
+        losses = shape.program.run(batch, tables, steps)
+        shape.steps_done += steps
+        if shape.counters:
+            torch._foreach_add_(shape.counters, float(steps))
+        shape.programs_run += steps
+        self.reason = _WHOLE
+        return losses
+
+    def add_gradients(self, key: Any, batch: Sequence[torch.Tensor], *, first: bool) -> torch.Tensor:
+        """Run a program that gives gradients, into the parameters' ``grad``; the loss.
+
+        Args:
+            first: begin anew; else what is in ``grad`` stays.
+        """
+        shape = self._shapes[key]
+        self._shapes.move_to_end(key)
+        assert shape.program is not None and shape.graph is not None
+        for weight, total, used in zip(
+            self.weights, self._sums, shape.graph.gradients, strict=True
+        ):
+            if first or weight.grad is None:
+                if used is not None:
+                    total.zero_()
+            elif weight.grad is not total:
+                total.copy_(weight.grad)
+        loss = shape.program.run(batch, None)[0]
+        for weight, total, used in zip(
+            self.weights, self._sums, shape.graph.gradients, strict=True
+        ):
+            if used is not None:
+                weight.grad = total
+        shape.programs_run += 1
+        why = self._outside or "gradients are accumulated over micro-batches"
+        self.reason = f"{_GRADIENTS}; {why}"
+        return loss
+
+    # ---- Recording ----------------------------------------------------------------------------
+
+    def record(
+        self, key: Any, batch: Sequence[torch.Tensor], plain: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """Run forward and backward as PyTorch makes them, recorded where that is of use.
+
+        Args:
+            key: of the shape. batch: as the model gets it.
+            plain: runs them, leaves the gradients in ``grad`` and gives the loss.
+        """
+        shape = self._shapes.setdefault(key, _Shape())
+        self._shapes.move_to_end(key)
+        while len(self._shapes) > _MOST_PROGRAMS:
+            self._shapes.popitem(last=False)
+        if shape.refusal is not None:
+            self.reason = shape.refusal
+            return plain()
+        self._find_tensors()
+        refusal = self._refusal_before(batch)
+        if refusal is not None:
+            self._refuse(shape, refusal)
+            return plain()
+        held = [(w, w.grad) for w in self.weights]
+        for weight in self.weights:
+            weight.grad = None
+        guards = Guards(self.model, self.loss_fn, self.optimizer)
+        state = PythonState(self.model, self.loss_fn)
+        recorder = Recorder({**self._tensors, "batch": batch})
+        try:
+            with recorder:
+                loss = plain()
+            recording = recorder.recording
+            recording.loss = recorder.ref(loss)
+            recording.gradients = [
+                None if w.grad is None else recorder.ref(w.grad) for w in self.weights
+            ]
+            refusal = recorder.refusal or state.changed()
+            change = guards.changed()
+            if refusal is None and change is not None:
+                refusal = f"the step itself changes something: {change}"
+        finally:
+            for weight, before in held:
+                if before is not None:
+                    weight.grad = before if weight.grad is None else before.add_(weight.grad)
+        self._take(shape, recording, guards, refusal)
+        return loss
+
+    def _refusal_before(self, batch: Sequence[torch.Tensor]) -> str | None:
+        try:
+            modules = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
+            for module in modules:
+                refuse_hidden(module)
+        except NotCapturable as verdict:
+            return str(verdict)
+        if any(t.requires_grad for t in batch):
+            return "the batch needs a gradient of its own"
+        if any(t.layout != torch.strided or t.device.type != "cpu" for t in batch):
+            return "the batch is not dense on the CPU"
+        return None
+
+    def _take(
+        self, shape: _Shape, recording: Recording, guards: Guards, refusal: str | None
+    ) -> None:
+        """A recording: the first of a shape, one that confirms it, or one that differs."""
+        before, shape.recording = shape.recording, recording
+        shape.recordings += 1
+        differs = None if before is None else difference(before, recording)
+        audit = shape.program is not None
+        if audit:
+            shape.next_audit *= _AUDIT_FACTOR
+            if refusal is None and differs is None:
+                self.reason = RECORDING
+                return
+            self._refuse(shape, refusal or f"found by an audit: {differs}")
+            return
+        if refusal is None and differs is not None and shape.recordings < _MOST_RECORDINGS:
+            self.reason = RECORDING
+            return
+        if (refusal or differs) is not None:
+            # A cache may be made in the first step of a shape.
+            if shape.recordings > 1:
+                self._refuse(shape, str(refusal or differs))
+            return
+        if before is None:
+            self.reason = RECORDING
+            return
+        try:
+            self._build(shape, recording, guards)
+        except NotRecordable as verdict:
+            self._refuse(shape, str(verdict))
+        except RunError as error:
+            self._refuse(shape, str(error))
+
+    def _refuse(self, shape: _Shape, refusal: str) -> None:
+        self._drop(shape)
+        shape.refusal = self.reason = refusal
+
+    def _forget(self, shape: _Shape, change: str) -> None:
+        """A guard failed: this step runs plain and the shape is recorded again."""
+        self._drop(shape)
+        shape.recordings = 0
+        shape.changes += 1
+        self.reason = change
+        if shape.changes >= _MOST_CHANGES:
+            shape.refusal = f"{change}; so many things changed that the step stays plain"
+
+    @staticmethod
+    def _drop(shape: _Shape) -> None:
+        shape.program = shape.graph = shape.guards = shape.recording = shape.update = None
+        shape.counters = []
+
+    # ---- Building a program --------------------------------------------------------------------
+
+    def _build(self, shape: _Shape, recording: Recording, guards: Guards) -> None:
+        graph = graph_of(recording)
+        if all(g is None for g in graph.gradients):
+            raise NotRecordable("no parameter gets a gradient")
+        if self.whole:
+            shape.update = Update(self.optimizer, self.weights, *self.limits)
+            add_updates(graph, shape.update)
+        else:
+            add_sums(graph)
+        if graph.movable:
+            pooling.fuse(graph.graph)
+            rounds = self.rounds and rounds_products() and covers(graph.graph)
+            routes.route(graph.graph, self.num_threads, rounds=rounds)
+            convolutions.route(graph.graph, self.num_threads)
+        shape.graph, shape.guards = graph, guards
+        shape.bound = None
+        if self.whole:
+            change = self._rebind(shape)
+            if change is not None:
+                raise NotRecordable(change)
+        else:
+            if len(self._sums) != len(self.weights):
+                self._sums = [torch.zeros_like(w, requires_grad=False) for w in self.weights]
+            self._lower(shape, self._sums, written=[])
+
+    def _rebind(self, shape: _Shape) -> str | None:
+        """Lower again where the optimizer's state was replaced; why that cannot be, or ``None``."""
+        assert shape.update is not None
+        known = self.optimizer.state
+        if shape.bound is not None:
+            identity, owned = shape.bound
+            if identity == id(known) and all(owner.get(name) is t for owner, name, t in owned):
+                return None
+        try:
+            with torch.no_grad():
+                states, shape.counters, shape.steps_done = shape.update.bind()
+        except ValueError as error:
+            return str(error)
+        self._lower(shape, states, written=[*self.weights, *states])
+        held = {id(t) for t in (*states, *shape.counters)}
+        shape.bound = (
+            id(known),
+            [
+                (owner, name, value)
+                for owner in (known[w] for w in self.weights if w in known)
+                for name, value in owner.items()
+                if id(value) in held
+            ],
+        )
+        return None
+
+    def _lower(
+        self, shape: _Shape, states: Sequence[torch.Tensor], written: list[torch.Tensor]
+    ) -> None:
+        graph = shape.graph
+        assert graph is not None
+        tensors = {
+            **self._tensors,
+            "state": list(states),
+            "constant": [tensor for tensor, _ in graph.constants],
+            "control": [torch.empty(0)],
+        }
+        inputs = [
+            None if kind == "batch" else tensors[kind][number].detach()
+            for kind, number in graph.inputs
+        ]
+        lowered = lower(graph.graph, inputs, self.num_threads)
+        shape.program = Program(lowered, written)
+
+
+def _constants_changed(graph: RecordedGraph) -> str | None:
+    for tensor, version in graph.constants:
+        if version_of(tensor) != version:
+            return "a tensor that the step reads from outside was written"
+    return None
+
+
+def _reason_of_weights(optimizer: torch.optim.Optimizer) -> str | None:
+    dtypes = {p.dtype for g in optimizer.param_groups for p in g["params"]} - {torch.float32}
+    if dtypes:
+        return f"weights are {', '.join(sorted(str(d) for d in dtypes))}, so torch makes the update"
+    return None
+
+
+def shape_key(x: torch.Tensor, y: torch.Tensor, weight: float) -> Any:
+    """What batches of one program have alike."""
+    same = x.data_ptr() == y.data_ptr()
+    return (x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype, weight, same)

@@ -1,0 +1,148 @@
+"""The optimizer's rule as nodes of a recorded graph: limits of the gradient, then updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..graph import operators
+from ..graph.from_recording import RecordedGraph
+from .updates import Update
+
+_aten = torch.ops.aten
+
+
+def add_updates(recorded: RecordedGraph, update: Update) -> None:
+    """Append the updates of all weights that have a gradient; the graph then gives the loss alone.
+
+    Placeholders for the optimizer's state, in the order of ``Update.bind``, and for the control
+    table come after the others.
+    """
+    graph = recorded.graph.graph
+    weights = {
+        node.meta["input"][1]: node
+        for node in graph.nodes
+        if node.op == "placeholder" and node.meta["input"][0] == "weight"
+    }
+    gradients = recorded.gradients
+    update.used = [
+        n for n, g in enumerate(gradients) if g is not None and update.has_group(update.weights[n])
+    ]
+    states = _add_states(recorded, update)
+    with graph.inserting_before(_first_call(graph)):
+        control = recorded.add_input("control", 0, update.control().to("meta"))
+    (output,) = (n for n in graph.nodes if n.op == "output")
+    with graph.inserting_before(output):
+        limited, scale = _limited(graph, [gradients[n] for n in update.used], update)
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for number, gradient in zip(update.used, limited, strict=True):
+        weight = weights[number]
+        # As soon as the weight was read for the last time.
+        readers = [n for n in (gradient, scale, *_readers(weight)) if n is not None]
+        behind = max(readers, key=lambda node: order[node])
+        with graph.inserting_after(behind):
+            group = update.group_of(update.weights[number])
+            name = f"update{len(states[number])}_"
+            target = getattr(torch.ops.hotloop, name).default
+            node = graph.call_function(
+                target, (weight, gradient, *states[number], control, scale, group)
+            )
+        with graph.inserting_before(node):
+            node.args = (weight, _alike(graph, gradient, weight), *node.args[2:])
+        order[node] = order[behind]
+    output.args = ((recorded.loss,),)
+    graph.eliminate_dead_code()
+    if recorded.movable:
+        operators.fuse(recorded.graph)
+    recorded.graph.recompile()
+
+
+def _readers(node: Any) -> list[Any]:
+    """What reads a value's memory, through views too."""
+    found: list[Any] = []
+    for user in node.users:
+        found += [user, *(_readers(user) if operators.aliases(user) else [])]
+    return found
+
+
+def _first_call(graph: fx.Graph) -> Any:
+    return next(n for n in graph.nodes if n.op != "placeholder")
+
+
+def _add_states(recorded: RecordedGraph, update: Update) -> list[list[Any]]:
+    graph, states = recorded.graph.graph, []
+    with graph.inserting_before(_first_call(graph)):
+        count = 0
+        for weight in update.weights:
+            mine = []
+            for val in update.state_shapes(weight):
+                mine.append(recorded.add_input("state", count, val))
+                count += 1
+            states.append(mine)
+    return states
+
+
+def _limited(graph: fx.Graph, gradients: list[Any], update: Update) -> tuple[list[Any], Any]:
+    """Gradients cut to ``clip_value``, and what scales them to ``clip_norm``."""
+
+    def call(target: Any, *args: Any) -> Any:
+        node = graph.call_function(target, args)
+        values = _values(args)
+        node.meta["val"] = target(*values)
+        return node
+
+    if update.clip_value is not None:
+        low, high = -update.clip_value, update.clip_value
+        gradients = [call(_aten.clamp.default, g, low, high) for g in gradients]
+    scale = None
+    if update.clip_norm is not None:
+        norms = [call(_aten.linalg_vector_norm.default, g) for g in gradients]
+        total = call(_aten.linalg_vector_norm.default, call(_aten.stack.default, norms))
+        inverse = call(_aten.reciprocal.default, call(_aten.add.Scalar, total, 1e-6))
+        scale = call(_aten.clamp.default, call(_aten.mul.Scalar, inverse, update.clip_norm), None, 1.0)
+    return gradients, scale
+
+
+def _values(tree: Any) -> Any:
+    if isinstance(tree, fx.Node):
+        return tree.meta["val"]
+    if isinstance(tree, (list, tuple)):
+        return [_values(part) for part in tree]
+    return tree
+
+
+def _alike(graph: fx.Graph, gradient: Any, weight: Any) -> Any:
+    """The gradient laid out as its weight."""
+    val = weight.meta["val"]
+    if gradient.meta["val"].stride() == val.stride():
+        return gradient
+    empty = graph.call_function(
+        _aten.new_empty_strided.default, (gradient, list(val.shape), list(val.stride()))
+    )
+    copied = graph.call_function(_aten.copy_.default, (empty, gradient))
+    for node in (empty, copied):
+        node.meta["val"] = val
+    return copied
+
+
+def add_sums(recorded: RecordedGraph) -> None:
+    """Add each gradient to a sum as soon as it is made; the graph then gives the loss alone."""
+    graph = recorded.graph.graph
+    sums = []
+    with graph.inserting_before(_first_call(graph)):
+        for number, gradient in enumerate(recorded.gradients):
+            # A weight without gradient has its sum too, so that numbers stay those of the weights.
+            val = None if gradient is None else gradient.meta["val"]
+            sums.append(recorded.add_input("state", number, val))
+    for total, gradient in zip(sums, recorded.gradients, strict=True):
+        if gradient is None:
+            continue
+        with graph.inserting_after(gradient):
+            node = graph.call_function(_aten.add_.Tensor, (total, gradient))
+            node.meta["val"] = total.meta["val"]
+    (output,) = (n for n in graph.nodes if n.op == "output")
+    output.args = ((recorded.loss,),)
+    graph.eliminate_dead_code()
+    recorded.graph.recompile()
