@@ -127,7 +127,7 @@ class _Lowering:
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
             return False
         made_by = node.args[0] if node.target is operator.getitem else node
-        return _out_of(made_by) is not None
+        return made_by.target not in _FILLED and _out_of(made_by) is not None
 
     def _lower(self, node: Any) -> None:
         if node.target is operator.getitem:
@@ -135,8 +135,13 @@ class _Lowering:
         elif aliases(node) and not _writes(node) and self._all_static(node):
             args, kwargs = self._filled(node.args), self._filled(node.kwargs)
             self._value[node] = node.target(*args, **kwargs)
+        elif node.target in _EMPTY:
+            pass  # Memory alone.
         elif is_update(node):
             self._lower_update(node)
+        elif node.target in _FILLED and _is_small(node) and not any(map(_writes, node.users)):
+            # The same in each step.
+            self._value[node] = node.target(*self._filled(node.args), **self._filled(node.kwargs))
         elif node.target in NATIVE:
             pending = _Pendings(node)
             args = pending.instead_of_late(self._filled(node.args), node.args)
@@ -204,7 +209,7 @@ class _Lowering:
             kwargs = kwargs | dict(zip(names, self._outs(node), strict=True))
             target = out_op
         else:
-            target = node.target
+            target = _SUBSTITUTES.get(node.target, node.target)
         in_place = out_op is None and _writes(node)
         if in_place and self._all_static(node):
             self._value[node] = self._filled(_first_tensor(node))
@@ -334,6 +339,42 @@ def lower(
     return _Lowering(graph.graph, inputs, num_threads).lower()
 
 
+def _onednn(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+
+
+# Give memory whose values do not count.
+_EMPTY = (
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.empty_strided.default,
+    torch.ops.aten.new_empty.default,
+    torch.ops.aten.new_empty_strided.default,
+)
+# Give the same in each step, whatever the values of their arguments.
+_FILLED = (
+    torch.ops.aten.ones_like.default,
+    torch.ops.aten.zeros_like.default,
+    torch.ops.aten.full_like.default,
+    torch.ops.aten.ones.default,
+    torch.ops.aten.zeros.default,
+    torch.ops.aten.full.default,
+    torch.ops.aten.scalar_tensor.default,
+    torch.ops.aten.arange.default,
+    torch.ops.aten.arange.start,
+    torch.ops.aten.arange.start_step,
+)
+_MOST_FILLED = 64 * 1024
+
+
+def _is_small(node: Any) -> bool:
+    return bool(node.meta["val"].numel() <= _MOST_FILLED)
+
+
+# Operators of hotloop's own that torch computes.
+_SUBSTITUTES: dict[Any, Any] = {torch.ops.hotloop.onednn.default: _onednn}
+
+
 def _aten_instruction(
     target: Any, args: Sequence[Any], kwargs: dict[str, Any], late: list[Any], place: int | None
 ) -> Instruction:
@@ -397,9 +438,9 @@ def _out_of(node: Any) -> Any:
     """What writes a node's results where it is told; ``None``: it gives tensors of its own."""
     if node.op != "call_function":
         return None
-    if node.target in NATIVE:
+    if node.target in NATIVE or node.target in _EMPTY:
         return node.target
-    if aliases(node) or _writes(node) or math.prod(_sizes(node)) == 0:
+    if node.target in _FILLED or aliases(node) or _writes(node) or math.prod(_sizes(node)) == 0:
         return None
     return _out_variant(node.target)
 
