@@ -644,6 +644,53 @@ function("hotloop_program_close", nothing, program=pointer())
 function("hotloop_program_bind", program=pointer(), inputs=pointer("const TensorSpec"), count=int64)
 function("hotloop_program_run", program=pointer(), run=pointer("const ProgramRun"))
 
+# ---- Programs of kernels -------------------------------------------------------------------------
+
+Instruction = structure(
+    "Instruction",
+    """One call of a program: `entry` gets `call`, its structure, and returns a status.
+
+    It is a function of this library that takes one pointer. rule: where in that
+    structure the scalars of an update are; they are written before each call, from row `group` of
+    the step's table. Null: there are none.""",
+    entry=pointer(),
+    call=pointer(),
+    rule=pointer("UpdateRule"),
+    group=int64,
+)
+InputCopy = structure(
+    "InputCopy",
+    "`bytes` of `source` go to `target` before a step; those of the next step lie step_bytes on.",
+    source=pointer("const char"),
+    target=pointer("char"),
+    bytes=int64,
+    step_bytes=int64,
+)
+InstructionRun = structure(
+    "InstructionRun",
+    """`steps` steps: inputs are copied, then the instructions run in order.
+
+    tables: [steps][groups]; null: rules stay as they are. After a step the float at `loss` goes to
+    losses[step] (either may be null) and each of `counters` grows by one. The first call that fails
+    ends the run: then failed is its number, else -1. steps_done: whole steps, whatever the status.
+    num_threads: for the copies.""",
+    instructions=pointer("const Instruction"),
+    num_instructions=int64,
+    steps=int64,
+    tables=pointer("const ControlRow"),
+    groups=int64,
+    inputs=pointer("const InputCopy"),
+    num_inputs=int64,
+    loss=pointer("const float"),
+    losses=pointer("float"),
+    counters=pointer("float*"),
+    num_counters=int64,
+    num_threads=int64,
+    steps_done=int64,
+    failed=int64,
+)
+function("hotloop_run_instructions", run=pointer("InstructionRun"))
+
 _operators: dict[str, dict[str, CType]] = {}
 _tensor, _tensors = pointer(), pointer("void*")
 

@@ -46,6 +46,21 @@ class Call:
         self.arguments: Any = arguments
         self._keep = tensors
 
+    @property
+    def entry_address(self) -> int:
+        """Where the kernel's function is."""
+        return ctypes.cast(self._entry, ctypes.c_void_p).value or 0
+
+    @property
+    def arguments_address(self) -> int:
+        """Where the structure is that it takes."""
+        return self._at
+
+    @property
+    def keep(self) -> tuple[ctypes.Structure, tuple[Tensor | None, ...]]:
+        """The structure and the tensors, which must live as long as their addresses are used."""
+        return self._keep
+
     def __call__(self) -> None:
         """Run it."""
         if self._entry(self._at):
