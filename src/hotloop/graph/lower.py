@@ -50,6 +50,7 @@ class Lowered:
     updates: dict[int, int] = field(default_factory=dict)
     batch: list[torch.Tensor] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
+    loss_dtype: torch.dtype = torch.float32
     late: list[Any] = field(default_factory=list)
     arena_bytes: int = 0
 
@@ -79,6 +80,7 @@ class _Lowering:
                     self._lower(node)
         (output,) = (n for n in self.nodes if n.op == "output")
         self.lowered.outputs = [self._filled(value) for value in output.args[0]]
+        self.lowered.loss_dtype = output.args[0][0].meta["val"].dtype
         return self.lowered
 
     def _find_roots(self) -> None:

@@ -1,18 +1,19 @@
-"""Instructions bound to memory, run step by step without autograd."""
+"""Instructions bound to memory, run step by step without autograd.
+
+Calls of hotloop's kernels that follow each other are one block, which a loop in C++ runs. Where the
+whole program is one block, so are many steps of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from ..kernels.binding import ControlRow, UpdateRule
 from ..kernels.calls import Call
+from ..kernels.instructions import Instructions, RuleAt
 from .lower import Late, Lowered
-
-_RULE_FIELDS = [name for name, *_ in UpdateRule._fields_]
-_INTEGERS = ("kind", "first_step")
 
 
 class Program:
@@ -21,22 +22,44 @@ class Program:
     Args:
         lowered: its instructions.
         written: tensors that they write in place; autograd is told.
+        counters: floats that grow by one a step.
+        num_threads: for copies of the batch.
     """
 
-    def __init__(self, lowered: Lowered, written: Sequence[torch.Tensor]) -> None:
-        self.lowered = lowered
+    def __init__(
+        self,
+        lowered: Lowered,
+        written: Sequence[torch.Tensor],
+        counters: Sequence[torch.Tensor] = (),
+        num_threads: int = 1,
+    ) -> None:
+        self._lowered = lowered
         self._written = list(written)
-        self._instructions = list(lowered.instructions)
-        self._rules: list[tuple[Any, int]] = []
-        for place, group in lowered.updates.items():
-            call = lowered.instructions[place]
-            assert isinstance(call, Call)
-            self._rules.append((call.arguments, group))
+        self._counters = list(counters)
+        self._whole: Instructions | None = None
+        self._blocks: list[Instructions] = []
+        self._actions: list[Callable[[], Any]] = []
+        loss = lowered.outputs[0]
+        if all(isinstance(i, Call) for i in lowered.instructions) and _is_float(loss):
+            self._whole = Instructions(
+                lowered.instructions,  # type: ignore[arg-type]
+                [self._rule(n) for n in range(len(lowered.instructions))],
+                inputs=[(t, t.untyped_storage().nbytes()) for t in lowered.batch],
+                loss=loss,
+                counters=self._counters,
+                num_threads=num_threads,
+            )
+        self._make_actions()
 
     @property
     def arena_bytes(self) -> int:
         """Of the temporaries whose place is fixed."""
-        return self.lowered.arena_bytes
+        return self._lowered.arena_bytes
+
+    @property
+    def is_native(self) -> bool:
+        """Whether hotloop's kernels make all of it."""
+        return self._whole is not None
 
     def run(
         self, batch: Sequence[torch.Tensor], tables: torch.Tensor | None, steps: int = 1
@@ -48,38 +71,90 @@ class Program:
             tables: scalars of the updates, float64 ``[steps, groups, 16]``; ``None``: no updates.
 
         Returns:
-            The losses, float32 ``[steps]``.
+            The losses, ``[steps]``.
+
+        Raises:
+            RunError: a kernel failed.
         """
-        losses = torch.empty(steps)
-        with torch._C._AutoDispatchBelowAutograd(), torch.no_grad():  # type: ignore[attr-defined]
-            for step in range(steps):
-                for target, source in zip(self.lowered.batch, batch, strict=True):
-                    rows = len(target)
-                    target.copy_(source[step * rows : (step + 1) * rows] if steps > 1 else source)
-                if tables is not None:
-                    self._set_rules(tables, step)
-                for instruction in self._instructions:
-                    instruction()
-                losses[step] = self.output(0)
+        if self._whole is not None and self._is_alike(batch):
+            losses = torch.empty(steps)
+            self._whole.run(batch, steps, tables=tables, losses=losses)
+        else:
+            losses = self._run_each(batch, tables, steps)
         torch.autograd.graph.increment_version(self._written)
         return losses
 
-    def output(self, number: int) -> torch.Tensor:
-        """The loss (0) or a gradient of the last step; overwritten by the next one."""
-        value = self.lowered.outputs[number]
-        tensor: torch.Tensor = self.lowered.late[value.place] if isinstance(value, Late) else value
+    def _run_each(
+        self, batch: Sequence[torch.Tensor], tables: torch.Tensor | None, steps: int
+    ) -> torch.Tensor:
+        losses = torch.empty(steps, dtype=self._lowered.loss_dtype)
+        with torch._C._AutoDispatchBelowAutograd(), torch.no_grad():  # type: ignore[attr-defined]
+            for step in range(steps):
+                for target, source in zip(self._lowered.batch, batch, strict=True):
+                    rows = len(target) if target.dim() else 0
+                    target.copy_(source[step * rows : (step + 1) * rows] if steps > 1 else source)
+                if tables is not None:
+                    for block in self._blocks:
+                        block.use_table(tables[step].data_ptr(), tables.shape[1])
+                for action in self._actions:
+                    action()
+                losses[step] = self._output(0)
+                if self._counters:
+                    torch._foreach_add_(self._counters, 1.0)
+        return losses
+
+    def _output(self, number: int) -> torch.Tensor:
+        value = self._lowered.outputs[number]
+        tensor: torch.Tensor = (
+            self._lowered.late[value.place] if isinstance(value, Late) else value
+        )
         return tensor
 
-    def _set_rules(self, tables: torch.Tensor, step: int) -> None:
-        rows = (ControlRow * tables.shape[1]).from_address(tables[step].data_ptr())
-        rules = [rule_of(row) for row in rows]
-        for arguments, group in self._rules:
-            arguments.rule = rules[group]
+    def _make_actions(self) -> None:
+        calls: list[Call] = []
+        rules: list[RuleAt | None] = []
+
+        def flush() -> None:
+            if not calls:
+                return
+            block = Instructions(calls, rules)
+            if block.has_rules:
+                self._blocks.append(block)
+            self._actions.append(block.once)
+            calls.clear()
+            rules.clear()
+
+        for number, instruction in enumerate(self._lowered.instructions):
+            if isinstance(instruction, Call):
+                calls.append(instruction)
+                rules.append(self._rule(number))
+            else:
+                flush()
+                self._actions.append(instruction)
+        flush()
+
+    def _rule(self, number: int) -> RuleAt | None:
+        group = self._lowered.updates.get(number)
+        if group is None:
+            return None
+        call = self._lowered.instructions[number]
+        assert isinstance(call, Call)
+        return type(call.arguments).rule.offset, group
+
+    def _is_alike(self, batch: Sequence[torch.Tensor]) -> bool:
+        """Whether the batch may be copied as it lies."""
+        return all(
+            _strides(source) == _strides(target) and source.dtype == target.dtype
+            for source, target in zip(batch, self._lowered.batch, strict=True)
+        )
 
 
-def rule_of(row: Any) -> Any:
-    """The ``UpdateRule`` of a row of the control table."""
-    values = {name: getattr(row, name) for name in _RULE_FIELDS}
-    return UpdateRule(**values | {name: int(values[name]) for name in _INTEGERS})
+def _strides(tensor: torch.Tensor) -> list[int]:
+    """Of the dimensions that have more than one element; the first one may be of any length."""
+    sizes, strides = tensor.shape[1:], tensor.stride()[1:]
+    inner = [s for n, s in zip(sizes, strides, strict=True) if n != 1]
+    return [tensor.stride(0) if tensor.dim() else 0, *inner]
 
 
+def _is_float(loss: Any) -> bool:
+    return isinstance(loss, torch.Tensor) and loss.dtype == torch.float32

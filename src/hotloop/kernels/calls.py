@@ -44,7 +44,7 @@ class Call:
         self._name, self._entry = entry, getattr(self._library, entry)
         self._at = ctypes.addressof(arguments)
         self.arguments: Any = arguments
-        self._keep = tensors
+        self._keep = arguments, tensors
 
     @property
     def entry_address(self) -> int:

@@ -61,7 +61,7 @@ class Instructions:
             instructions=ctypes.addressof(self._instructions), num_instructions=len(rows),
             inputs=ctypes.addressof(self._inputs), num_inputs=len(inputs), loss=address(loss),
             counters=ctypes.addressof(self._counters), num_counters=len(counters),
-            num_threads=num_threads,
+            num_threads=num_threads, steps=1,
         )  # fmt: skip
         self._at = ctypes.addressof(self._run)
         self._keep = [call.keep for call in calls], list(inputs), loss, list(counters)
@@ -98,6 +98,24 @@ class Instructions:
         run.steps = steps
         run.tables, run.groups = address(tables), 0 if tables is None else tables.shape[1]
         run.losses = address(losses)
+        if self._library.hotloop_run_instructions(self._at):
+            raise failure(self._library)
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether a call reads the control table."""
+        return self._most_group >= 0
+
+    def use_table(self, table_address: int, groups: int) -> None:
+        """Where ``once`` finds the control table of its step, ``[groups, 16]``."""
+        self._run.tables, self._run.groups = table_address, groups
+
+    def once(self) -> None:
+        """Run one step, without inputs and losses.
+
+        Raises:
+            RunError: a call failed; with its own words.
+        """
         if self._library.hotloop_run_instructions(self._at):
             raise failure(self._library)
 

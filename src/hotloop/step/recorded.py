@@ -168,8 +168,6 @@ class RecordedStep:
         tables = shape.update.rows(shape.steps_done, steps, rates)
         losses = shape.program.run(batch, tables, steps)
         shape.steps_done += steps
-        if shape.counters:
-            torch._foreach_add_(shape.counters, float(steps))
         shape.programs_run += steps
         self.reason = _WHOLE
         return losses
@@ -383,7 +381,7 @@ class RecordedStep:
             for kind, number in graph.inputs
         ]
         lowered = lower(graph.graph, inputs, self.num_threads)
-        shape.program = Program(lowered, written)
+        shape.program = Program(lowered, written, shape.counters, self.num_threads)
 
 
 def _constants_changed(graph: RecordedGraph) -> str | None:
