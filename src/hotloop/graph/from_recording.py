@@ -21,6 +21,9 @@ _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default)
 
 
+_FILLS = (_aten.copy_.default, _aten.fill_.Scalar, _aten.fill_.Tensor, _aten.zero_.default)
+
+
 @dataclass
 class RecordedGraph:
     """A step as a graph.
@@ -181,8 +184,10 @@ class _Builder:
 
     def _functional(self, entry: Entry, target: TensorRef) -> None:
         """An in-place operation on a temporary that has one name: the value after it is a new one."""
-        op = _functional_of(entry.op)
         before = self._value(target)
+        # What only fills memory stays where it is.
+        fills = entry.op in _FILLS and not before.users
+        op = None if fills else _functional_of(entry.op)
         if op is None and before.users:
             self.movable = False
             self._literal(entry)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..kernels import calls
 from ..kernels.calls import Call
 from .memory_plan import Lifetime, plan_offsets
 from .native import NATIVE, is_update, update_call
@@ -203,15 +204,33 @@ class _Lowering:
             self._add(set_addresses)
         self._add(call)
 
+    def _lower_torch_product(self, node: Any) -> bool:
+        """A product of torch's as an instruction of a block; False: it is no such product."""
+        if node.target not in _TORCH_PRODUCTS or node.kwargs or not self._all_static(node):
+            return False
+        *bias, a, b = self._filled(node.args)
+        by_onednn = node.target is _own.onednn.default
+        if by_onednn:
+            a, b, last = self._filled(node.args)
+            bias = [] if last is None else [last]
+        if any(t.dtype != torch.float32 for t in (a, b)) or (bias and bias[0].dim() != 1):
+            return False
+        out = self._value[node]
+        self._add(calls.torch_product(a, b, out, *bias, by_onednn=by_onednn))
+        self._forget_after(node)
+        return True
+
     def _lower_aten(self, node: Any) -> None:
+        if self._lower_torch_product(node):
+            return
         out_op = _out_of(node)
         args, kwargs = self._filled(node.args), self._filled(node.kwargs)
         if out_op is not None:
-            names = [a.name for a in out_op._schema.arguments if a.is_out]
+            names = ["out"] if out_op is _onednn else _out_names(out_op)
             kwargs = kwargs | dict(zip(names, self._outs(node), strict=True))
             target = out_op
         else:
-            target = _SUBSTITUTES.get(node.target, node.target)
+            target = node.target
         in_place = out_op is None and _writes(node)
         if in_place and self._all_static(node):
             self._value[node] = self._filled(_first_tensor(node))
@@ -341,30 +360,36 @@ def lower(
     return _Lowering(graph.graph, inputs, num_threads).lower()
 
 
-def _onednn(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None) -> Any:
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+_own: Any = torch.ops.hotloop
+_aten: Any = torch.ops.aten
+_TORCH_PRODUCTS = (
+    _aten.mm.default,
+    _aten.bmm.default,
+    _aten.addmm.default,
+    _own.onednn.default,
+)
 
 
 # Give memory whose values do not count.
 _EMPTY = (
-    torch.ops.aten.empty.memory_format,
-    torch.ops.aten.empty_like.default,
-    torch.ops.aten.empty_strided.default,
-    torch.ops.aten.new_empty.default,
-    torch.ops.aten.new_empty_strided.default,
+    _aten.empty.memory_format,
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+    _aten.new_empty.default,
+    _aten.new_empty_strided.default,
 )
 # Give the same in each step, whatever the values of their arguments.
 _FILLED = (
-    torch.ops.aten.ones_like.default,
-    torch.ops.aten.zeros_like.default,
-    torch.ops.aten.full_like.default,
-    torch.ops.aten.ones.default,
-    torch.ops.aten.zeros.default,
-    torch.ops.aten.full.default,
-    torch.ops.aten.scalar_tensor.default,
-    torch.ops.aten.arange.default,
-    torch.ops.aten.arange.start,
-    torch.ops.aten.arange.start_step,
+    _aten.ones_like.default,
+    _aten.zeros_like.default,
+    _aten.full_like.default,
+    _aten.ones.default,
+    _aten.zeros.default,
+    _aten.full.default,
+    _aten.scalar_tensor.default,
+    _aten.arange.default,
+    _aten.arange.start,
+    _aten.arange.start_step,
 )
 _MOST_FILLED = 64 * 1024
 
@@ -373,8 +398,10 @@ def _is_small(node: Any) -> bool:
     return bool(node.meta["val"].numel() <= _MOST_FILLED)
 
 
-# Operators of hotloop's own that torch computes.
-_SUBSTITUTES: dict[Any, Any] = {torch.ops.hotloop.onednn.default: _onednn}
+def _onednn(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *, out: torch.Tensor
+) -> torch.Tensor:
+    return out.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], ""))
 
 
 def _aten_instruction(
@@ -452,8 +479,14 @@ def _sizes(node: Any) -> tuple[int, ...]:
     return tuple(val.shape) if isinstance(val, torch.Tensor) else ()
 
 
+def _out_names(op: Any) -> list[str]:
+    return [a.name for a in op._schema.arguments if a.is_out]
+
+
 @functools.cache
 def _out_variant(op: Any) -> Any:
+    if op is _own.onednn.default:
+        return _onednn
     schema = getattr(op, "_schema", None)
     if schema is None or any(str(r.type) != "Tensor" for r in schema.returns):
         return None

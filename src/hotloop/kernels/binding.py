@@ -257,6 +257,20 @@ ProductCall = structure(
 )
 function("hotloop_product", product=pointer("const ProductCall"))
 function("hotloop_has_bfloat16")
+TorchProductCall = structure(
+    "TorchProductCall",
+    """out = a b (+ bias), of torch's own tensors, by torch.
+
+    Each is the address of a word that holds a tensor's address (`Tensor._cdata`). bias may be null.
+    by_onednn: by mkldnn's linear, which takes b transposed; out is dense then. is_batch: [n, ., .].""",
+    out=pointer(),
+    a=pointer(),
+    b=pointer(),
+    bias=pointer(),
+    by_onednn=int32,
+    is_batch=int32,
+)
+function("hotloop_torch_product", product=pointer("const TorchProductCall"))
 
 UpdateRule = structure(
     "UpdateRule",

@@ -44,6 +44,7 @@ class Call:
         self._name, self._entry = entry, getattr(self._library, entry)
         self._at = ctypes.addressof(arguments)
         self.arguments: Any = arguments
+        self.words: Any = None  # Memory that the arguments point into.
         self._keep = arguments, tensors
 
     @property
@@ -104,6 +105,20 @@ def has_bfloat16() -> bool:
         RunError: there are no kernels here.
     """
     return bool(library().hotloop_has_bfloat16())
+
+
+def torch_product(
+    a: Any, b: Any, out: Any, bias: Any = None, *, by_onednn: bool = False
+) -> Call:
+    """``out = a @ b (+ bias)`` by torch itself; ``TorchProductCall``. torch's tensors alone."""
+    given = [out, a, b.t() if by_onednn else b, bias]
+    words = (ctypes.c_void_p * 4)(*(None if t is None else t._cdata for t in given))
+    at, size = ctypes.addressof(words), ctypes.sizeof(ctypes.c_void_p)
+    places = [None if t is None else at + size * n for n, t in enumerate(given)]
+    arguments = binding.TorchProductCall(*places, by_onednn, a.dim() == 3)
+    call = Call("hotloop_torch_product", arguments, *given)
+    call.words = words
+    return call
 
 
 def product_update(
