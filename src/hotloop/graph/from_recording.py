@@ -124,6 +124,9 @@ class _Builder:
         if op in _SAME and isinstance(entry.results, TensorRef) and entry.results == entry.args[0]:
             self._value(entry.results)
             return
+        if torch.Tag.inplace_view in op.tags:  # Another view of the same values.
+            self._value(entry.results)
+            return
         if op._schema.is_mutable:
             self._add_mutable(entry)
             return

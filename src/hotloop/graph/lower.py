@@ -112,9 +112,9 @@ class _Lowering:
         offsets, total = plan_offsets(lifetimes)
         block = torch.empty(total + 64, dtype=torch.uint8)
         start = -block.data_ptr() % 64
+        memory = memoryview(block.numpy())
         for node, offset in zip(static, offsets, strict=True):
-            size = _extent_bytes(node.meta["val"])
-            self._value[node] = _laid_out(block[start + offset :][:size], node.meta["val"])
+            self._value[node] = _laid_out(memory, start + offset, node.meta["val"])
         self.lowered.arena_bytes = total
         given = iter(self.inputs)
         for node in self.nodes:
@@ -143,8 +143,9 @@ class _Lowering:
         elif is_update(node):
             self._lower_update(node)
         elif node.target in _FILLED and _is_small(node) and not any(map(_writes, node.users)):
-            # The same in each step.
-            self._value[node] = node.target(*self._filled(node.args), **self._filled(node.kwargs))
+            # The same in each step, whatever the values of its arguments.
+            args, kwargs = _stand_ins((node.args, node.kwargs))
+            self._value[node] = node.target(*args, **kwargs)
         elif node.target in NATIVE:
             pending = _Pendings(node)
             args = pending.instead_of_late(self._filled(node.args), node.args)
@@ -226,7 +227,7 @@ class _Lowering:
         out_op = _out_of(node)
         args, kwargs = self._filled(node.args), self._filled(node.kwargs)
         if out_op is not None:
-            names = ["out"] if out_op is _onednn else _out_names(out_op)
+            names = ["out"] if node.target in _WRITTEN_HERE else _out_names(out_op)
             kwargs = kwargs | dict(zip(names, self._outs(node), strict=True))
             target = out_op
         else:
@@ -362,6 +363,16 @@ def lower(
 
 _own: Any = torch.ops.hotloop
 _aten: Any = torch.ops.aten
+def _onednn(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *, out: torch.Tensor
+) -> torch.Tensor:
+    return out.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], ""))
+
+
+def _relu(x: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    return torch.ops.aten.clamp_min.out(x, 0, out=out)  # type: ignore[no-any-return]
+
+
 _TORCH_PRODUCTS = (
     _aten.mm.default,
     _aten.bmm.default,
@@ -370,6 +381,30 @@ _TORCH_PRODUCTS = (
 )
 
 
+# Beside the element-wise ones: operations whose results may be given memory. Others may resize it:
+# mse_loss makes a matrix of its result before it sums.
+_WRITES_WHERE_TOLD = (
+    _aten.mm.default,
+    _aten.bmm.default,
+    _aten.addmm.default,
+    _aten._log_softmax.default,
+    _aten._log_softmax_backward_data.default,
+    _aten._softmax.default,
+    _aten._softmax_backward_data.default,
+    _aten.nll_loss_forward.default,
+    _aten.nll_loss_backward.default,
+    _aten.sum.dim_IntList,
+    _aten.mean.dim,
+    _aten.threshold_backward.default,
+    _aten.tanh_backward.default,
+    _aten.sigmoid_backward.default,
+    _aten.gelu_backward.default,
+    _aten.max_pool2d_with_indices.default,
+    _aten.max_pool2d_with_indices_backward.default,
+    _aten.cat.default,
+)
+# torch has no operation that writes these where it is told.
+_WRITTEN_HERE: dict[Any, Any] = {_own.onednn.default: _onednn, _aten.relu.default: _relu}
 # Give memory whose values do not count.
 _EMPTY = (
     _aten.empty.memory_format,
@@ -394,14 +429,19 @@ _FILLED = (
 _MOST_FILLED = 64 * 1024
 
 
+def _stand_ins(tree: Any) -> Any:
+    if isinstance(tree, fx.Node):
+        val = tree.meta["val"]
+        return torch.empty_strided(val.shape, val.stride(), dtype=val.dtype)
+    if isinstance(tree, (list, tuple)):
+        return [_stand_ins(part) for part in tree]
+    if isinstance(tree, dict):
+        return {name: _stand_ins(part) for name, part in tree.items()}
+    return tree
+
+
 def _is_small(node: Any) -> bool:
     return bool(node.meta["val"].numel() <= _MOST_FILLED)
-
-
-def _onednn(
-    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *, out: torch.Tensor
-) -> torch.Tensor:
-    return out.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], ""))
 
 
 def _aten_instruction(
@@ -457,10 +497,13 @@ def _extent_bytes(val: torch.Tensor) -> int:
     return 0 if val.numel() == 0 else (1 + reach) * val.element_size()
 
 
-def _laid_out(block: torch.Tensor, val: torch.Tensor) -> torch.Tensor:
+def _laid_out(memory: memoryview, at: int, val: torch.Tensor) -> torch.Tensor:
+    """A tensor of so much memory and no more: an operation that would resize it is refused."""
     if val.numel() == 0:
         return torch.empty_strided(val.shape, val.stride(), dtype=val.dtype)
-    return block.view(val.dtype).as_strided(val.shape, val.stride(), block.storage_offset() // val.element_size())
+    count = _extent_bytes(val) // val.element_size()
+    flat = torch.frombuffer(memory, dtype=val.dtype, count=count, offset=at)
+    return flat.as_strided(val.shape, val.stride())
 
 
 def _out_of(node: Any) -> Any:
@@ -485,9 +528,11 @@ def _out_names(op: Any) -> list[str]:
 
 @functools.cache
 def _out_variant(op: Any) -> Any:
-    if op is _own.onednn.default:
-        return _onednn
+    if op in _WRITTEN_HERE:
+        return _WRITTEN_HERE[op]
     schema = getattr(op, "_schema", None)
+    if op not in _WRITES_WHERE_TOLD and torch.Tag.pointwise not in getattr(op, "tags", ()):
+        return None
     if schema is None or any(str(r.type) != "Tensor" for r in schema.returns):
         return None
     packet = op.overloadpacket

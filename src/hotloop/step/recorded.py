@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import RunError
-from ..graph import convolutions, pooling, routes
+from ..graph import convolutions, copies, pooling, routes
 from ..graph.compare import difference
 from ..graph.from_recording import RecordedGraph, graph_of
 from ..graph.lower import lower
@@ -27,7 +27,7 @@ from ..graph.rounding import covers, rounds_products
 from .capture import NotCapturable, refuse_hidden
 from .operations import Operation
 from .guards import Guards, PythonState
-from .update_nodes import add_sums, add_updates
+from .update_nodes import add_sums, add_updates, update_early
 from .updates import Update, reason_outside
 
 # Recordings of one shape that differ, before the shape stays plain.
@@ -328,6 +328,9 @@ class RecordedStep:
             rounds = self.rounds and rounds_products() and covers(graph.graph)
             routes.route(graph.graph, self.num_threads, rounds=rounds)
             convolutions.route(graph.graph, self.num_threads)
+            copies.remove(graph.graph)
+            if self.whole:
+                update_early(graph)
         shape.graph, shape.guards = graph, guards
         shape.bound = None
         if self.whole:

@@ -36,26 +36,34 @@ def add_updates(recorded: RecordedGraph, update: Update) -> None:
     (output,) = (n for n in graph.nodes if n.op == "output")
     with graph.inserting_before(output):
         limited, scale = _limited(graph, [gradients[n] for n in update.used], update)
-    order = {node: number for number, node in enumerate(graph.nodes)}
-    for number, gradient in zip(update.used, limited, strict=True):
-        weight = weights[number]
-        # As soon as the weight was read for the last time.
-        readers = [n for n in (gradient, scale, *_readers(weight)) if n is not None]
-        behind = max(readers, key=lambda node: order[node])
-        with graph.inserting_after(behind):
+    with graph.inserting_before(output):
+        for number, gradient in zip(update.used, limited, strict=True):
+            weight, mine = weights[number], states[number]
+            target = getattr(torch.ops.hotloop, f"update{len(mine)}_").default
             group = update.group_of(update.weights[number])
-            name = f"update{len(states[number])}_"
-            target = getattr(torch.ops.hotloop, name).default
-            node = graph.call_function(
-                target, (weight, gradient, *states[number], control, scale, group)
-            )
-        with graph.inserting_before(node):
-            node.args = (weight, _alike(graph, gradient, weight), *node.args[2:])
-        order[node] = order[behind]
+            alike = _alike(graph, gradient, weight)
+            graph.call_function(target, (weight, alike, *mine, control, scale, group))
     output.args = ((recorded.loss,),)
     graph.eliminate_dead_code()
     if recorded.movable:
         operators.fuse(recorded.graph)
+    recorded.graph.recompile()
+
+
+def update_early(recorded: RecordedGraph) -> None:
+    """Move each update to where its weight was read for the last time: what it reads is freed then.
+
+    Called after the passes, which may move what reads a weight.
+    """
+    graph = recorded.graph.graph
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for node in [n for n in graph.nodes if n.target in operators.UPDATES]:
+        before = [n for n in (*_readers(node.args[0]), *node.all_input_nodes) if n is not node]
+        last = max(before, key=lambda n: order[n])
+        if last.op == "placeholder":
+            continue
+        last.append(node)
+        order[node] = order[last]
     recorded.graph.recompile()
 
 

@@ -1,0 +1,67 @@
+"""Copies that a step does not need: of a value that may stay as it is, or be made as it is wanted.
+
+PyTorch gives a gradient the layout of its weight by a copy. A kernel that can write in that layout
+does it at once.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from . import operators
+
+_aten: Any = torch.ops.aten
+_COPIES = (_aten.copy_.default, _aten.copy.default)
+_EMPTY = (
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+    _aten.new_empty_strided.default,
+    _aten.new_empty.default,
+)
+
+
+def remove(graph: fx.GraphModule) -> None:
+    """Take out copies into new memory, in place."""
+    nodes: list[Any] = list(graph.graph.nodes)
+    for node in nodes:
+        if node.target in _COPIES and node.args[0].target in _EMPTY:
+            _remove(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _remove(node: Any) -> None:
+    target, source = node.args[:2]
+    if len(target.users) != 1 or operators.memory_of(source).op == "placeholder":
+        return
+    wanted, made = node.meta["val"], source.meta["val"]
+    if wanted.dtype != made.dtype or wanted.shape != made.shape:
+        return
+    if not _same_memory(wanted, made) and not _make_contiguous(source, wanted):
+        return
+    source.meta["val"] = wanted
+    node.replace_all_uses_with(source)
+    # The order of the two does not matter any more; it has no users, but writes.
+    node.graph.erase_node(node)
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    pairs = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return all(size == 1 or a == b for size, a, b in pairs)
+
+
+def _make_contiguous(source: Any, wanted: torch.Tensor) -> bool:
+    """Let the kernel behind ``source`` write filters in the dense layout."""
+    if source.target is not operator.getitem or len(source.users) != 1 or source.args[1] != 0:
+        return False
+    kernel = source.args[0]
+    if kernel.target is not torch.ops.hotloop.conv3x3_weight_gradient.default:
+        return False
+    if not wanted.is_contiguous():
+        return False
+    kernel.args = (*kernel.args[:-1], 0)
+    return True
