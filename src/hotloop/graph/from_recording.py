@@ -137,6 +137,8 @@ class _Builder:
             op, self._arguments(entry), {n: self._filled(v) for n, v in entry.kwargs}
         )
         node.meta["line"] = entry.line
+        # Some operations give a part of what they got and do not say so.
+        node.meta["aliases"] = any(ref.storage in self._names for ref in _refs(entry.results))
         self._results(node, entry.results)
         return node
 
@@ -214,6 +216,12 @@ class _Builder:
     # fx wants the arguments themselves as a tuple.
     def _arguments(self, entry: Entry) -> tuple[Any, ...]:
         return tuple(self._filled(part) for part in entry.args)
+
+
+def _refs(tree: Any) -> list[TensorRef]:
+    if isinstance(tree, TensorRef):
+        return [tree]
+    return [ref for part in tree for ref in _refs(part)] if isinstance(tree, tuple) else []
 
 
 def meta_of(ref: TensorRef) -> torch.Tensor:

@@ -207,7 +207,7 @@ def fuse(graph: fx.GraphModule) -> None:
 def aliases(node: fx.Node) -> bool:
     """Whether the result is memory of the first argument."""
     schema: Any = getattr(node.target, "_schema", None)
-    if node.target in _ALIASES:
+    if node.meta.get("aliases"):
         return True
     return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
@@ -218,9 +218,6 @@ def memory_of(node: Any) -> Any:
         node = node.all_input_nodes[0]
     return node
 
-
-# Their schemas do not say so.
-_ALIASES = (_aten._unsafe_view.default, _aten._reshape_alias.default)
 
 _FUSED = {
     getattr(torch.ops.hotloop, f"update{n}_").default: getattr(
