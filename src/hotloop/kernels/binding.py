@@ -469,6 +469,59 @@ function(
     convolution=pointer("const ConvolutionFilterGradientCall"),
 )
 
+CrossEntropyCall = structure(
+    "CrossEntropyCall",
+    """Cross entropy of logits [rows, classes] with labels, and its gradient times `scale`.
+
+    Columns are adjacent. Rows whose label is ignore_index count as nothing. weights: [classes];
+    null: all 1. reduction: 0 mean (over the weights of the labels), 1 sum. gradient: null: none; it
+    may be `logits`. A label outside [0, classes) is an error, and nothing is written.""",
+    rows=int64,
+    classes=int64,
+    logits=pointer("const float"),
+    row_stride=int64,
+    labels=pointer("const int64_t"),
+    ignore_index=int64,
+    weights=pointer("const float"),
+    loss=pointer("float"),
+    gradient=pointer("float"),
+    gradient_row_stride=int64,
+    reduction=int32,
+    scale=float32,
+    num_threads=int64,
+)
+function("hotloop_cross_entropy", call=pointer("const CrossEntropyCall"))
+SquaredErrorCall = structure(
+    "SquaredErrorCall",
+    """The squares of output - target of `count` adjacent elements, and the gradient times `scale`.
+
+    reduction: 0 mean, 1 sum. gradient: of the output; null: none; it may be `output`.""",
+    count=int64,
+    output=pointer("const float"),
+    target=pointer("const float"),
+    loss=pointer("float"),
+    gradient=pointer("float"),
+    reduction=int32,
+    scale=float32,
+    num_threads=int64,
+)
+function("hotloop_squared_error", call=pointer("const SquaredErrorCall"))
+ColumnSumsCall = structure(
+    "ColumnSumsCall",
+    """out[cols] = the sum of each column of x [rows, cols], of columns that are adjacent.
+
+    With mask (else null) an element counts 0 where mask is not above 0.""",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    row_stride=int64,
+    mask=pointer("const float"),
+    mask_row_stride=int64,
+    out=pointer("float"),
+    num_threads=int64,
+)
+function("hotloop_column_sums", call=pointer("const ColumnSumsCall"))
+
 # ---- Layers of a network ------------------------------------------------------------------------
 
 AttentionOperand = structure(

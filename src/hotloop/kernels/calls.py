@@ -8,6 +8,7 @@ shapes are those of the structures in ``binding.py``.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -144,12 +145,9 @@ def update(
 ) -> Call:
     """The same update by a gradient that lies in memory; all dense and laid out alike."""
     first, second = [*states, None, None][:2]
-    count = 1
-    for size in weight.shape:
-        count *= size
     arguments = binding.UpdateCall(
-        count, address(weight), address(gradient), address(first), address(second), rule, scale,
-        num_threads,
+        _count(weight), address(weight), address(gradient), address(first), address(second), rule,
+        scale, num_threads,
     )  # fmt: skip
     return Call("hotloop_update", arguments, weight, gradient, *states)
 
@@ -252,9 +250,68 @@ def max_pool_gradient(
     return Call("hotloop_pool_backward", arguments, gradient, argmax, out)
 
 
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    loss: Tensor,
+    gradient: Tensor | None = None,
+    *,
+    weights: Tensor | None = None,
+    ignore_index: int = -100,
+    mean: bool = True,
+    scale: float = 1.0,
+    num_threads: int = 1,
+) -> Call:
+    """``loss``, one float, and ``gradient`` of the logits: ``CrossEntropyCall``.
+
+    Args:
+        logits, gradient: ``[rows, classes]``, columns adjacent. labels: int64 ``[rows]``, dense.
+        mean: else the sum. scale: the gradient of the loss.
+    """
+    arguments = binding.CrossEntropyCall(
+        *logits.shape, address(logits), logits.stride()[0], address(labels), ignore_index,
+        address(weights), address(loss), address(gradient),
+        0 if gradient is None else gradient.stride()[0], not mean, scale, num_threads,
+    )  # fmt: skip
+    return Call("hotloop_cross_entropy", arguments, logits, labels, loss, gradient, weights)
+
+
+def squared_error(
+    output: Tensor,
+    target: Tensor,
+    loss: Tensor,
+    gradient: Tensor | None = None,
+    *,
+    mean: bool = True,
+    scale: float = 1.0,
+    num_threads: int = 1,
+) -> Call:
+    """``loss``, one float, and ``gradient`` of the output; all dense and laid out alike."""
+    arguments = binding.SquaredErrorCall(
+        _count(output), address(output), address(target), address(loss), address(gradient),
+        not mean, scale, num_threads,
+    )  # fmt: skip
+    return Call("hotloop_squared_error", arguments, output, target, loss, gradient)
+
+
+def column_sums(
+    x: Tensor, out: Tensor, mask: Tensor | None = None, *, num_threads: int = 1
+) -> Call:
+    """``out[cols]``: sums of the columns of x ``[rows, cols]``, 0 for what ``mask`` cuts off."""
+    arguments = binding.ColumnSumsCall(
+        *x.shape, address(x), x.stride()[0], address(mask),
+        0 if mask is None else mask.stride()[0], address(out), num_threads,
+    )  # fmt: skip
+    return Call("hotloop_column_sums", arguments, x, out, mask)
+
+
 def address(tensor: Tensor | None) -> int | None:
     """Where a tensor lies; ``None`` for none."""
     return None if tensor is None else tensor.data_ptr()
+
+
+def _count(tensor: Tensor) -> int:
+    return math.prod(tensor.shape)
 
 
 def _matrix(tensor: Tensor) -> Any:
