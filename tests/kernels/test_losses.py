@@ -11,35 +11,17 @@ from hotloop import kernels
 from hotloop.errors import RunError
 from hotloop.kernels import calls
 from support import examples
+from support.same_bits import drawn, same_with_any_threads
 
 if not kernels.is_available():
     pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
 
 F = torch.nn.functional
-THREADS = (1, 2, 3)
-
-
-def same_with_any_threads(make, *written):
-    """Runs what ``make(num_threads)`` gives; what it writes has the same bits each time."""
-    found = []
-    for threads in THREADS:
-        for tensor in written:
-            tensor.fill_(-7)
-        make(threads)()
-        found.append([t.clone() for t in written])
-    for others in found[1:]:
-        for one, other in zip(found[0], others, strict=True):
-            assert torch.equal(one.view(torch.int32), other.view(torch.int32))
-    return found[0]
 
 
 def with_stride(tensor, padding):
     rows, cols = tensor.shape
     return torch.full((rows, cols + padding), 3.0)[:, :cols].copy_(tensor)
-
-
-def drawn(*shape, seed=0, scale=1.0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def wanted_cross_entropy(logits, labels, scale, **options):
