@@ -483,6 +483,147 @@ function(
     convolution=pointer("const ConvolutionFilterGradientCall"),
 )
 
+CrossEntropyCall = structure(
+    "CrossEntropyCall",
+    """Cross entropy of logits [rows, classes] with labels, and its gradient times `scale`.
+
+    Columns are adjacent. Rows whose label is ignore_index count as nothing. weights: [classes];
+    null: all 1. reduction: 0 mean (over the weights of the labels), 1 sum. gradient: null: none; it
+    may be `logits`. A label outside [0, classes) is an error, and nothing is written.""",
+    rows=int64,
+    classes=int64,
+    logits=pointer("const float"),
+    row_stride=int64,
+    labels=pointer("const int64_t"),
+    ignore_index=int64,
+    weights=pointer("const float"),
+    loss=pointer("float"),
+    gradient=pointer("float"),
+    gradient_row_stride=int64,
+    reduction=int32,
+    scale=float32,
+    num_threads=int64,
+)
+function("hotloop_cross_entropy", call=pointer("const CrossEntropyCall"))
+SquaredErrorCall = structure(
+    "SquaredErrorCall",
+    """The squares of output - target of `count` adjacent elements, and the gradient times `scale`.
+
+    reduction: 0 mean, 1 sum. gradient: of the output; null: none; it may be `output`.""",
+    count=int64,
+    output=pointer("const float"),
+    target=pointer("const float"),
+    loss=pointer("float"),
+    gradient=pointer("float"),
+    reduction=int32,
+    scale=float32,
+    num_threads=int64,
+)
+function("hotloop_squared_error", call=pointer("const SquaredErrorCall"))
+ColumnSumsCall = structure(
+    "ColumnSumsCall",
+    """out[cols] = the sum of each column of x [rows, cols], of columns that are adjacent.
+
+    With mask (else null) an element counts 0 where mask is not above 0.""",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    row_stride=int64,
+    mask=pointer("const float"),
+    mask_row_stride=int64,
+    out=pointer("float"),
+    num_threads=int64,
+)
+function("hotloop_column_sums", call=pointer("const ColumnSumsCall"))
+
+SoftmaxCall = structure(
+    "SoftmaxCall",
+    "out = softmax of each row of x [rows, cols], dense, or its logarithm; out may be x.",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    out=pointer("float"),
+    logarithm=int32,
+    num_threads=int64,
+)
+function("hotloop_softmax", call=pointer("const SoftmaxCall"))
+SoftmaxGradientCall = structure(
+    "SoftmaxGradientCall",
+    "The gradient of a softmax's input from its result; input_gradient may be `gradient`.",
+    rows=int64,
+    cols=int64,
+    result=pointer("const float"),
+    gradient=pointer("const float"),
+    input_gradient=pointer("float"),
+    logarithm=int32,
+    num_threads=int64,
+)
+function("hotloop_softmax_gradient", call=pointer("const SoftmaxGradientCall"))
+LayerNormCall = structure(
+    "LayerNormCall",
+    """out = (x - mean) rstd weight + bias of each row of x [rows, cols], dense.
+
+    weight, bias: [cols], may be null. mean, rstd: [rows], what the gradient needs; may be null.""",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    weight=pointer("const float"),
+    bias=pointer("const float"),
+    out=pointer("float"),
+    mean=pointer("float"),
+    rstd=pointer("float"),
+    epsilon=float32,
+    num_threads=int64,
+)
+function("hotloop_layer_norm", call=pointer("const LayerNormCall"))
+LayerNormGradientCall = structure(
+    "LayerNormGradientCall",
+    "Gradients of a layer norm; weight and each of the results may be null.",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    gradient=pointer("const float"),
+    mean=pointer("const float"),
+    rstd=pointer("const float"),
+    weight=pointer("const float"),
+    input_gradient=pointer("float"),
+    weight_gradient=pointer("float"),
+    bias_gradient=pointer("float"),
+    num_threads=int64,
+)
+function("hotloop_layer_norm_gradient", call=pointer("const LayerNormGradientCall"))
+EmbeddingCall = structure(
+    "EmbeddingCall",
+    """Row i of `out` [count, cols], dense, is row indices[i] of `table` [rows, cols].
+
+    An index outside [0, rows) is an error, and nothing is written.""",
+    count=int64,
+    rows=int64,
+    cols=int64,
+    indices=pointer("const int64_t"),
+    table=pointer("const float"),
+    table_row_stride=int64,
+    out=pointer("float"),
+    num_threads=int64,
+)
+function("hotloop_embedding", call=pointer("const EmbeddingCall"))
+EmbeddingGradientCall = structure(
+    "EmbeddingGradientCall",
+    """The gradient of a table [rows, cols], dense, from that of its rows; every element is written.
+
+    Rows of index padding_index count as nothing; -1: all count. Else as EmbeddingCall.""",
+    count=int64,
+    rows=int64,
+    cols=int64,
+    indices=pointer("const int64_t"),
+    padding_index=int64,
+    gradient=pointer("const float"),
+    gradient_row_stride=int64,
+    table_gradient=pointer("float"),
+    num_threads=int64,
+)
+function("hotloop_embedding_gradient", call=pointer("const EmbeddingGradientCall"))
+
 # ---- Layers of a network ------------------------------------------------------------------------
 
 AttentionOperand = structure(

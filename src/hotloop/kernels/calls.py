@@ -8,6 +8,7 @@ shapes are those of the structures in ``binding.py``.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -160,12 +161,9 @@ def update(
 ) -> Call:
     """The same update by a gradient that lies in memory; all dense and laid out alike."""
     first, second = [*states, None, None][:2]
-    count = 1
-    for size in weight.shape:
-        count *= size
     arguments = binding.UpdateCall(
-        count, address(weight), address(gradient), address(first), address(second), rule, scale,
-        num_threads,
+        _count(weight), address(weight), address(gradient), address(first), address(second), rule,
+        scale, num_threads,
     )  # fmt: skip
     return Call("hotloop_update", arguments, weight, gradient, *states)
 
@@ -268,9 +266,163 @@ def max_pool_gradient(
     return Call("hotloop_pool_backward", arguments, gradient, argmax, out)
 
 
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    loss: Tensor,
+    gradient: Tensor | None = None,
+    *,
+    weights: Tensor | None = None,
+    ignore_index: int = -100,
+    mean: bool = True,
+    scale: float = 1.0,
+    num_threads: int = 1,
+) -> Call:
+    """``loss``, one float, and ``gradient`` of the logits: ``CrossEntropyCall``.
+
+    Args:
+        logits, gradient: ``[rows, classes]``, columns adjacent. labels: int64 ``[rows]``, dense.
+        mean: else the sum. scale: the gradient of the loss.
+    """
+    arguments = binding.CrossEntropyCall(
+        *logits.shape, address(logits), logits.stride()[0], address(labels), ignore_index,
+        address(weights), address(loss), address(gradient),
+        0 if gradient is None else gradient.stride()[0], not mean, scale, num_threads,
+    )  # fmt: skip
+    return Call("hotloop_cross_entropy", arguments, logits, labels, loss, gradient, weights)
+
+
+def squared_error(
+    output: Tensor,
+    target: Tensor,
+    loss: Tensor,
+    gradient: Tensor | None = None,
+    *,
+    mean: bool = True,
+    scale: float = 1.0,
+    num_threads: int = 1,
+) -> Call:
+    """``loss``, one float, and ``gradient`` of the output; all dense and laid out alike."""
+    arguments = binding.SquaredErrorCall(
+        _count(output), address(output), address(target), address(loss), address(gradient),
+        not mean, scale, num_threads,
+    )  # fmt: skip
+    return Call("hotloop_squared_error", arguments, output, target, loss, gradient)
+
+
+def column_sums(
+    x: Tensor, out: Tensor, mask: Tensor | None = None, *, num_threads: int = 1
+) -> Call:
+    """``out[cols]``: sums of the columns of x ``[rows, cols]``, 0 for what ``mask`` cuts off."""
+    arguments = binding.ColumnSumsCall(
+        *x.shape, address(x), x.stride()[0], address(mask),
+        0 if mask is None else mask.stride()[0], address(out), num_threads,
+    )  # fmt: skip
+    return Call("hotloop_column_sums", arguments, x, out, mask)
+
+
+def softmax(x: Tensor, out: Tensor, *, logarithm: bool = False, num_threads: int = 1) -> Call:
+    """``out``: softmax over the last dimension, or its logarithm; both dense. In place too."""
+    rows, cols = _rows(x)
+    arguments = binding.SoftmaxCall(rows, cols, address(x), address(out), logarithm, num_threads)
+    return Call("hotloop_softmax", arguments, x, out)
+
+
+def softmax_gradient(
+    result: Tensor,
+    gradient: Tensor,
+    out: Tensor,
+    *,
+    logarithm: bool = False,
+    num_threads: int = 1,
+) -> Call:
+    """``out``: the gradient of what ``result`` was made from; all dense. In place too."""
+    rows, cols = _rows(result)
+    arguments = binding.SoftmaxGradientCall(
+        rows, cols, address(result), address(gradient), address(out), logarithm, num_threads
+    )
+    return Call("hotloop_softmax_gradient", arguments, result, gradient, out)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    *,
+    epsilon: float = 1e-5,
+    num_threads: int = 1,
+) -> Call:
+    """``out``, ``mean`` and ``rstd`` as ``torch.native_layer_norm``, x ``[rows, cols]`` dense.
+
+    Normalized over more than one dimension: pass x as such a matrix.
+    """
+    rows, cols = _rows(x)
+    arguments = binding.LayerNormCall(
+        rows, cols, address(x), address(weight), address(bias), address(out), address(mean),
+        address(rstd), epsilon, num_threads,
+    )  # fmt: skip
+    return Call("hotloop_layer_norm", arguments, x, weight, bias, out, mean, rstd)
+
+
+def layer_norm_gradient(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    outs: Sequence[Tensor | None],
+    *,
+    num_threads: int = 1,
+) -> Call:
+    """``outs``: the gradients of x, weight and bias, or ``None`` for what is not wanted."""
+    rows, cols = _rows(x)
+    arguments = binding.LayerNormGradientCall(
+        rows, cols, address(x), address(gradient), address(mean), address(rstd), address(weight),
+        *(address(out) for out in outs), num_threads,
+    )  # fmt: skip
+    tensors = gradient, x, mean, rstd, weight, *outs
+    return Call("hotloop_layer_norm_gradient", arguments, *tensors)
+
+
+def embedding(table: Tensor, indices: Tensor, out: Tensor, *, num_threads: int = 1) -> Call:
+    """``out[..., cols]``, dense: the rows of ``table`` at int64 ``indices``, dense."""
+    arguments = binding.EmbeddingCall(
+        _count(indices), *table.shape, address(indices), address(table), table.stride()[0],
+        address(out), num_threads,
+    )  # fmt: skip
+    return Call("hotloop_embedding", arguments, table, indices, out)
+
+
+def embedding_gradient(
+    gradient: Tensor,
+    indices: Tensor,
+    out: Tensor,
+    *,
+    padding_index: int = -1,
+    num_threads: int = 1,
+) -> Call:
+    """``out [rows, cols]``: the gradient of a table, from that of its rows; all dense."""
+    arguments = binding.EmbeddingGradientCall(
+        _count(indices), *out.shape, address(indices), padding_index, address(gradient),
+        out.shape[1], address(out), num_threads,
+    )  # fmt: skip
+    return Call("hotloop_embedding_gradient", arguments, gradient, indices, out)
+
+
 def address(tensor: Tensor | None) -> int | None:
     """Where a tensor lies; ``None`` for none."""
     return None if tensor is None else tensor.data_ptr()
+
+
+def _count(tensor: Tensor) -> int:
+    return math.prod(tensor.shape)
+
+
+def _rows(tensor: Tensor) -> tuple[int, int]:
+    return math.prod(tensor.shape[:-1]), tensor.shape[-1]
 
 
 def _matrix(tensor: Tensor) -> Any:

@@ -1,7 +1,6 @@
 // What goes over rows or single values: layer norm, softmax, means, activations.
-#include <cmath>
-
 #include "epilogue.h"
+#include "layer_norm.h"
 #include "layers.h"
 #include "parallel.h"
 #include "softmax.h"
@@ -12,34 +11,16 @@ namespace {
 // Fewer elements than so many are one thread's.
 constexpr int64_t kOneThreadCount = 32768;
 
-void normalize_row(const Layer& layer, const float* x, float* out) {
-  const int64_t C = layer.windows.channels;
-  // Two passes: the sum of squares of what is left is not a difference of large numbers.
-  Vector sums{}, squares{};
-  for (int64_t c = 0; c < C; c += kLanes) sums += load(x + c, C - c);
-  const float mean = sum_of(sums) / static_cast<float>(C);
-  for (int64_t c = 0; c < C; c += kLanes) {
-    Vector gap = load(x + c, C - c) - mean;
-    if (C - c < kLanes) gap = first_lanes_of(gap, C - c, 0);
-    squares += gap * gap;
-  }
-  const float variance = sum_of(squares) / static_cast<float>(C);
-  const float inverse = 1.0f / std::sqrt(variance + layer.epsilon);
-  for (int64_t c = 0; c < C; c += kLanes) {
-    Vector value = (load(x + c, C - c) - mean) * inverse;
-    if (layer.weight) value *= load(layer.weight + c, C - c);
-    if (layer.bias) value += load(layer.bias + c, C - c);
-    store(out + c, value, C - c);
-  }
-}
-
 }  // namespace
 
 void layer_norm(const Layer& layer, int64_t batch, const float* x, float* out, int threads) {
   const int64_t C = layer.windows.channels, rows = batch * layer.windows.height;
   if (rows * C < kOneThreadCount) threads = 1;
   parallel_for(threads, rows,
-               [&](int64_t row) { normalize_row(layer, x + row * C, out + row * C); });
+               [&](int64_t row) {
+                 layer_norm_row(x + row * C, C, layer.weight, layer.bias, layer.epsilon,
+                                out + row * C);
+               });
 }
 
 void softmax_layer(const Layer& layer, int64_t batch, const float* x, float* out, int threads) {

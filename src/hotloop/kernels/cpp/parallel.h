@@ -20,20 +20,27 @@ struct Worker {
 
 namespace detail {
 void run_parallel(int threads, void (*body)(void*, Worker), void* data);
+
+// Compiled once for a body, whatever the threads: where the compiler joins a product and a sum to one operation
+// in one copy of it and not in another, results differ.
+#if defined(__clang__)
+template <class Body>
+__attribute__((noinline)) void call_body(void* data, Worker worker) {
+#else
+template <class Body>
+__attribute__((noinline, noclone)) void call_body(void* data, Worker worker) {
+#endif
+  (*static_cast<const Body*>(data))(worker);
 }
+}  // namespace detail
 
 // Calls body(Worker) on `threads` threads, or as many as the system gives, and returns when all are done.
 // Thread 0 is the calling one. `body` must not throw: reserve what it needs before.
 template <class Body>
 void parallel(int threads, const Body& body) {
-  if (threads <= 1) {
-    body(Worker{0, 1});
-    return;
-  }
-  detail::run_parallel(
-      threads,
-      [](void* data, Worker worker) { (*static_cast<const Body*>(data))(worker); },
-      const_cast<Body*>(&body));
+  void* data = const_cast<Body*>(&body);
+  if (threads <= 1) detail::call_body<Body>(data, Worker{0, 1});
+  else detail::run_parallel(threads, &detail::call_body<Body>, data);
 }
 
 struct Range {
