@@ -1,4 +1,8 @@
-"""hotloop's own operators as calls of its kernels."""
+"""hotloop's own operators as calls of its kernels.
+
+Those that a compiled chunk knows too are torch operators (``operators``). The others are functions
+of this file, which are never called: they are names for nodes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,42 @@ from ..kernels.calls import Call
 from . import operators
 
 _own: Any = torch.ops.hotloop
+
+
+def cross_entropy(x: Any, y: Any, weights: Any, mean: bool, ignore: int, scale: float) -> Any:
+    """Loss and gradient of x, ``scale`` times."""
+
+
+def squared_error(output: Any, target: Any, mean: bool, scale: float) -> Any:
+    """Loss and gradient of the output, ``scale`` times."""
+
+
+def column_sums(x: Any) -> Any:
+    """``[1, cols]``."""
+
+
+def softmax(x: Any, logarithm: bool) -> Any:
+    """Over the last dimension."""
+
+
+def softmax_gradient(result: Any, gradient: Any, logarithm: bool) -> Any:
+    """The gradient of what ``result`` was made from."""
+
+
+def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+    """Result, mean and reciprocal deviation."""
+
+
+def layer_norm_gradient(g: Any, x: Any, mean: Any, rstd: Any, weight: Any, mask: Any) -> Any:
+    """Gradients of x, weight and bias."""
+
+
+def embedding(table: Any, indices: Any) -> Any:
+    """Rows of the table."""
+
+
+def embedding_gradient(gradient: Any, indices: Any, padding_index: int) -> Any:
+    """The gradient of the table."""
 
 
 def _gemm(args: Any, outs: Any, threads: int, bfloat16: bool = False) -> Call:
@@ -52,6 +92,48 @@ def _filter_gradient(args: Any, outs: Any, threads: int) -> Call:
     )
 
 
+def _cross_entropy(args: Any, outs: Any, threads: int) -> Call:
+    x, y, weights, mean, ignore, scale = args
+    return calls.cross_entropy(
+        x, y, *outs, weights=weights, ignore_index=ignore, mean=mean, scale=scale,
+        num_threads=threads,
+    )  # fmt: skip
+
+
+def _squared_error(args: Any, outs: Any, threads: int) -> Call:
+    output, target, mean, scale = args
+    return calls.squared_error(output, target, *outs, mean=mean, scale=scale, num_threads=threads)
+
+
+def _softmax(args: Any, outs: Any, threads: int) -> Call:
+    return calls.softmax(args[0], outs[0], logarithm=args[1], num_threads=threads)
+
+
+def _softmax_gradient(args: Any, outs: Any, threads: int) -> Call:
+    result, gradient, logarithm = args
+    return calls.softmax_gradient(
+        result, gradient, outs[0], logarithm=logarithm, num_threads=threads
+    )
+
+
+def _layer_norm(args: Any, outs: Any, threads: int) -> Call:
+    x, weight, bias, epsilon = args
+    return calls.layer_norm(x, weight, bias, *outs, epsilon=epsilon, num_threads=threads)
+
+
+def _layer_norm_gradient(args: Any, outs: Any, threads: int) -> Call:
+    g, x, mean, rstd, weight, mask = args
+    wanted = [out if want else None for out, want in zip(outs, mask, strict=True)]
+    return calls.layer_norm_gradient(g, x, mean, rstd, weight, wanted, num_threads=threads)
+
+
+def _embedding_gradient(args: Any, outs: Any, threads: int) -> Call:
+    gradient, indices, padding = args
+    return calls.embedding_gradient(
+        gradient, indices, outs[0], padding_index=padding, num_threads=threads
+    )
+
+
 # Operator -> its call, of arguments, results and a number of threads.
 NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call]] = {
     _own.gemm.default: _gemm,
@@ -62,6 +144,15 @@ NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call]] = {
     _own.conv3x3_pool.default: _convolve,
     _own.conv3x3_input_gradient.default: _input_gradient,
     _own.conv3x3_weight_gradient.default: _filter_gradient,
+    cross_entropy: _cross_entropy,
+    squared_error: _squared_error,
+    column_sums: lambda args, outs, n: calls.column_sums(args[0], outs[0], num_threads=n),
+    softmax: _softmax,
+    softmax_gradient: _softmax_gradient,
+    layer_norm: _layer_norm,
+    layer_norm_gradient: _layer_norm_gradient,
+    embedding: lambda args, outs, n: calls.embedding(*args, outs[0], num_threads=n),
+    embedding_gradient: _embedding_gradient,
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import RunError
-from ..graph import convolutions, copies, pooling, routes
+from ..graph import convolutions, copies, losses, pooling, routes, rows
 from ..graph.compare import difference
 from ..graph.from_recording import RecordedGraph, graph_of
 from ..graph.lower import lower
@@ -329,6 +329,8 @@ class RecordedStep:
             routes.route(graph.graph, self.num_threads, rounds=rounds)
             convolutions.route(graph.graph, self.num_threads)
             copies.remove(graph.graph)
+            losses.fuse(graph.graph)
+            rows.replace(graph.graph)
             if self.whole:
                 update_early(graph)
         shape.graph, shape.guards = graph, guards

@@ -1,0 +1,114 @@
+"""Operations on rows by hotloop's kernels: sums, softmax, layer norm, embeddings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from . import native
+
+_aten: Any = torch.ops.aten
+
+
+def replace(graph: fx.GraphModule) -> None:
+    """Give each operation that a kernel of hotloop's takes to it, in place."""
+    for node in graph.graph.nodes:
+        found = _RULES.get(node.target) if node.op == "call_function" else None
+        if found is None or not _is_float(node):
+            continue
+        kernel = found(node)
+        if kernel is not None:
+            node.target, node.args = kernel
+            node.kwargs = {}
+    graph.recompile()
+
+
+def _is_float(node: Any) -> bool:
+    vals = node.meta["val"]
+    parts = vals if isinstance(vals, (list, tuple)) else (vals,)
+    return all(v is None or v.dtype == torch.float32 for v in parts)
+
+
+def _dense(*nodes: Any) -> bool:
+    vals = [n.meta["val"] for n in nodes if isinstance(n, fx.Node)]
+    return all(v.is_contiguous() and v.numel() > 0 for v in vals)
+
+
+def _sums(node: Any) -> Any:
+    x, dims, *keep = node.args
+    val = x.meta["val"]
+    taken = val.dim() == 2 and list(dims) == [0] and val.stride(1) == 1 and val.numel() > 0
+    if not taken or val.dtype != torch.float32 or node.kwargs:
+        return None
+    return native.column_sums, (x,)
+
+
+def _softmax(node: Any) -> Any:
+    x, dim, _ = node.args
+    val = x.meta["val"]
+    if dim not in (-1, val.dim() - 1) or not _dense(x, node) or val.dtype != torch.float32:
+        return None
+    return native.softmax, (x, node.target is _aten._log_softmax.default)
+
+
+def _softmax_gradient(node: Any) -> Any:
+    gradient, result, dim, dtype = node.args
+    last = dim in (-1, result.meta["val"].dim() - 1)
+    if not last or dtype != torch.float32 or not _dense(gradient, result, node):
+        return None
+    logarithm = node.target is _aten._log_softmax_backward_data.default
+    return native.softmax_gradient, (result, gradient, logarithm)
+
+
+def _layer_norm(node: Any) -> Any:
+    x, shape, weight, bias, epsilon = node.args
+    val = x.meta["val"]
+    if val.dtype != torch.float32 or not _dense(x, weight, bias) or len(shape) != 1:
+        return None
+    return native.layer_norm, (x, weight, bias, epsilon)
+
+
+def _layer_norm_gradient(node: Any) -> Any:
+    gradient, x, shape, mean, rstd, weight, _, mask = node.args
+    if len(shape) != 1 or not _dense(gradient, x, mean, rstd, weight):
+        return None
+    # What is not wanted has no shape.
+    if any(want and val is None for want, val in zip(mask, node.meta["val"], strict=True)):
+        return None
+    if not all(mask):
+        return None
+    return native.layer_norm_gradient, (gradient, x, mean, rstd, weight, list(mask))
+
+
+def _embedding(node: Any) -> Any:
+    table, indices = node.args[:2]
+    val = indices.meta["val"]
+    if val.dtype != torch.int64 or not _dense(table, indices, node):
+        return None
+    return native.embedding, (table, indices)
+
+
+def _embedding_gradient(node: Any) -> Any:
+    gradient, indices, _, padding, by_frequency = node.args
+    val = indices.meta["val"]
+    if by_frequency or val.dtype != torch.int64 or not _dense(gradient, indices, node):
+        return None
+    if math.prod(gradient.meta["val"].shape[:-1]) != val.numel():
+        return None
+    return native.embedding_gradient, (gradient, indices, padding)
+
+
+_RULES = {
+    _aten.sum.dim_IntList: _sums,
+    _aten._softmax.default: _softmax,
+    _aten._log_softmax.default: _softmax,
+    _aten._softmax_backward_data.default: _softmax_gradient,
+    _aten._log_softmax_backward_data.default: _softmax_gradient,
+    _aten.native_layer_norm.default: _layer_norm,
+    _aten.native_layer_norm_backward.default: _layer_norm_gradient,
+    _aten.embedding.default: _embedding,
+    _aten.embedding_dense_backward.default: _embedding_gradient,
+}
