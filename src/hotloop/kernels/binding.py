@@ -871,6 +871,30 @@ function(
     seconds=float64,
 )
 
+# ---- Guards of a recorded step -------------------------------------------------------------------
+
+GuardWord = structure(
+    "GuardWord",
+    "A word of memory, and what stands there as long as nothing has changed.",
+    address=pointer("const uint64_t"),
+    expected=uint64,
+)
+GuardTensor = structure(
+    "GuardTensor",
+    """A tensor, and where and how its elements lie as long as nothing has changed.
+
+    slot: holds torch's pointer of the tensor, and so is a handle of it. sizes_and_strides: first
+    the sizes, then the strides.""",
+    slot=pointer("const uint64_t"),
+    data=pointer("const void"),
+    dims=int64,
+    sizes_and_strides=pointer("const int64_t"),
+)
+# Index of the first one that is not as expected, in order; -1: all are. No word after that one is
+# read: a word may be the address of those that follow.
+function("hotloop_first_changed_word", int64, words=pointer("const GuardWord"), count=int64)
+function("hotloop_first_changed_tensor", int64, tensors=pointer("const GuardTensor"), count=int64)
+
 # ---- Matrix products of a running program -------------------------------------------------------
 
 RouterRow = structure(
