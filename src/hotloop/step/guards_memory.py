@@ -28,6 +28,7 @@ _CELL = 16
 _SET = (16, 24, 32, 40)
 _ENTRY_BYTES = 16
 _DICT_OF_OBJECT = -24
+_MANAGED_DICT = 1 << 4
 _TENSOR, _HOOKS, _POST_HOOKS = 16, 24, 32
 # Words of torch's structures that the trial looks at.
 _MOST_WORDS = 32
@@ -59,7 +60,8 @@ def attribute_words(value: Any) -> list[Word] | None:
     version, kind = dict_words(attributes), type_words(value)
     if version is None or kind is None:
         return None
-    places = [id(value) + _DICT_OF_OBJECT] if _is_collected(value) else []
+    # The flag says that the interpreter keeps the dict before the object.
+    places = [id(value) + _DICT_OF_OBJECT] if type(value).__flags__ & _MANAGED_DICT else []
     offset = type(value).__dictoffset__
     if offset > 0:
         places.insert(0, id(value) + offset)
@@ -101,6 +103,14 @@ def set_words(value: set[Any]) -> list[Word] | None:
     head = _words([id(value) + offset for offset in _SET])
     mask, table = head[2][1], head[3][1]
     return head + _words([table + _ENTRY_BYTES * i for i in range(mask + 1)])
+
+
+def array_words(value: Any) -> list[Word] | None:
+    """The elements of a NumPy array."""
+    if value.nbytes % 8 or not value.flags.c_contiguous:
+        return None
+    start = value.ctypes.data
+    return _words(range(start, start + value.nbytes, 8))
 
 
 def cell_words(value: types.CellType) -> list[Word] | None:
@@ -209,7 +219,9 @@ def _sets_are_known() -> bool:
 @functools.cache
 def _cells_are_known() -> bool:
     held = object()
-    return _has_cpython() and read(id(cell := types.CellType(held)) + _CELL) == id(cell.cell_contents)
+    return _has_cpython() and read(id(cell := types.CellType(held)) + _CELL) == id(
+        cell.cell_contents
+    )
 
 
 @functools.cache
@@ -226,11 +238,6 @@ def _function_offsets() -> tuple[int, ...] | None:
     if any(held.count(word) != 1 for word in wanted):
         return None
     return tuple(8 * held.index(word) for word in wanted)
-
-
-def _is_collected(value: Any) -> bool:
-    """Whether the collector's words stand before an object: then memory there is the object's."""
-    return bool(type(value).__flags__ & (1 << 14))
 
 
 @functools.cache
