@@ -879,21 +879,21 @@ GuardWord = structure(
     address=pointer("const uint64_t"),
     expected=uint64,
 )
-GuardTensor = structure(
-    "GuardTensor",
-    """A tensor, and where and how its elements lie as long as nothing has changed.
+GuardBlock = structure(
+    "GuardBlock",
+    """Memory that is looked at only as long as `slot` holds `owner`, which keeps it in being.
 
-    slot: holds torch's pointer of the tensor, and so is a handle of it. sizes_and_strides: first
-    the sizes, then the strides.""",
+    content: `bytes` that are those of `expected` as long as nothing has changed.""",
     slot=pointer("const uint64_t"),
-    data=pointer("const void"),
-    dims=int64,
-    sizes_and_strides=pointer("const int64_t"),
+    owner=uint64,
+    content=pointer(),
+    expected=pointer(),
+    bytes=int64,
 )
-# Index of the first one that is not as expected, in order; -1: all are. No word after that one is
+# Index of the first one that is not as expected, in order; -1: all are. None after that one is
 # read: a word may be the address of those that follow.
 function("hotloop_first_changed_word", int64, words=pointer("const GuardWord"), count=int64)
-function("hotloop_first_changed_tensor", int64, tensors=pointer("const GuardTensor"), count=int64)
+function("hotloop_first_changed_block", int64, blocks=pointer("const GuardBlock"), count=int64)
 
 # ---- Matrix products of a running program -------------------------------------------------------
 

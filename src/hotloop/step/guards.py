@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from .. import kernels
-from .guards_memory import Word, tensor_slot
+from .guards_memory import Block, Word, tensor_block
 from .guards_places import TensorWatch, global_watches, optimizer_watches, tensor_watch
 from .guards_reach import Reach
 from .guards_settings import PythonState, difference_of_settings, torch_settings
-from .guards_tables import TensorTable, WordTable
+from .guards_tables import BlockTable, WordTable
 from .guards_watch import Label, Watch
 
 __all__ = ["Guards", "PythonState"]
@@ -55,14 +55,17 @@ class Guards:
             return difference_of_settings(self._settings, torch_settings())
         if self._optimizer.param_groups is not self._groups:
             return "optimizer parameter groups changed"
+        described = self._blocks.first_changed()
+        if described is not None:
+            message = self._check([described, *self._watches])
+            if message is None:
+                self._lay_out()
+            return message
         index = self._words.first_changed()
         if index >= 0:
             message = self._look_closer(index)
             if message is not None:
                 return message
-        moved = self._tensors.first_changed()
-        if moved is not None:
-            return moved.check()[0] or self._compare_afresh()
         for tensor, version in self._versions:
             if tensor._version != version:
                 return self._check(self._watches)
@@ -71,15 +74,15 @@ class Guards:
     def _look_closer(self, index: int) -> str | None:
         """Compare the values that the words from this one on stand for."""
         while index >= 0:
-            watch, end = self._words.watch_at(index)
+            watch, start, end = self._words.watch_at(index)
             words = watch.words()
             message, sure = watch.check()
             if message is not None or not sure:
                 return message or self._compare_afresh()
-            if words is None or len(words) != self._words.length(watch):
+            if words is None or len(words) != end - start:
                 self._lay_out()  # The table has another form.
                 return self._check(self._watches)
-            self._words.refresh(end, words)
+            self._words.refresh(start, words)
             index = self._words.first_changed_from(end)
         return None
 
@@ -142,20 +145,18 @@ class Guards:
     def _lay_out(self) -> None:
         """Find the memory to look at; what shows no change in memory is compared each time."""
         words: list[tuple[Watch, list[Word]]] = []
-        tensors: list[tuple[Watch, torch.Tensor, int]] = []
+        blocks: list[tuple[Watch, Block]] = []
         self._others: list[Watch] = []
         self._versions: list[tuple[torch.Tensor, int]] = []
         fast = kernels.is_available()
-        if fast:
-            kernels.use_torch()
         for watch in self._watches:
             found = watch.words() if fast else None
             if isinstance(watch, TensorWatch) and found is not None:
-                slot = tensor_slot(watch.tensor)
-                if slot is None or not TensorTable([(watch, watch.tensor, slot)]).is_right():
+                block = tensor_block(watch.tensor)
+                if block is None:
                     found = None
                 else:
-                    tensors.append((watch, watch.tensor, slot))
+                    blocks.append((watch, block))
                     version = watch.kept.get("version")
                     if version is not None:
                         self._versions.append((watch.tensor, version))
@@ -163,4 +164,4 @@ class Guards:
                 self._others.append(watch)
             else:
                 words.append((watch, found))
-        self._words, self._tensors = WordTable(words), TensorTable(tensors)
+        self._words, self._blocks = WordTable(words), BlockTable(blocks)

@@ -14,7 +14,7 @@ import gc
 import sys
 import types
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -27,6 +27,8 @@ _LIST = (16, 24)
 _CELL = 16
 _SET = (16, 24, 32, 40)
 _ENTRY_BYTES = 16
+# torch counts references in the word before.
+_COUNTS_END = 16
 _DICT_OF_OBJECT = -24
 _MANAGED_DICT = 1 << 4
 _TENSOR, _HOOKS, _POST_HOOKS = 16, 24, 32
@@ -124,23 +126,40 @@ def function_words(value: types.FunctionType) -> list[Word] | None:
     return _words([id(value) + offset for offset in offsets]) if offsets else None
 
 
+class Block(NamedTuple):
+    """Memory that is looked at as long as the word at ``slot`` is ``owner``."""
+
+    slot: int
+    owner: int
+    content: int
+    bytes: int
+
+
+def tensor_block(value: torch.Tensor) -> Block | None:
+    """All that torch keeps of a tensor but counts of references: storage, sizes, strides, type."""
+    owner, slot = value._cdata, id(value) + _TENSOR
+    if _tensor_offsets() is None or read(slot) != owner:
+        return None
+    return Block(slot, owner, owner + _COUNTS_END, _usable_bytes(owner) - _COUNTS_END)
+
+
 def tensor_words(value: torch.Tensor) -> list[Word] | None:
-    """Which of torch's tensors this one is, whether it requires a gradient, and its hooks."""
+    """Whether a tensor requires a gradient, its hooks, and its storage's memory.
+
+    To be looked at while ``tensor_block`` is as it was.
+    """
     offsets = _tensor_offsets()
-    slot = id(value) + _TENSOR
-    if offsets is None or read(slot) != value._cdata:
+    if offsets is None:
+        return None
+    storage = value.untyped_storage()
+    in_storage = [storage._cdata + 8 * i for i in range(_usable_bytes(storage._cdata) // 8)]
+    data = [address for address in in_storage if read(address) == storage.data_ptr()]
+    if not data:
         return None
     autograd, flag = offsets
-    words = _words([slot, value._cdata + autograd])
-    if words[1][1]:
-        words += _words([words[1][1] + flag])
-    return [*words, *_words([id(value) + _HOOKS, id(value) + _POST_HOOKS])]
-
-
-def tensor_slot(value: torch.Tensor) -> int | None:
-    """Address of the word that points to torch's tensor."""
-    slot = id(value) + _TENSOR
-    return slot if _has_cpython() and read(slot) == value._cdata else None
+    words = _words([id(value) + _HOOKS, id(value) + _POST_HOOKS, data[0]])
+    meta = read(value._cdata + autograd)
+    return words + _words([meta + flag]) if meta else words
 
 
 # ---- Trials ------------------------------------------------------------------------------------
@@ -246,19 +265,31 @@ def _tensor_offsets() -> tuple[int, int] | None:
 
     Found by what ``requires_grad_`` changes in the memory of a tensor; ``None``: not found.
     """
+    if not _has_cpython() or _size_of() is None:
+        return None
+    found = {_try_tensor(shape) for shape in ((), (3,), (2, 5))}
+    return found.pop() if len(found) == 1 else None
+
+
+@functools.cache
+def _size_of() -> Callable[[int], int] | None:
+    """The C library's ``malloc_usable_size``."""
     try:
         size_of = ctypes.CDLL(None).malloc_usable_size
     except AttributeError:
         return None
     size_of.argtypes, size_of.restype = [ctypes.c_void_p], ctypes.c_size_t
-    found = {_try_tensor(size_of, shape) for shape in ((), (3,), (2, 5))}
-    return found.pop() if len(found) == 1 else None
+    return cast(Callable[[int], int], size_of)
 
 
-def _try_tensor(size_of: Callable[[int], int], shape: Sequence[int]) -> tuple[int, int] | None:
+def _usable_bytes(address: int) -> int:
+    size_of = _size_of()
+    return min(size_of(address), _MOST_WORDS * 8) if size_of else 0
+
+
+def _try_tensor(shape: Sequence[int]) -> tuple[int, int] | None:
     def content(address: int) -> list[int]:
-        count = min(size_of(address) // 8, _MOST_WORDS)
-        return [read(address + 8 * i) for i in range(count)]
+        return [read(address + 8 * i) for i in range(_usable_bytes(address) // 8)]
 
     def only_change(before: list[int], after: list[int]) -> int | None:
         changed = [i for i, pair in enumerate(zip(before, after, strict=True)) if len({*pair}) == 2]
@@ -266,7 +297,7 @@ def _try_tensor(size_of: Callable[[int], int], shape: Sequence[int]) -> tuple[in
 
     with torch.inference_mode(False), torch.device("cpu"):
         tensor = torch.zeros(shape)
-        if not _has_cpython() or read(id(tensor) + _TENSOR) != tensor._cdata:
+        if read(id(tensor) + _TENSOR) != tensor._cdata:
             return None
         plain = content(tensor._cdata)
         autograd = only_change(plain, content(tensor.requires_grad_(True)._cdata))
@@ -274,23 +305,17 @@ def _try_tensor(size_of: Callable[[int], int], shape: Sequence[int]) -> tuple[in
             return None
         meta = read(tensor._cdata + 8 * autograd)
         on = content(meta)
-        flag = only_change(on, content_of_frozen := _content_when_frozen(tensor, content, meta))
-        if flag is None or (on[flag] ^ content_of_frozen[flag]) != 1:
+        tensor.requires_grad_(False)
+        frozen = content(meta)
+        tensor.requires_grad_(True)
+        flag = only_change(on, frozen)
+        if flag is None or on[flag] ^ frozen[flag] != 1:
             return None
         if content(meta) != on:
             return None
         tensor.register_hook(lambda gradient: gradient)
         tensor.register_post_accumulate_grad_hook(lambda gradient: None)
-        hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
         if [read(id(tensor) + o) for o in (_HOOKS, _POST_HOOKS)] != [id(h) for h in hooks]:
             return None
     return 8 * autograd, 8 * flag
-
-
-def _content_when_frozen(
-    tensor: torch.Tensor, content: Callable[[int], list[int]], meta: int
-) -> list[int]:
-    tensor.requires_grad_(False)
-    frozen = content(meta)
-    tensor.requires_grad_(True)
-    return frozen

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +25,14 @@ _HOOKS = {
     "_backward_hooks": "backward hook",
     "_backward_pre_hooks": "backward pre-hook",
 }
+_WITH_GLOBAL_HOOKS = {
+    "torch.nn.modules.module": "all modules",
+    "torch.optim.optimizer": "all optimizers",
+}
 _MEMBERS = ("_parameters", "_buffers", "_modules")
 # Of a module's attributes these do not count for a step: they say how a checkpoint is made.
 _NOT_IN_STEP = frozenset(
-    [
+    {
         "_non_persistent_buffers_set",
         "_state_dict_hooks",
         "_state_dict_pre_hooks",
@@ -37,7 +42,7 @@ _NOT_IN_STEP = frozenset(
         "_forward_hooks_always_called",
         "_forward_pre_hooks_with_kwargs",
         "_compiled_call_impl",
-    ]
+    }
 )
 
 
@@ -136,11 +141,12 @@ def container_watch(value: Any, label: Label) -> Watch | None:
         )
     if isinstance(value, dict):
         return dict_watch(value, key, say)
-    words: Callable[[], list[memory.Word] | None] = lambda: None  # noqa: E731
-    if isinstance(value, list):
-        words = lambda: memory.list_words(value)  # noqa: E731
-    elif isinstance(value, set):
-        words = lambda: memory.set_words(value)  # noqa: E731
+
+    def words() -> list[memory.Word] | None:
+        if isinstance(value, list):
+            return memory.list_words(value)
+        return memory.set_words(value) if isinstance(value, set) else None
+
     return Watch(key, lambda: pieces_of(value), say, words, alive=(value,))
 
 
@@ -167,7 +173,7 @@ def slots_of(value: Any) -> list[str]:
         slots = vars(kind).get("__slots__", ())
         names = [slots] if isinstance(slots, str) else list(slots)
         found += [name for name in names if name not in ("__dict__", "__weakref__")]
-    return [name if not name.startswith("__") else name for name in found]
+    return found
 
 
 # ---- Tensors -------------------------------------------------------------------------------------
@@ -305,9 +311,8 @@ def _list_watch(values: list[Any], key: str, say: Say) -> Watch:
 
 def global_watches() -> Iterator[Watch]:
     """Hooks of all modules and of all optimizers."""
-    for module in (torch.nn.modules.module, torch.optim.optimizer):
-        for name, hooks in vars(module).items():
+    for place, everything in _WITH_GLOBAL_HOOKS.items():
+        for name, hooks in vars(sys.modules[place]).items():
             if name.startswith("_global_") and name.endswith("_hooks") and isinstance(hooks, dict):
                 kind = name.removesuffix("s").removeprefix("_global_").replace("_", " ")
-                everything = "all modules" if module is nn.modules.module else "all optimizers"
                 yield hook_watch(hooks, kind, everything)

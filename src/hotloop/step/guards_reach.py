@@ -37,23 +37,12 @@ _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _METHODS = (types.FunctionType, property, classmethod, staticmethod, functools.cached_property)
 # Of a class whose instances are there already: not run in a step.
 _NOT_RUN = frozenset(
-    [
-        "__init__",
-        "__new__",
-        "__post_init__",
-        "__repr__",
-        "__str__",
-        "__reduce__",
-        "__reduce_ex__",
-        "__getstate__",
-        "__setstate__",
-        "__init_subclass__",
-        "__del__",
-        "__dir__",
-        "__deepcopy__",
-        "__copy__",
-    ]
-)
+    {
+        "__init__", "__new__", "__post_init__", "__repr__", "__str__", "__reduce__",
+        "__reduce_ex__", "__getstate__", "__setstate__", "__init_subclass__", "__del__",
+        "__dir__", "__copy__", "__deepcopy__",
+    }
+)  # fmt: skip
 # Methods of torch's own modules that a program may replace.
 _FORWARD = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
 
@@ -408,13 +397,12 @@ class Reach:
                 now = vars(owner)
                 return dict(now) if whole else {name: now.get(name, MISSING) for name in names}
 
-            alive = owner, vars(owner)
             watch = Watch(
                 f"attributes of {label}",
                 read,
                 say,
                 lambda: memory.attribute_words(owner),
-                alive=alive,
+                alive=(owner, vars(owner)),
             )
         watch.expanded = {name for name, is_watched in named.expanded.items() if is_watched}
         self.add(watch)

@@ -22,25 +22,27 @@ _NAMES = (
     "number of function modes",
 )
 _C: Any = torch._C
-# Each is asked at each step, so these are the functions below torch's public ones.
-_SETTINGS = (
-    torch.is_grad_enabled,
-    torch.is_inference_mode_enabled,
-    torch.get_default_dtype,
-    _C._is_any_autocast_enabled,
-    _C._get_deterministic_algorithms,
-    torch.get_num_threads,
-    _C._get_float32_matmul_precision,
-    _C._get_mkldnn_enabled,
+# Asked at each step, so these are the functions below torch's public ones.
+_is_autocast: Any = _C._is_any_autocast_enabled
+_is_deterministic: Any = _C._get_deterministic_algorithms
+_matmul_precision: Any = _C._get_float32_matmul_precision
+_has_onednn: Any = _C._get_mkldnn_enabled
+_dispatch_modes: Any = _C._len_torch_dispatch_stack
+_function_modes: Any = _C._len_torch_function_stack
+_is_grad, _is_inference = torch.is_grad_enabled, torch.is_inference_mode_enabled
+_is_anomaly, _dtype, _threads = (
     torch.is_anomaly_enabled,
-    _C._len_torch_dispatch_stack,
-    _C._len_torch_function_stack,
+    torch.get_default_dtype,
+    torch.get_num_threads,
 )
 
 
 def torch_settings() -> tuple[Any, ...]:
     """Settings of torch that change what an operation computes, in the order of ``_NAMES``."""
-    now = tuple([setting() for setting in _SETTINGS])
+    now = (
+        _is_grad(), _is_inference(), _dtype(), _is_autocast(), _is_deterministic(), _threads(),
+        _matmul_precision(), _has_onednn(), _is_anomaly(), _dispatch_modes(), _function_modes(),
+    )  # fmt: skip
     if now[3]:
         return (*now, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
     return now

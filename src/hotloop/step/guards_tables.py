@@ -1,4 +1,4 @@
-"""Tables of what the kernels compare in one call: words of memory, and where tensors lie."""
+"""Tables of what the kernels compare in one call: words and blocks of memory."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import ctypes
 import functools
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any
-
-import torch
 
 from .. import kernels
-from ..kernels.binding import GuardTensor, GuardWord
-from .guards_memory import Word
+from ..kernels.binding import GuardBlock, GuardWord
+from .guards_memory import Block, Word
 from .guards_watch import Watch
 
 
@@ -32,13 +29,13 @@ class WordTable:
     def __init__(self, found: list[tuple[Watch, list[Word]]]) -> None:
         self._watches = [watch for watch, words in found if words]
         self._starts: list[int] = []
-        self._ends: dict[Watch, int] = {}
+        self._ends: list[int] = []
         rows: list[Word] = []
-        for watch, words in found:
+        for _, words in found:
             if words:
                 self._starts.append(len(rows))
                 rows += words
-                self._ends[watch] = len(rows)
+                self._ends.append(len(rows))
         self._count = len(rows)
         self._rows = (GuardWord * self._count)(*rows)
         self._at = ctypes.addressof(self._rows)
@@ -54,38 +51,31 @@ class WordTable:
         found = self._find(self._at + start * ctypes.sizeof(GuardWord), self._count - start)
         return found if found < 0 else start + found
 
-    def watch_at(self, index: int) -> tuple[Watch, int]:
-        """Whose word this is, and the index after its last one."""
-        watch = self._watches[bisect_right(self._starts, index) - 1]
-        return watch, self._ends[watch]
+    def watch_at(self, index: int) -> tuple[Watch, int, int]:
+        """Whose word this is, and where its words begin and end."""
+        number = bisect_right(self._starts, index) - 1
+        return self._watches[number], self._starts[number], self._ends[number]
 
-    def refresh(self, end: int, words: list[Word]) -> None:
-        """Expect these words of the watch whose words end there, as many as before."""
-        for index, (address, expected) in enumerate(words, end - len(words)):
+    def refresh(self, start: int, words: list[Word]) -> None:
+        """Expect these words, as many as the watch had whose words begin there."""
+        for index, (address, expected) in enumerate(words, start):
             row = self._rows[index]
             row.address, row.expected = address, expected
 
-    def length(self, watch: Watch) -> int:
-        """How many words a watch has."""
-        return (
-            self._ends[watch] - self._starts[bisect_right(self._starts, self._ends[watch] - 1) - 1]
-        )
 
+class BlockTable:
+    """The memory in which torch describes tensors: storage, sizes, strides, type."""
 
-class TensorTable:
-    """Where tensors lie in memory, and their sizes and strides."""
-
-    def __init__(self, found: list[tuple[Watch, torch.Tensor, int]]) -> None:
-        self._watches = [watch for watch, *_ in found]
-        self._kept: list[Any] = []
-        self._rows = (GuardTensor * len(found))()
-        for row, (_, tensor, slot) in zip(self._rows, found, strict=True):
-            numbers = (ctypes.c_int64 * (2 * tensor.dim()))(*tensor.shape, *tensor.stride())
-            self._kept.append(numbers)
-            row.slot, row.data, row.dims = slot, tensor.data_ptr(), tensor.dim()
-            row.sizes_and_strides = ctypes.addressof(numbers)
-        self._at, self._count = ctypes.addressof(self._rows), len(found)
-        self._find = _entry("hotloop_first_changed_tensor") if found else None
+    def __init__(self, found: list[tuple[Watch, Block]]) -> None:
+        self._watches = [watch for watch, _ in found]
+        self._expected = [ctypes.string_at(block.content, block.bytes) for _, block in found]
+        rows = [
+            (block.slot, block.owner, block.content, _address(expected), block.bytes)
+            for (_, block), expected in zip(found, self._expected, strict=True)
+        ]
+        self._rows = (GuardBlock * len(rows))(*rows)
+        self._at, self._count = ctypes.addressof(self._rows), len(rows)
+        self._find = _entry("hotloop_first_changed_block") if rows else None
 
     def first_changed(self) -> Watch | None:
         """The first tensor that is not as it was; ``None``: all are."""
@@ -94,6 +84,6 @@ class TensorTable:
         index = self._find(self._at, self._count)
         return None if index < 0 else self._watches[index]
 
-    def is_right(self) -> bool:
-        """Whether torch tells the kernels what it tells Python."""
-        return self.first_changed() is None
+
+def _address(text: bytes) -> int | None:
+    return ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p).value

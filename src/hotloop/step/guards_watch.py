@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from operator import is_
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy
 import torch
@@ -55,11 +55,8 @@ class Label:
         return " ".join(part for part in (self.kind, self.path, self.of) if part)
 
 
-class Say(Protocol):
-    """Names a difference in one line."""
-
-    def __call__(self, name: Any, old: Any, new: Any) -> str:
-        """``old`` or ``new`` may be ``MISSING``."""
+# Names a difference in one line: of a name, the old and the new value, each maybe ``MISSING``.
+Say = Callable[[Any, Any, Any], str]
 
 
 def _no_words() -> list[Word]:
@@ -136,7 +133,7 @@ class Watch:
                     return self.say(name, kept.get(name, MISSING), now.get(name, MISSING))
         if self.ordered and list(kept) != list(now):
             name = next(a for a, b in zip(kept, now, strict=True) if a != b)
-            return f"{self.say(name, MISSING, MISSING)} (the order)"
+            return f"the order of {self.key} changed, from {_text(name)} on"
         return None
 
 
@@ -161,7 +158,7 @@ def same(old: Any, new: Any) -> bool | None:
     if type(old) is not type(new):
         return False
     if isinstance(old, float | complex | numpy.inexact):
-        return _bits(old) == _bits(new)
+        return bool(_bits(old) == _bits(new))
     if isinstance(old, enum.Enum):
         return False
     if isinstance(old, PLAIN):
@@ -171,7 +168,7 @@ def same(old: Any, new: Any) -> bool | None:
     if isinstance(old, frozenset):
         return bool(old == new)
     if isinstance(old, types.MethodType):
-        return old.__func__ is new.__func__ and old.__self__ is new.__self__
+        return bool(old.__func__ is new.__func__ and old.__self__ is new.__self__)
     if isinstance(old, types.FunctionType | type | types.ModuleType | torch.Tensor):
         return False
     if isinstance(old, torch.nn.Module):
@@ -182,7 +179,9 @@ def same(old: Any, new: Any) -> bool | None:
 
 
 def _all(first: bool, pairs: Any) -> bool | None:
-    answers = [first, *(same(a, b) for a, b in pairs)] if first else [False]
+    answers: set[bool | None] = {first}
+    if first:
+        answers |= {same(a, b) for a, b in pairs}
     if False in answers:
         return False
     return None if None in answers else True
