@@ -1073,6 +1073,30 @@ function(
     seconds=float64,
 )
 
+# ---- Guards of a recorded step -------------------------------------------------------------------
+
+GuardWord = structure(
+    "GuardWord",
+    "A word of memory, and what stands there as long as nothing has changed.",
+    address=pointer("const uint64_t"),
+    expected=uint64,
+)
+GuardBlock = structure(
+    "GuardBlock",
+    """Memory that is looked at only as long as `slot` holds `owner`, which keeps it in being.
+
+    content: `bytes` that are those of `expected` as long as nothing has changed.""",
+    slot=pointer("const uint64_t"),
+    owner=uint64,
+    content=pointer(),
+    expected=pointer(),
+    bytes=int64,
+)
+# Index of the first one that is not as expected, in order; -1: all are. None after that one is
+# read: a word may be the address of those that follow.
+function("hotloop_first_changed_word", int64, words=pointer("const GuardWord"), count=int64)
+function("hotloop_first_changed_block", int64, blocks=pointer("const GuardBlock"), count=int64)
+
 # ---- Matrix products of a running program -------------------------------------------------------
 
 RouterRow = structure(

@@ -26,7 +26,8 @@ from ..graph.recording import NotRecordable, Recorder, Recording, version_of
 from ..graph.rounding import covers, rounds_products
 from .capture import NotCapturable, refuse_hidden
 from .operations import Operation
-from .guards import Guards, PythonState
+from .guards import Guards
+from .guards_settings import PythonState
 from .update_nodes import add_sums, add_updates, update_early
 from .updates import Update, reason_outside
 
@@ -227,7 +228,7 @@ class RecordedStep:
         for weight in self.weights:
             weight.grad = None
         guards = Guards(self.model, self.loss_fn, self.optimizer)
-        state = PythonState(self.model, self.loss_fn)
+        state = PythonState(guards.generators)
         recorder = Recorder({**self._tensors, "batch": batch})
         try:
             with recorder:
