@@ -42,20 +42,6 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
-@pytest.fixture
-def backend(request, monkeypatch):
-    """``"compiled"``, or ``"interpreted"``: the same captured step without the compiler.
-
-    Parametrized indirectly, see ``support.interpreted.backends``.
-    """
-    from hotloop.step.compiled import CompiledStep
-    from support import interpreted
-
-    if request.param == "interpreted":
-        monkeypatch.setattr(CompiledStep, "load", interpreted.load)
-    return request.param
-
-
 @pytest.fixture(scope="session")
 def arena_available():
     """Skips where there is no tensor arena; asked for when a test runs, as it may take seconds."""

@@ -10,12 +10,10 @@ from torch.nn import functional as F
 from hotloop import kernels
 from hotloop.kernels import calls
 from hotloop.graph import convolutions
-from hotloop.step.compiled import CompiledStep
 from hotloop.graph.routes import Route
 from hotloop.train.zoo import build_model
 from support import examples
-from support.beside_plain import learns_as_in_plain_pytorch
-from support.interpreted import backends
+from support.beside_plain import called, learns_as_in_plain_pytorch, with_program
 
 if not kernels.is_available():
     pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
@@ -150,17 +148,14 @@ def own(monkeypatch):
     monkeypatch.setattr(convolutions, "fastest", lambda work: Route("hotloop", {"hotloop": 1.0}))
 
 
-def targets(step):
-    return [n.target for n in step.captured.graph.graph.nodes if n.op == "call_function"]
+def of_the_cnn():
+    model, x, y = build_model("cnn"), torch.rand(8, 1, 28, 28), torch.zeros(8, dtype=torch.long)
+    return with_program(model, F.cross_entropy, torch.optim.Adam(model.parameters()), x, y)
 
 
 def test_the_cnn_is_convolved_pooled_and_masked_in_one_go(own):
-    model = build_model("cnn")
-    step = CompiledStep(
-        model, F.cross_entropy, torch.optim.Adam(model.parameters()), torch.rand(8, 1, 28, 28),
-        torch.zeros(8, dtype=torch.long), num_threads=1, whole=True,
-    )  # fmt: skip
-    nodes = [n for n in step.captured.graph.graph.nodes if n.op == "call_function"]
+    step = of_the_cnn()
+    nodes = called(step)
     found = [n.target for n in nodes]
     assert found.count(OWN.conv3x3.default) == 1
     assert found.count(OWN.conv3x3_pool.default) == 1
@@ -176,12 +171,7 @@ def test_the_cnn_is_convolved_pooled_and_masked_in_one_go(own):
 
 def test_a_slower_kernel_is_not_taken(monkeypatch):
     monkeypatch.setattr(convolutions, "fastest", lambda work: Route("onednn", {"onednn": 1.0}))
-    model = build_model("cnn")
-    step = CompiledStep(
-        model, F.cross_entropy, torch.optim.Adam(model.parameters()), torch.rand(8, 1, 28, 28),
-        torch.zeros(8, dtype=torch.long), num_threads=1, whole=True,
-    )  # fmt: skip
-    assert not [t for t in targets(step) if "conv3x3" in str(t)]
+    assert not [n for n in called(of_the_cnn()) if "conv3x3" in str(n.target)]
 
 
 class Residual(nn.Module):
@@ -235,14 +225,12 @@ def frozen(model):
         ),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("backend", backends(), indirect=True)
-def test_compiled_networks_learn_as_in_plain_pytorch(own, make, backend):
+def test_networks_learn_as_in_plain_pytorch(own, make):
     torch.manual_seed(0)
     learns(make(), torch.rand(16, 1, 28, 28))
 
 
-@pytest.mark.parametrize("backend", backends(), indirect=True)
-def test_images_in_colour_are_turned_once(own, backend):
+def test_images_in_colour_are_turned_once(own):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
         nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8 * 4, 10),
@@ -255,8 +243,8 @@ def test_images_in_colour_are_turned_once(own, backend):
 
 
 def learns(model, x):
-    """As in plain PyTorch, weights too; what the compiled step calls."""
+    """As in plain PyTorch, weights too; what the program calls."""
     step, twin = learns_as_in_plain_pytorch(model, x, lr=0.05)
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    return targets(step._compiled)
+    return [node.target for node in called(step)]

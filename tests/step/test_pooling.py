@@ -10,11 +10,9 @@ from torch.nn import functional as F
 from hotloop import kernels
 from hotloop.kernels import calls
 from hotloop.graph import convolutions, operators
-from hotloop.step.compiled import CompiledStep
 from hotloop.graph.routes import Route
 from hotloop.train.zoo import build_model
-from support.beside_plain import learns_as_in_plain_pytorch
-from support.interpreted import backends
+from support.beside_plain import called, learns_as_in_plain_pytorch, with_program
 
 if not kernels.is_available():
     pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
@@ -65,12 +63,10 @@ def test_pooling_is_torchs(shape, kh, kw, relu, last, out_last, values):
     torch.testing.assert_close(gx, x.grad, rtol=0, atol=0, equal_nan=True)
 
 
-def captured(model, x=None):
-    x = torch.rand(4, 1, 28, 28) if x is None else x
-    y = torch.randint(0, 10, (4,))
+def recorded(model):
+    x, y = torch.rand(4, 1, 28, 28), torch.randint(0, 10, (4,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = CompiledStep(model, F.cross_entropy, optimizer, x, y, num_threads=2, whole=True)
-    return [node for node in step.captured.graph.graph.nodes if node.op == "call_function"]
+    return called(with_program(model, F.cross_entropy, optimizer, x, y))
 
 
 def names(nodes):
@@ -78,7 +74,7 @@ def names(nodes):
 
 
 def test_the_cnn_pools_with_its_relu_and_passes_channels_adjacent():
-    nodes = captured(build_model("cnn"))
+    nodes = recorded(build_model("cnn"))
     (pool,) = [n for n in nodes if n.target is torch.ops.hotloop.pool.default]
     assert pool.args[1:4] == (2, 2, 1)
     assert "hotloop.pool_backward.default" in names(nodes)
@@ -96,7 +92,7 @@ def network(*middle, width):
 )
 def test_windows_that_overlap_or_leave_the_image_stay_torchs(pool):
     width = pool(torch.rand(1, 4, 26, 26)).numel()
-    nodes = captured(network(nn.ReLU(), pool, width=width))
+    nodes = recorded(network(nn.ReLU(), pool, width=width))
     assert any("max_pool2d" in name for name in names(nodes))
 
 
@@ -113,7 +109,7 @@ class Twice(nn.Module):
 
 
 def test_a_relu_that_others_need_stays():
-    nodes = captured(Twice())
+    nodes = recorded(Twice())
     (pool,) = [n for n in nodes if n.target is torch.ops.hotloop.pool.default]
     assert pool.args[3] == 0
     assert "aten.relu.default" in names(nodes)
@@ -128,7 +124,6 @@ def test_a_relu_that_others_need_stays():
         lambda: network(nn.ReLU(), nn.MaxPool2d((3, 2)), nn.Conv2d(4, 3, 3), width=3 * 6 * 11),
     ],
 )
-@pytest.mark.parametrize("backend", backends(), indirect=True)
-def test_compiled_networks_that_pool_learn_as_in_plain_pytorch(make, backend):
+def test_networks_that_pool_learn_as_in_plain_pytorch(make):
     torch.manual_seed(0)
     learns_as_in_plain_pytorch(make(), torch.rand(16, 1, 28, 28), lr=0.1)

@@ -1,4 +1,4 @@
-"""A compiled step beside plain PyTorch on the same batch."""
+"""A recorded step beside plain PyTorch on the same batches."""
 
 import copy
 
@@ -6,6 +6,24 @@ import torch
 from torch.nn import functional as F
 
 import hotloop
+
+ALWAYS = hotloop.Plan().replace({"step.compile": "always"})
+
+
+def with_program(model, loss_fn, optimizer, x, y, plan=ALWAYS, **options):
+    """A step that was called on batches of one shape until it had a program for them."""
+    step = hotloop.compile_step(model, loss_fn, optimizer, (x, y), plan, **options)
+    for _ in range(2):
+        assert step.path == "plain"
+        step(x, y)
+    assert step.path == "compiled", step.reason
+    return step
+
+
+def called(step):
+    """The operations of the last program's graph."""
+    shape = list(step._recorded._shapes.values())[-1]
+    return [node for node in shape.graph.graph.graph.nodes if node.op == "call_function"]
 
 
 def learns_as_in_plain_pytorch(model, x, lr):
@@ -15,10 +33,9 @@ def learns_as_in_plain_pytorch(model, x, lr):
         torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=lr)
         for m in (model, twin)
     )
-    plan = hotloop.Plan().replace({"step.compile": "always"})
-    step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x, y), plan)
-    assert step.path == "compiled", step.reason
+    step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x, y), ALWAYS)
     same_losses(step, twin, plain, x, y, steps=10)
+    assert step.path == "compiled", step.reason
     return step, twin
 
 

@@ -19,7 +19,7 @@ from ..kernels import calls as kernel_calls
 from ..machine.threads import num_threads as threads_set
 from ..measure import least_seconds
 from ..memory import TensorArena
-from .routes import Route, remembered
+from .routes import LIMIT_S, ROUNDS, Route, remembered
 
 _aten = torch.ops.aten
 _own = torch.ops.hotloop
@@ -218,5 +218,5 @@ def _race(work: Convolution) -> tuple[str, dict[str, float], bool]:
                 x, g, torch.empty_like(w), torch.empty_like(bias), **own
             )
     with torch.no_grad(), threads_set(work.num_threads), TensorArena():
-        seconds, quiet = least_seconds(calls)
+        seconds, quiet = least_seconds(calls, rounds=ROUNDS, limit_s=2 * LIMIT_S)
     return min(seconds, key=lambda name: seconds[name]), seconds, quiet

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .recording import Entry, Recording, TensorRef
+from .recording import Entry, NotRecordable, Recording, TensorRef
 
 _aten = torch.ops.aten
 # Give back their argument, under the same name.
@@ -63,6 +63,7 @@ class _Builder:
         # Of each storage, the names it is known by, and the first of them.
         self._names: dict[int, list[TensorRef]] = {}
         self._outside: set[int] = set()
+        self._batch: dict[int, list[TensorRef]] = {}
 
     def build(self) -> RecordedGraph:
         for ref, (kind, number) in self.recording.inputs.items():
@@ -82,6 +83,8 @@ class _Builder:
         node = self.graph.placeholder(f"{kind}_{number}")
         node.meta["input"] = (kind, number)
         self._outside.add(ref.storage)
+        if kind == "batch":
+            self._batch.setdefault(ref.storage, []).append(ref)
         self._bind(ref, node)
 
     def _bind(self, ref: TensorRef, node: Any) -> None:
@@ -100,13 +103,16 @@ class _Builder:
         if not names:
             return self._constant(ref)
         # Another view of what is known, as autograd makes them of what it saved.
-        base = self._values[names[0]]
+        base, begin = names[0], 0
+        if ref.storage in self._batch:  # Each part of the batch is copied to a place of its own.
+            base = next((n for n in self._batch[ref.storage] if _covers(n, ref)), base)
+            begin = base.offset
+        if ref.dtype != base.dtype or not _covers(base, ref):
+            raise NotRecordable("a tensor of the step is a view that reaches beyond what it views")
         node = self.graph.call_function(
             _aten.as_strided.default,
-            (base, list(ref.size), list(ref.stride), ref.offset - names[0].offset),
+            (self._values[base], list(ref.size), list(ref.stride), ref.offset - begin),
         )
-        if ref.dtype != names[0].dtype:
-            raise AssertionError("one storage has one dtype")
         self._bind(ref, node)
         return node
 
@@ -124,7 +130,8 @@ class _Builder:
         if op in _SAME and isinstance(entry.results, TensorRef) and entry.results == entry.args[0]:
             self._value(entry.results)
             return
-        if torch.Tag.inplace_view in op.tags:  # Another view of the same values.
+        # Another view of the same values; an offset counts from where its own storage begins.
+        if torch.Tag.inplace_view in op.tags or op is _aten.as_strided.default:
             self._value(entry.results)
             return
         if op._schema.is_mutable:
@@ -227,6 +234,15 @@ def _refs(tree: Any) -> list[TensorRef]:
 def meta_of(ref: TensorRef) -> torch.Tensor:
     """A tensor without memory, of the same shape."""
     return torch.empty_strided(ref.size, ref.stride, dtype=ref.dtype, device="meta")
+
+
+def _covers(whole: TensorRef, part: TensorRef) -> bool:
+    """Whether a part of a storage lies inside another, first element to last."""
+    ends = [
+        ref.offset + sum((n - 1) * s for n, s in zip(ref.size, ref.stride, strict=True))
+        for ref in (whole, part)
+    ]
+    return 0 in part.size or (whole.offset <= part.offset and ends[1] <= ends[0])
 
 
 def _targets(entry: Entry) -> list[TensorRef]:

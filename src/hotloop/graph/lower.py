@@ -22,7 +22,7 @@ from ..kernels import calls
 from ..kernels.calls import Call
 from .memory_plan import Lifetime, plan_offsets
 from .native import NATIVE, is_update, update_call
-from .operators import PRODUCT_UPDATES, aliases
+from .operators import PRODUCT_UPDATES, aliases, readers
 
 Instruction = Callable[[], Any]
 
@@ -142,7 +142,7 @@ class _Lowering:
             pass  # Memory alone.
         elif is_update(node):
             self._lower_update(node)
-        elif node.target in _FILLED and _is_small(node) and not any(map(_writes, node.users)):
+        elif node.target in _FILLED and _is_small(node) and not any(map(_writes, readers(node))):
             # The same in each step, whatever the values of its arguments.
             args, kwargs = _stand_ins((node.args, node.kwargs))
             self._value[node] = node.target(*args, **kwargs)

@@ -212,6 +212,14 @@ def aliases(node: fx.Node) -> bool:
     return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
+def readers(node: fx.Node) -> list[Any]:
+    """What is given a value's memory, through views too."""
+    found: list[Any] = []
+    for user in node.users:
+        found += [user, *(readers(user) if aliases(user) else [])]
+    return found
+
+
 def memory_of(node: Any) -> Any:
     """The node whose memory a view is a part of; the node itself where it is no view."""
     while node.op == "call_function" and aliases(node):

@@ -137,7 +137,7 @@ class Recorder(TorchDispatchMode):
         self.recording = Recording()
         self.refusal: str | None = None
         # Kept alive: else an address would come again for another tensor.
-        self._alive: list[torch.Tensor] = []
+        self._alive: list[torch.UntypedStorage] = []
         self._numbers: dict[int, int] = {}
         # Where a batch begins in its storage: it may be a part of a larger one.
         self._begins: dict[int, int] = {}
@@ -169,12 +169,13 @@ class Recorder(TorchDispatchMode):
         )
 
     def _number(self, tensor: torch.Tensor) -> int:
-        key = tensor.untyped_storage()._cdata
+        storage = tensor.untyped_storage()
+        key = storage._cdata
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = self.recording.storages
             self.recording.storages += 1
-            self._alive.append(tensor)
+            self._alive.append(storage)
         return number
 
     def _known(self, tensor: torch.Tensor) -> bool:

@@ -25,9 +25,9 @@ from ..graph.program import Program
 from ..graph.recording import NotRecordable, Recorder, Recording, version_of
 from ..graph.rounding import covers, rounds_products
 from .capture import NotCapturable, refuse_hidden
-from .operations import Operation
 from .guards import Guards
 from .guards_settings import PythonState
+from .operations import Operation, operations
 from .update_nodes import add_sums, add_updates, update_early
 from .updates import Update, reason_outside
 
@@ -41,6 +41,10 @@ _MOST_PROGRAMS = 128
 RECORDING = "the first steps of each shape of batch run as PyTorch makes them, and are recorded"
 _WHOLE = "forward, loss, backward and update are one program, recorded from PyTorch's own step"
 _GRADIENTS = "forward, loss and backward are one program, recorded from PyTorch's own step"
+
+
+class _NeedsAutocast(Exception):
+    """hotloop's products are not all that is to be computed in bfloat16."""
 
 
 @dataclass
@@ -60,6 +64,11 @@ class _Shape:
     update: Update | None = None
     counters: list[torch.Tensor] = field(default_factory=list)
     steps_done: float = 0.0
+    # Which kernel makes each product and convolution, and what others took.
+    routes: list[Any] = field(default_factory=list)
+    convolutions: list[Any] = field(default_factory=list)
+    # Products that the program rounds: it is recorded without autocast.
+    rounds: bool = False
 
 
 class RecordedStep:
@@ -69,7 +78,8 @@ class RecordedStep:
         model, loss_fn, optimizer: as for ``compile_step``.
         num_threads: threads inside each of hotloop's kernels.
         whole: whether the optimizer's rule may be in the program; else it gives gradients.
-        rounds: whether products may round their factors to bfloat16, instead of autocast.
+        autocast: whether the step is in bfloat16: by products that round their factors where these
+            are all that there is to compute in it (``graph.rounding``), else by torch's autocast.
         clip_norm, clip_value: limits of the gradient.
 
     Attributes:
@@ -85,7 +95,7 @@ class RecordedStep:
         *,
         num_threads: int,
         whole: bool,
-        rounds: bool = False,
+        autocast: bool = False,
         clip_norm: float | None = None,
         clip_value: float | None = None,
     ) -> None:
@@ -93,7 +103,8 @@ class RecordedStep:
         self.num_threads = num_threads
         self._outside = reason_outside(optimizer) or _reason_of_weights(optimizer)
         self.whole = whole and self._outside is None
-        self.rounds = rounds
+        self._autocast = autocast
+        self._rounds = autocast and rounds_products()
         self.limits = clip_norm, clip_value
         self.reason = RECORDING
         self._shapes: OrderedDict[Any, _Shape] = OrderedDict()
@@ -134,7 +145,16 @@ class RecordedStep:
         return max((p.arena_bytes for p in programs), default=None)
 
     def operations(self) -> list[Operation]:
-        """Products and convolutions of the last program, timed alone."""
+        """Products and convolutions of the program used last, timed alone.
+
+        Those that torch's autocast computes are left out.
+        """
+        for shape in reversed(self._shapes.values()):
+            if shape.program is not None and shape.graph is not None:
+                if self._autocast and not shape.rounds:
+                    return []
+                given = shape.routes, shape.convolutions
+                return operations(shape.graph.graph, *given, self.num_threads)
         return []
 
     # ---- Running a program ------------------------------------------------------------------
@@ -204,26 +224,27 @@ class RecordedStep:
     # ---- Recording ----------------------------------------------------------------------------
 
     def record(
-        self, key: Any, batch: Sequence[torch.Tensor], plain: Callable[[], torch.Tensor]
+        self, key: Any, batch: Sequence[torch.Tensor], plain: Callable[[bool], torch.Tensor]
     ) -> torch.Tensor:
         """Run forward and backward as PyTorch makes them, recorded where that is of use.
 
         Args:
             key: of the shape. batch: as the model gets it.
-            plain: runs them, leaves the gradients in ``grad`` and gives the loss.
+            plain: runs them, leaves the gradients in ``grad`` and gives the loss; told whether
+                under autocast.
         """
-        shape = self._shapes.setdefault(key, _Shape())
+        shape = self._shapes.setdefault(key, _Shape(rounds=self._rounds))
         self._shapes.move_to_end(key)
         while len(self._shapes) > _MOST_PROGRAMS:
             self._shapes.popitem(last=False)
         if shape.refusal is not None:
             self.reason = shape.refusal
-            return plain()
+            return plain(self._autocast)
         self._find_tensors()
         refusal = self._refusal_before(batch)
         if refusal is not None:
             self._refuse(shape, refusal)
-            return plain()
+            return plain(self._autocast)
         held = [(w, w.grad) for w in self.weights]
         for weight in self.weights:
             weight.grad = None
@@ -232,7 +253,7 @@ class RecordedStep:
         recorder = Recorder({**self._tensors, "batch": batch})
         try:
             with recorder:
-                loss = plain()
+                loss = plain(self._autocast and not shape.rounds)
             recording = recorder.recording
             recording.loss = recorder.ref(loss)
             recording.gradients = [
@@ -294,6 +315,10 @@ class RecordedStep:
             self._refuse(shape, str(verdict))
         except RunError as error:
             self._refuse(shape, str(error))
+        except _NeedsAutocast:
+            self._drop(shape)
+            self._rounds = shape.rounds = False
+            shape.recordings, self.reason = 0, RECORDING
 
     def _refuse(self, shape: _Shape, refusal: str) -> None:
         self._drop(shape)
@@ -319,6 +344,8 @@ class RecordedStep:
         graph = graph_of(recording)
         if all(g is None for g in graph.gradients):
             raise NotRecordable("no parameter gets a gradient")
+        if shape.rounds and not (graph.movable and covers(graph.graph)):
+            raise _NeedsAutocast
         if self.whole:
             shape.update = Update(self.optimizer, self.weights, *self.limits)
             add_updates(graph, shape.update)
@@ -326,9 +353,9 @@ class RecordedStep:
             add_sums(graph)
         if graph.movable:
             pooling.fuse(graph.graph)
-            rounds = self.rounds and rounds_products() and covers(graph.graph)
-            routes.route(graph.graph, self.num_threads, rounds=rounds)
-            convolutions.route(graph.graph, self.num_threads)
+            threads = self.num_threads
+            shape.routes = routes.route(graph.graph, threads, rounds=shape.rounds)
+            shape.convolutions = convolutions.route(graph.graph, threads)
             copies.remove(graph.graph)
             losses.fuse(graph.graph)
             rows.replace(graph.graph)

@@ -241,12 +241,12 @@ class TrainStep:
             return self._cuda.add_gradients(x, y, weight, first)[0] * weight
         recorded = self._recorded
         if recorded is None:
-            return self._backward(*self._placed(x, y), weight)
+            return self._backward(*self._placed(x, y), weight, self.precision == "bfloat16")
         key = shape_key(x, y, weight)
         if not recorded.whole and recorded.ready(key):
             return recorded.add_gradients(key, (x, y), first=first)
         x, y = self._placed(x, y)
-        return recorded.record(key, (x, y), lambda: self._backward(x, y, weight))
+        return recorded.record(key, (x, y), lambda low: self._backward(x, y, weight, low))
 
     def _placed(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch where the model is, laid out as its layers like it."""
@@ -258,11 +258,13 @@ class TrainStep:
             self._layout_of, self._laid_out = key, preferred(self.model, x, copies=copies)
         return self._laid_out(x), y
 
-    def _backward(self, x: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
+    def _backward(
+        self, x: torch.Tensor, y: torch.Tensor, weight: float, autocast: bool
+    ) -> torch.Tensor:
         """Forward and backward as PyTorch makes them."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
             output = self.model(x)
-        loss = self.loss_fn(output.float() if self.precision == "bfloat16" else output, y)
+        loss = self.loss_fn(output.float() if autocast else output, y)
         if loss.dim() != 0 or not loss.requires_grad:
             raise ModelError(
                 "the loss must be one number that depends on the model's parameters",
@@ -408,6 +410,7 @@ def _step(
             optimizer,
             num_threads=torch.get_num_threads(),
             whole=whole,
+            autocast=precision == "bfloat16",
             **limits,
         )
     )

@@ -58,21 +58,13 @@ def update_early(recorded: RecordedGraph) -> None:
     graph = recorded.graph.graph
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in [n for n in graph.nodes if n.target in operators.UPDATES]:
-        before = [n for n in (*_readers(node.args[0]), *node.all_input_nodes) if n is not node]
+        before = [n for n in (*operators.readers(node.args[0]), *node.all_input_nodes) if n is not node]
         last = max(before, key=lambda n: order[n])
         if last.op == "placeholder":
             continue
         last.append(node)
         order[node] = order[last]
     recorded.graph.recompile()
-
-
-def _readers(node: Any) -> list[Any]:
-    """What reads a value's memory, through views too."""
-    found: list[Any] = []
-    for user in node.users:
-        found += [user, *(_readers(user) if operators.aliases(user) else [])]
-    return found
 
 
 def _first_call(graph: fx.Graph) -> Any:
@@ -144,13 +136,15 @@ def add_sums(recorded: RecordedGraph) -> None:
             # A weight without gradient has its sum too, so that numbers stay those of the weights.
             val = None if gradient is None else gradient.meta["val"]
             sums.append(recorded.add_input("state", number, val))
+    (output,) = (n for n in graph.nodes if n.op == "output")
     for total, gradient in zip(sums, recorded.gradients, strict=True):
         if gradient is None:
             continue
-        with graph.inserting_after(gradient):
+        # As soon as it is made, unless it may still be written.
+        behind = graph.inserting_after(gradient) if recorded.movable else graph.inserting_before(output)
+        with behind:
             node = graph.call_function(_aten.add_.Tensor, (total, gradient))
             node.meta["val"] = total.meta["val"]
-    (output,) = (n for n in graph.nodes if n.op == "output")
     output.args = ((recorded.loss,),)
     graph.eliminate_dead_code()
     recorded.graph.recompile()
