@@ -10,10 +10,10 @@ from torch import nn
 
 from .. import kernels
 from .guards_memory import Block, Word, tensor_block
-from .guards_places import TensorWatch, global_watches, optimizer_watches, tensor_watch
 from .guards_reach import Reach
 from .guards_settings import PythonState, difference_of_settings, torch_settings
 from .guards_tables import BlockTable, WordTable
+from .guards_tensors import TensorWatch, global_watches, optimizer_watches, tensor_watch
 from .guards_watch import Label, Watch
 
 __all__ = ["Guards", "PythonState"]
