@@ -24,7 +24,8 @@ _HOOKS = {
     "_backward_pre_hooks": "backward pre-hook",
 }
 _MEMBERS = ("_parameters", "_buffers", "_modules")
-# Of a module's attributes these do not count for a step: they say how a checkpoint is made.
+# Of a module's attributes these do not count for a step: they say how a checkpoint is made, or
+# more of hooks that are guarded themselves.
 _NOT_IN_STEP = frozenset(
     {
         "_non_persistent_buffers_set",
@@ -36,6 +37,7 @@ _NOT_IN_STEP = frozenset(
         "_forward_hooks_always_called",
         "_forward_pre_hooks_with_kwargs",
         "_compiled_call_impl",
+        "_is_full_backward_hook",
     }
 )
 

@@ -142,9 +142,14 @@ class Watch:
 
 @dataclass(eq=False)
 class NamedWatch(Watch):
-    """Some values of a dict that has others too, such as the globals of a script."""
+    """Some values of a dict that has others too, such as the globals of a script.
+
+    Attributes:
+        values: the dict. refreshed: how often the dict had changed and these values had not.
+    """
 
     values: dict[Any, Any] = field(default_factory=dict)
+    refreshed: int = 0
 
     def check(self) -> tuple[str | None, bool]:
         """As ``Watch.check``; quick where the same objects are there."""
