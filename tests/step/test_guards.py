@@ -538,6 +538,15 @@ def test_a_step_changes_no_memory_that_is_looked_at():
         assert guards._words.first_changed() == -1
 
 
+def test_parameters_that_have_no_shape_yet_and_sparse_ones(answer):
+    net = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1))
+    net.register_buffer("sparse", torch.eye(3).to_sparse())
+    guards = Guards(net, nn.MSELoss(), torch.optim.SGD(net[1].parameters()))
+    assert answer(guards) is None
+    net(torch.ones(1, 3))
+    assert "0" in answer(guards)
+
+
 def test_swapped_tensors(answer):
     case = Case()
     torch.utils.swap_tensors(case.net.last.weight, nn.Parameter(torch.ones(2, 3)))

@@ -151,7 +151,10 @@ def tensor_words(value: torch.Tensor) -> list[Word] | None:
     offsets = _tensor_offsets()
     if offsets is None:
         return None
-    storage = value.untyped_storage()
+    try:
+        storage = value.untyped_storage()
+    except RuntimeError:  # A sparse tensor has none.
+        return None
     in_storage = [storage._cdata + 8 * i for i in range(_usable_bytes(storage._cdata) // 8)]
     data = [address for address in in_storage if read(address) == storage.data_ptr()]
     if not data:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from . import guards_memory as memory
 from .guards_places import hook_watch
@@ -34,9 +35,9 @@ def tensor_watch(tensor: torch.Tensor, what: str, *, is_constant: bool) -> Tenso
             "class": type(tensor),
             "requires_grad": tensor.requires_grad,
             "dtype": tensor.dtype,
-            "shape": tuple(tensor.shape),
+            "shape": None if nn.parameter.is_lazy(tensor) else tuple(tensor.shape),
             "memory": data_pointer(tensor),
-            "stride": tensor.stride() if tensor.layout == torch.strided else None,
+            "stride": stride_of(tensor),
             "gradient hook": _hooks(tensor, "_backward_hooks"),
             "hook after its gradient": _hooks(tensor, "_post_accumulate_grad_hooks"),
         }
@@ -55,7 +56,7 @@ def tensor_watch(tensor: torch.Tensor, what: str, *, is_constant: bool) -> Tenso
         return difference(f"{name} of {what}", old, new)
 
     def words() -> list[memory.Word] | None:
-        found = memory.tensor_words(tensor)
+        found = None if nn.parameter.is_lazy(tensor) else memory.tensor_words(tensor)
         if found is None:
             return None
         for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
@@ -68,6 +69,13 @@ def tensor_watch(tensor: torch.Tensor, what: str, *, is_constant: bool) -> Tenso
         return found
 
     return TensorWatch(f"tensor {what}", read, say, words, alive=(tensor,), tensor=tensor)
+
+
+def stride_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """How the elements lie; ``None``: in no order of this kind."""
+    if tensor.layout != torch.strided or nn.parameter.is_lazy(tensor):
+        return None
+    return tensor.stride()
 
 
 def data_pointer(tensor: torch.Tensor) -> int | None:
