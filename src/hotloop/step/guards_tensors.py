@@ -82,7 +82,7 @@ def data_pointer(tensor: torch.Tensor) -> int | None:
     """Where the elements are; ``None``: in no memory of their own."""
     try:
         return tensor.data_ptr()
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # Sparse; not initialized yet.
         return None
 
 
@@ -90,7 +90,7 @@ def version_of(tensor: torch.Tensor) -> int | None:
     """How often a tensor was changed in place; ``None``: torch does not count."""
     try:
         return tensor._version
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # Sparse; not initialized yet.
         return None
 
 
