@@ -4,7 +4,9 @@ import contextlib
 import enum
 import functools
 import random
+import sys
 import types
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -181,7 +183,8 @@ CHANGES = {
     "dtype": (lambda c: setattr(c.block, "dtype", torch.float64), "attribute dtype"),
     "type": (lambda c: setattr(c.block, "pair", [1, 2.5]), "attribute pair"),
     "new": (lambda c: setattr(c.block, "added", 1), "attribute added of module first (Block)"),
-    "deleted": (lambda c: delattr(c.block, "kind"), "attribute kind of module first (Block) was removed"),
+    "deleted": (lambda c: delattr(c.block, "kind"),
+        "attribute kind of module first (Block) was removed"),
     "list item": (lambda c: replaced_in_list(c.block.names),
         "attribute names[0] of module first (Block) changed from 'a' to 'c'"),
     "list longer": (lambda c: c.block.names.append("z"), "attribute names[2]"),
@@ -209,7 +212,7 @@ CHANGES = {
     "class attribute": (lambda c: setattr(Block, "width", 4),
         "class attribute width of Block changed from 3 to 4"),
     "class attribute new": (lambda c: setattr(Block, "extra", 4), "class attribute extra of Block"),
-    "class of options": (lambda c: setattr(Options, "limit", 4), "class attribute limit of Options"),
+    "class of options": (lambda c: setattr(Options, "limit", 4), "attribute limit of Options"),
     "forward": (lambda c: setattr(Block, "forward", lambda self, x: x),
         "class attribute forward of Block"),
     "class of a module": (lambda c: setattr(c.net.last, "__class__", type("L", (nn.Linear,), {})),
@@ -246,7 +249,7 @@ CHANGES = {
     "pre-hook": (lambda c: c.block.register_forward_pre_hook(lambda *_: None),
         "a forward pre-hook was added to module first (Block)"),
     "backward hook": (lambda c: c.net.register_full_backward_hook(lambda *_: None),
-        "of the model (Net)"),
+        "a backward hook was added to the model (Net)"),
     "backward pre-hook": (lambda c: c.net.register_full_backward_pre_hook(lambda *_: None),
         "a backward pre-hook was added to the model (Net)"),
     "parameter hook": (lambda c: c.net.last.bias.register_hook(lambda g: g),
@@ -257,7 +260,8 @@ CHANGES = {
     "optimizer hook": (lambda c: c.optimizer.register_step_post_hook(lambda *_: None),
         "a step hook was added to the optimizer"),
     # Globals, closures, functions.
-    "global": (lambda c: set_global("RATE", 2.0), "global RATE of test_guards.py changed from 1.0 to 2.0"),
+    "global": (lambda c: set_global("RATE", 2.0),
+        "global RATE of test_guards.py changed from 1.0 to 2.0"),
     "global of loss": (lambda c: set_global("LOSS_SCALE", 2.0), "global LOSS_SCALE"),
     "global list": (lambda c: TABLE["scale"].append(3), "global TABLE['scale'][2]"),
     "global function": (lambda c: set_global("helper", lambda x: x), "global helper of"),
@@ -269,7 +273,8 @@ CHANGES = {
         "variable factor[1] in the closure of made_with.inner"),
     "defaults": (lambda c: setattr(helper, "__defaults__", (3,)),
         "default values of function helper of test_guards.py changed from (2,) to (3,)"),
-    "defaults by keyword": (lambda c: helper.__kwdefaults__.update(shift=1.0), "default values by keyword"),
+    "defaults by keyword": (lambda c: helper.__kwdefaults__.update(shift=1.0),
+        "default values by keyword"),
     "code": (lambda c: setattr(helper, "__code__", (lambda x, power=2, *, shift=0.0: x).__code__),
         "code of function helper"),
     # Optimizer.
@@ -448,6 +453,98 @@ def test_hooks_of_all_modules(answer):
     assert answer(case.guards) == "a forward hook was added to all modules"
     handle.remove()
     assert answer(case.guards) is None
+
+
+class OwnConvolution(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight, bias) * RATE
+
+
+def test_a_method_that_torch_calls(answer):
+    net = nn.Sequential(OwnConvolution(1, 1, 3))
+    guards = Guards(net, nn.MSELoss(), torch.optim.SGD(net.parameters()))
+    set_global("RATE", 3.0)
+    assert "global RATE of test_guards.py" in answer(guards)
+
+
+def without_gradients(x):
+    return x * RATE
+
+
+class Decorated(nn.Module):
+    @torch.no_grad()
+    def part(self, x):
+        return without_gradients(x)
+
+    def forward(self, x):
+        return x + self.part(x)
+
+
+def test_a_function_below_a_decorator_of_torch(answer):
+    net = nn.Sequential(nn.Linear(1, 1), Decorated())
+    guards = Guards(net, nn.MSELoss(), torch.optim.SGD(net.parameters()))
+    set_global("RATE", 3.0)
+    assert "global RATE of test_guards.py" in answer(guards)
+
+
+def test_circles_and_references_that_are_gone(answer):
+    case = Case()
+    case.block.names = [case.block, case.block.options]
+    case.block.names.append(case.block.names)
+    config = Config()
+    case.net.proxy = weakref.proxy(config)
+    del config
+    case.net.bound = case.block.forward
+    case.net.weights = [case.net.last.weight]
+    guards = Guards(case.net, case.loss, case.optimizer)
+    one_step(case)
+    assert answer(guards) is None
+    case.block.names.pop()
+    assert "attribute names[2]" in answer(guards)
+
+
+def test_a_script_whose_globals_change_each_step():
+    values = {"__name__": "script", "__file__": "script.py", "RATE": 2, "F": F}
+    exec("def loss(output, y): return F.mse_loss(output, y) * RATE + len(y)", values)
+    case = Case(values["loss"])
+    for number in range(20):
+        values["x"], values[f"new{number}"] = object(), number
+        assert case.guards.changed() is None
+    values["len"] = max
+    assert "global len of script.py was added" in case.guards.changed()
+    del values["len"]
+    assert case.guards.changed() is None
+    values["RATE"] = 3
+    assert case.guards.changed() == "global RATE of script.py changed from 2 to 3"
+
+
+def test_memory_shows_everything_here():
+    """On these versions nothing but a deque has to be compared at each step."""
+    if not kernels.is_available() or sys.version_info >= (3, 13):
+        pytest.skip("values are compared")
+    others = [watch.key for watch in Case().guards._others]
+    assert others == ["contents of attribute queue of module first (Block)"]
+
+
+def test_a_step_changes_no_memory_that_is_looked_at():
+    if not kernels.is_available() or sys.version_info >= (3, 13):
+        pytest.skip("values are compared")
+    case = Case()
+    case.net.append = nn.BatchNorm1d(2)
+    guards = Guards(case.net, case.loss, case.optimizer)
+    for _ in range(3):
+        one_step(case)
+        assert guards._blocks.first_changed() is None
+        assert guards._words.first_changed() == -1
+
+
+def test_parameters_that_have_no_shape_yet_and_sparse_ones(answer):
+    net = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1))
+    net.register_buffer("sparse", torch.eye(3).to_sparse())
+    guards = Guards(net, nn.MSELoss(), torch.optim.SGD(net[1].parameters()))
+    assert answer(guards) is None
+    net(torch.ones(1, 3))
+    assert "0" in answer(guards)
 
 
 def test_swapped_tensors(answer):

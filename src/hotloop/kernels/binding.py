@@ -1085,12 +1085,12 @@ GuardBlock = structure(
     "GuardBlock",
     """Memory that is looked at only as long as `slot` holds `owner`, which keeps it in being.
 
-    content: `bytes` that are those of `expected` as long as nothing has changed.""",
+    content: `count` words that are those of `expected` as long as nothing has changed.""",
     slot=pointer("const uint64_t"),
     owner=uint64,
-    content=pointer(),
-    expected=pointer(),
-    bytes=int64,
+    content=pointer("const uint64_t"),
+    expected=pointer("const uint64_t"),
+    count=int64,
 )
 # Index of the first one that is not as expected, in order; -1: all are. None after that one is
 # read: a word may be the address of those that follow.

@@ -18,6 +18,10 @@ pooling       max pooling and its relu as two operators
 routes        which kernel makes each matrix product, by measurement
 compiled      a compiled step bound to a model and an optimizer
 accumulator   GradientAccumulator
+guards        what changed in Python between two steps; the step took it for constant
+guards_reach  finds it: code (what it names), places and tensors (a watch for each thing found)
+guards_memory where it shows: words of memory, compared in one call (tables)
+guards_watch  how values are compared and named; settings: of torch, and random numbers
 """
 
 from .accumulator import GradientAccumulator

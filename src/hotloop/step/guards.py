@@ -10,13 +10,17 @@ from torch import nn
 
 from .. import kernels
 from .guards_memory import Block, Word, tensor_block
-from .guards_places import TensorWatch, global_watches, optimizer_watches, tensor_watch
 from .guards_reach import Reach
 from .guards_settings import PythonState, difference_of_settings, torch_settings
 from .guards_tables import BlockTable, WordTable
-from .guards_watch import Label, Watch
+from .guards_tensors import TensorWatch, global_watches, optimizer_watches, tensor_watch
+from .guards_watch import Label, NamedWatch, Watch
 
 __all__ = ["Guards", "PythonState"]
+
+# A dict that changes in each step, such as the globals of a script: after so many times it is not
+# worth looking for a change of it.
+_OFTEN = 8
 
 
 class Guards:
@@ -84,6 +88,11 @@ class Guards:
                 return self._check(self._watches)
             self._words.refresh(start, words)
             index = self._words.first_changed_from(end)
+            if isinstance(watch, NamedWatch):
+                watch.refreshed += 1
+                if watch.refreshed == _OFTEN:
+                    self._lay_out()  # From now on its values are compared at once.
+                    return self._check(self._watches)
         return None
 
     def _check(self, watches: list[Watch]) -> str | None:
@@ -160,7 +169,7 @@ class Guards:
                     version = watch.kept.get("version")
                     if version is not None:
                         self._versions.append((watch.tensor, version))
-            if found is None:
+            if found is None or (isinstance(watch, NamedWatch) and watch.refreshed >= _OFTEN):
                 self._others.append(watch)
             else:
                 words.append((watch, found))

@@ -87,7 +87,10 @@ def is_users_module(module: types.ModuleType | None) -> bool:
     if module is None:
         return True  # Run from text, or loaded in a way of its own.
     path = getattr(module, "__file__", None)
-    return is_users_file(path) if path else module.__name__ == "__main__"
+    if path:
+        return is_users_file(path)
+    top = module.__name__.partition(".")[0]
+    return top not in ("torch", "numpy", "hotloop", *sys.builtin_module_names)
 
 
 def is_users_class(kind: type) -> bool:

@@ -132,7 +132,7 @@ class Block(NamedTuple):
     slot: int
     owner: int
     content: int
-    bytes: int
+    words: int
 
 
 def tensor_block(value: torch.Tensor) -> Block | None:
@@ -140,7 +140,7 @@ def tensor_block(value: torch.Tensor) -> Block | None:
     owner, slot = value._cdata, id(value) + _TENSOR
     if _tensor_offsets() is None or read(slot) != owner:
         return None
-    return Block(slot, owner, owner + _COUNTS_END, _usable_bytes(owner) - _COUNTS_END)
+    return Block(slot, owner, owner + _COUNTS_END, (_usable_bytes(owner) - _COUNTS_END) // 8)
 
 
 def tensor_words(value: torch.Tensor) -> list[Word] | None:
@@ -151,7 +151,10 @@ def tensor_words(value: torch.Tensor) -> list[Word] | None:
     offsets = _tensor_offsets()
     if offsets is None:
         return None
-    storage = value.untyped_storage()
+    try:
+        storage = value.untyped_storage()
+    except RuntimeError:  # A sparse tensor has none.
+        return None
     in_storage = [storage._cdata + 8 * i for i in range(_usable_bytes(storage._cdata) // 8)]
     data = [address for address in in_storage if read(address) == storage.data_ptr()]
     if not data:

@@ -16,7 +16,6 @@ import numpy
 import torch
 from torch import nn
 
-from . import guards_memory as memory
 from .guards_code import (
     DYNAMIC,
     file_of,
@@ -25,8 +24,15 @@ from .guards_code import (
     is_users_module,
     names_of,
 )
-from .guards_places import container_watch, module_watches, slots_of
-from .guards_watch import MISSING, PLAIN, Label, NamedWatch, Watch, difference
+from .guards_code_places import Named, cell_watch, class_watch, function_watch
+from .guards_places import (
+    container_watch,
+    module_watches,
+    partial_watch,
+    slots_of,
+    slots_watch,
+)
+from .guards_watch import MISSING, PLAIN, PROXIES, Label, Watch
 
 # Objects in objects that are followed so far, and items of one container.
 _DEEPEST = 8
@@ -47,25 +53,6 @@ _NOT_RUN = frozenset(
 _FORWARD = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
 
 
-@dataclasses.dataclass(eq=False)
-class _Named:
-    """A dict of which those values count that code names: globals, a module, an object."""
-
-    owner: Any
-    values: dict[str, Any]
-    label: Label
-    depth: int
-    # Every attribute name of the code that is reached; else those in `wanted` alone.
-    by_attribute: bool
-    wanted: dict[str, None] = dataclasses.field(default_factory=dict)
-    expanded: dict[str, bool] = dataclasses.field(default_factory=dict)
-
-    @property
-    def is_globals(self) -> bool:
-        """Whether it is a dict of globals, which has names that have nothing to do with a step."""
-        return self.owner is self.values or isinstance(self.owner, types.ModuleType)
-
-
 class Reach:
     """What model, loss and functions reach, as watches.
 
@@ -84,7 +71,7 @@ class Reach:
         self._functions: deque[types.FunctionType] = deque()
         self._methods: dict[tuple[type, str], Any] = {}
         self._called: set[type] = set()
-        self._named: dict[int, _Named] = {}
+        self._named: dict[int, Named] = {}
         self._attributes: set[str] = set()
 
     def add(self, watch: Watch) -> Watch:
@@ -103,13 +90,13 @@ class Reach:
         while self._follow_functions() + self._follow_methods() + self._follow_names():
             pass
         for named in self._named.values():
-            self._watch_named(named)
+            self.add(named.watch(whole=self._counts_whole(named)))
 
     # ---- Values ------------------------------------------------------------------------------
 
     def value(self, value: Any, label: Label, depth: int = 0) -> bool:
         """Follow a value; whether what is in it is watched, so that its identity need not be."""
-        if isinstance(value, PLAIN) or value is MISSING:
+        if value is MISSING or type(value) in PROXIES or isinstance(value, PLAIN):
             return False
         if isinstance(value, GENERATORS):
             if self._is_new(value):
@@ -165,16 +152,8 @@ class Reach:
         return bool(answers) and all(answers)
 
     def _partial(self, value: functools.partial[Any], label: Label, depth: int) -> None:
-        parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
-        watch = self.add(
-            Watch(
-                f"parts of {label}",
-                lambda: {"func": value.func, "args": value.args, "keywords": value.keywords},
-                lambda name, old, new: difference(label.attribute(name), old, new),
-                alive=(value,),
-            )
-        )
-        for name, part in parts.items():
+        watch = self.add(partial_watch(value, label))
+        for name, part in list(watch.kept.items()):
             if self.value(part, label.attribute(name), depth + 1):
                 watch.expanded.add(name)
 
@@ -196,22 +175,13 @@ class Reach:
         self._classes(type(value))
         slots = slots_of(value)
         if slots:
-            alone = not hasattr(value, "__dict__")
-            watch = self.add(
-                Watch(
-                    f"slots of {label}",
-                    lambda: {name: getattr(value, name, MISSING) for name in slots},
-                    lambda name, old, new: difference(label.attribute(name), old, new),
-                    (lambda: memory.slot_words(value)) if alone else (lambda: None),
-                    alive=(value,),
-                )
-            )
+            watch = self.add(slots_watch(value, slots, label))
             for name, item in list(watch.kept.items()):
                 if self.value(item, label.attribute(name), depth + 1):
                     watch.expanded.add(name)
         if hasattr(value, "__dict__"):
             whole = isinstance(value, _NAMESPACES) or dataclasses.is_dataclass(value)
-            named = _Named(value, vars(value), label, depth + 1, by_attribute=not whole)
+            named = Named(value, vars(value), label, depth + 1, by_attribute=not whole)
             self._named.setdefault(id(value), named)
 
     def _is_new(self, value: Any) -> bool:
@@ -279,30 +249,7 @@ class Reach:
         file, called = file_of(values), function.__qualname__.replace("<locals>.", "")
         what = f"function {called} of {file}"
 
-        def read() -> dict[str, Any]:
-            by_keyword = function.__kwdefaults__ or {}
-            return {
-                "code": function.__code__,
-                "default values": function.__defaults__,
-                "default values by keyword": tuple(by_keyword.items()),
-            }
-
-        def words() -> list[memory.Word] | None:
-            found = memory.function_words(function)
-            by_keyword = memory.dict_words(function.__kwdefaults__ or {})
-            if found is None or by_keyword is None:
-                return None
-            return found + by_keyword if function.__kwdefaults__ else found
-
-        watch = self.add(
-            Watch(
-                what,
-                read,
-                lambda name, old, new: difference(f"{name} of {what}", old, new),
-                words,
-                alive=(function, function.__kwdefaults__),
-            )
-        )
+        watch = self.add(function_watch(function, what))
         defaults = Label("default value", "", f"of {what}")
         for name in ("default values", "default values by keyword"):
             if watch.kept[name] and self.value(watch.kept[name], defaults):
@@ -323,30 +270,16 @@ class Reach:
         if name == "__class__" or not self._is_new(cell):
             return
 
-        def read() -> dict[str, Any]:
-            try:
-                return {name: cell.cell_contents}
-            except ValueError:
-                return {name: MISSING}
-
         label = Label("variable", name, f"in the closure of {called}")
-        watch = self.add(
-            Watch(
-                str(label),
-                read,
-                lambda _, old, new: difference(label, old, new),
-                lambda: memory.cell_words(cell),
-                alive=(cell,),
-            )
-        )
+        watch = self.add(cell_watch(cell, name, label))
         if self.value(watch.kept[name], label):
             watch.expanded.add(name)
 
     def _names_in(
         self, owner: Any, values: dict[str, Any], file: str, *, by_attribute: bool
-    ) -> _Named:
+    ) -> Named:
         label = Label("global", "", f"of {file}")
-        named = self._named.setdefault(id(values), _Named(owner, values, label, 0, False))
+        named = self._named.setdefault(id(values), Named(owner, values, label, 0, False))
         named.by_attribute |= by_attribute
         return named
 
@@ -367,45 +300,11 @@ class Reach:
                     named.expanded[name] = self.value(value, place, named.depth)
         return count
 
-    def _counts_whole(self, named: _Named) -> bool:
+    def _counts_whole(self, named: Named) -> bool:
         """Whether all that an object has counts, also what it gets later."""
         if named.is_globals:
             return False
         return not named.by_attribute or not self._attributes.isdisjoint(DYNAMIC)
-
-    def _watch_named(self, named: _Named) -> None:
-        label, owner, names = named.label, named.owner, sorted(named.expanded)
-
-        def say(name: Any, old: Any, new: Any) -> str:
-            return difference(label.attribute(name), old, new)
-
-        whole = self._counts_whole(named)
-        watch: Watch
-        if named.is_globals:
-            values = named.values
-            watch = NamedWatch(
-                f"names {label}",
-                lambda: {name: values.get(name, MISSING) for name in names},
-                say,
-                lambda: memory.dict_words(values),
-                alive=(values,),
-                values=values,
-            )
-        else:
-
-            def read() -> dict[str, Any]:
-                now = vars(owner)
-                return dict(now) if whole else {name: now.get(name, MISSING) for name in names}
-
-            watch = Watch(
-                f"attributes of {label}",
-                read,
-                say,
-                lambda: memory.attribute_words(owner),
-                alive=(owner, vars(owner)),
-            )
-        watch.expanded = {name for name, is_watched in named.expanded.items() if is_watched}
-        self.add(watch)
 
     # ---- Classes -------------------------------------------------------------------------------
 
@@ -415,7 +314,7 @@ class Reach:
                 self._class(each)
             elif issubclass(each, nn.Module) and self._is_new(each):
                 what = f"class {each.__qualname__}"
-                self._watch_class(each, what, lambda name, _: name in _FORWARD)
+                self.add(class_watch(each, what, lambda name, _: name in _FORWARD))
 
     def _class(self, kind: type) -> None:
         if not self._is_new(kind):
@@ -428,31 +327,17 @@ class Reach:
             is_special = name.startswith("__") and name.endswith("__")
             return name != "_abc_impl" and (isinstance(value, _METHODS) or not is_special)
 
-        watch = self._watch_class(kind, f"class {kind.__qualname__}", counts)
+        watch = self.add(class_watch(kind, f"class {kind.__qualname__}", counts))
         for name, value in list(watch.kept.items()):
             if isinstance(value, _METHODS):
                 self._methods[kind, name] = value
             elif self.value(value, Label("class attribute", name, f"of {kind.__qualname__}"), 1):
                 watch.expanded.add(name)
 
-    def _watch_class(self, kind: type, what: str, counts: Callable[[str, Any], bool]) -> Watch:
-        return self.add(
-            Watch(
-                what,
-                lambda: {name: v for name, v in vars(kind).items() if counts(name, v)},
-                lambda name, old, new: difference(
-                    f"class attribute {name} of {kind.__qualname__}", old, new
-                ),
-                lambda: memory.class_words(kind),
-                alive=(kind,),
-            )
-        )
-
     def _follow_methods(self) -> int:
         followed = 0
         for (kind, name), value in list(self._methods.items()):
-            is_special = name.startswith("__") and name.endswith("__") and name not in _NOT_RUN
-            if name == "forward" or is_special or name in self._attributes or kind in self._called:
+            if name in self._attributes or kind in self._called or _is_run_unnamed(kind, name):
                 del self._methods[kind, name]
                 followed += 1
                 for part in ("fget", "fset", "__func__", "func"):
@@ -460,3 +345,12 @@ class Reach:
                 if isinstance(value, types.FunctionType):
                     self.function(value)
         return followed
+
+
+def _is_run_unnamed(kind: type, name: str) -> bool:
+    """Whether a method may run though no code of the user's names it: Python or torch do."""
+    if name in _NOT_RUN:
+        return False
+    if name.startswith("__") and name.endswith("__"):
+        return True
+    return any(name in vars(base) for base in kind.__mro__ if not is_users_class(base))

@@ -86,6 +86,8 @@ def _state_of(generator: Any) -> Any:
         return generator.get_state().numpy().tobytes()
     if isinstance(generator, numpy.random.Generator):
         return _comparable(generator.bit_generator.state)
+    if isinstance(generator, random.SystemRandom):
+        return None  # The system's, which has no state.
     if hasattr(generator, "getstate"):
         return generator.getstate()
     return _comparable(generator.get_state(legacy=False))

@@ -68,11 +68,14 @@ class BlockTable:
 
     def __init__(self, found: list[tuple[Watch, Block]]) -> None:
         self._watches = [watch for watch, _ in found]
-        self._expected = [ctypes.string_at(block.content, block.bytes) for _, block in found]
-        rows = [
-            (block.slot, block.owner, block.content, _address(expected), block.bytes)
-            for (_, block), expected in zip(found, self._expected, strict=True)
-        ]
+        # All in one piece: the processor sees what comes next.
+        texts = [ctypes.string_at(block.content, 8 * block.words) for _, block in found]
+        self._expected = ctypes.create_string_buffer(b"".join(texts))
+        at = ctypes.addressof(self._expected)
+        rows = []
+        for (_, block), text in zip(found, texts, strict=True):
+            rows.append((block.slot, block.owner, block.content, at, block.words))
+            at += len(text)
         self._rows = (GuardBlock * len(rows))(*rows)
         self._at, self._count = ctypes.addressof(self._rows), len(rows)
         self._find = _entry("hotloop_first_changed_block") if rows else None
@@ -83,7 +86,3 @@ class BlockTable:
             return None
         index = self._find(self._at, self._count)
         return None if index < 0 else self._watches[index]
-
-
-def _address(text: bytes) -> int | None:
-    return ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p).value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ PLAIN = (
     bool, int, float, complex, str, bytes, type(None), enum.Enum, range, slice, type(Ellipsis),
     torch.dtype, torch.device, torch.layout, torch.memory_format, numpy.generic, numpy.dtype,
 )  # fmt: skip
+# What these stand for may be gone.
+PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 # Compared by what is in them, each in a watch of its own.
 _CONTAINERS = (list, dict, set, deque, bytearray)
 
@@ -139,9 +142,14 @@ class Watch:
 
 @dataclass(eq=False)
 class NamedWatch(Watch):
-    """Some values of a dict that has others too, such as the globals of a script."""
+    """Some values of a dict that has others too, such as the globals of a script.
+
+    Attributes:
+        values: the dict. refreshed: how often the dict had changed and these values had not.
+    """
 
     values: dict[Any, Any] = field(default_factory=dict)
+    refreshed: int = 0
 
     def check(self) -> tuple[str | None, bool]:
         """As ``Watch.check``; quick where the same objects are there."""
@@ -155,7 +163,7 @@ def same(old: Any, new: Any) -> bool | None:
     """Whether two values count as one; ``None``: it depends on what is in them."""
     if old is new:
         return True
-    if type(old) is not type(new):
+    if type(old) is not type(new) or type(old) in PROXIES:
         return False
     if isinstance(old, float | complex | numpy.inexact):
         return bool(_bits(old) == _bits(new))

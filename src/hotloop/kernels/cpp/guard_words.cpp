@@ -1,6 +1,6 @@
 // Guards of a recorded step: whether the memory of Python's objects and of torch's tensors is as it was.
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "abi.h"
 #include "error.h"
@@ -16,7 +16,7 @@ HOTLOOP_EXPORT int64_t hotloop_first_changed_block(const hotloop::GuardBlock* bl
   for (int64_t i = 0; i < count; ++i) {
     const hotloop::GuardBlock& block = blocks[i];
     if (*block.slot != block.owner) return i;
-    if (std::memcmp(block.content, block.expected, static_cast<size_t>(block.bytes)) != 0) return i;
+    if (!std::equal(block.content, block.content + block.count, block.expected)) return i;
   }
   return -1;
 }
