@@ -610,6 +610,39 @@ EmbeddingGradientCall = structure(
 )
 function("hotloop_embedding_gradient", call=pointer("const EmbeddingGradientCall"))
 
+# ---- Element-wise programs -----------------------------------------------------------------------
+
+ElementwiseTensor = structure(
+    "ElementwiseTensor",
+    "A tensor over [rows, cols]; a stride of 0 repeats it.",
+    data=pointer("float"),
+    row_stride=int64,
+    col_stride=int64,
+)
+ElementwiseOperation = structure(
+    "ElementwiseOperation",
+    """One operation on registers 0 to 15; opcode: in the order of OPERATIONS of elementwise.py.
+
+    A load has its tensor in `a`, a store in `out`. -1 for a, b or c: `constant` stands there.""",
+    **dict.fromkeys(("opcode", "out", "a", "b", "c"), int32),
+    constant=float32,
+)
+ElementwiseCall = structure(
+    "ElementwiseCall",
+    """Runs the operations for each element of [rows, cols], of at most 256 operations.
+
+    What is stored lies exactly where what is loaded does, or apart from all of it. A program that
+    cannot run (a register that nothing wrote) is an error, and nothing is written.""",
+    rows=int64,
+    cols=int64,
+    operations=pointer("const ElementwiseOperation"),
+    num_operations=int64,
+    tensors=pointer("const ElementwiseTensor"),
+    num_tensors=int64,
+    num_threads=int64,
+)
+function("hotloop_elementwise", call=pointer("const ElementwiseCall"))
+
 # ---- Layers of a network ------------------------------------------------------------------------
 
 AttentionOperand = structure(
