@@ -262,7 +262,9 @@ UpdateRule = structure(
     "UpdateRule",
     """Scalars of one update; the formulas are those of torch.optim's single-tensor functions.
 
-    kind: 0 SGD, 1 with momentum, 2 Nesterov, 3 Adam, 4 AdamW, 5 RMSprop, 6 Adagrad.""",
+    kind: 0 SGD, 1 with momentum, 2 Nesterov, 3 Adam, 4 AdamW, 5 RMSprop, 6 Adagrad, 7 NAdam,
+    8 NAdam with decoupled decay, 9 Adamax, 10 Adadelta. RAdam is Adam with other scalars.
+    gradient_rate, moment_rate: NAdam's shares of the step.""",
     kind=int32,
     first_step=int32,
     **dict.fromkeys(
@@ -277,6 +279,8 @@ UpdateRule = structure(
             "momentum",
             "dampening",
             "alpha",
+            "gradient_rate",
+            "moment_rate",
         ),
         float64,
     ),
@@ -285,8 +289,8 @@ UpdateCall = structure(
     "UpdateCall",
     """Updates `count` adjacent weights by scale * gradient.
 
-    state1: momentum, Adam's first moment, the squares of RMSprop and Adagrad; null for SGD.
-    state2: the second moment of Adam and AdamW; else null.""",
+    state1: momentum, the first moment, the squares of RMSprop, Adagrad and Adadelta; null for SGD.
+    state2: the second moment, Adamax's maximum, Adadelta's squared steps; else null.""",
     count=int64,
     weight=pointer("float"),
     gradient=pointer("const float"),
@@ -785,10 +789,12 @@ ControlRow = structure(
             "dampening",
             "alpha",
             "first_step",
+            "gradient_rate",
+            "moment_rate",
         ),
         float64,
     ),
-    unused=array(float64, 4),
+    unused=array(float64, 2),
 )
 ProgramRun = structure(
     "ProgramRun",
