@@ -45,7 +45,7 @@ def run_one_by_one(layer, steps):
     for step in range(steps):
         layer.left.copy_(layer.lefts[step])
         layer.product()
-        columns = [name for name, *_ in binding.ControlRow._fields_][:-1]
+        columns = [name for name, *_ in binding.ControlRow._fields_ if name != "unused"]
         values = dict(zip(columns, layer.tables[step, 0].tolist(), strict=False))
         values |= {name: int(values[name]) for name in ("kind", "first_step")}
         calls.update(layer.weight, layer.gradient, layer.states, binding.UpdateRule(**values))()

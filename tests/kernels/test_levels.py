@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hotloop import kernels
 from hotloop.kernels import binding, calls, loader
+from hotloop.kernels.elementwise import OPERATIONS, Operation
 from support import examples
 from support.levels import usable_levels
 
@@ -57,13 +58,14 @@ def test_products(m, k, n, layout, relu, threads):
 
 
 @settings(max_examples=examples(40), deadline=None)
-@given(m=sides, k=st.integers(1, 100), n=sides, kind=st.integers(0, 6))
+@given(m=sides, k=st.integers(1, 100), n=sides, kind=st.integers(0, 10))
 def test_updates(m, k, n, kind):
     draw = torch.Generator().manual_seed(m * 7919 + k * 31 + n)
     a, b = torch.randn(k, m, generator=draw).t(), torch.randn(k, n, generator=draw)
     rule = binding.UpdateRule(
         kind=kind, lr=0.1, beta1=0.9, beta2=0.99, eps=0.1, weight_decay=0.01,
         bias_correction1=0.5, bias_correction2_sqrt=0.7, momentum=0.8, dampening=0.1, alpha=0.9,
+        gradient_rate=0.02, moment_rate=0.05,
     )  # fmt: skip
     weight, *states = (torch.rand(m, n, generator=draw) for _ in range(3))
     fused = calls.product_update(a, b, weight, states, rule, num_threads=2)
@@ -103,6 +105,44 @@ def test_convolutions(n, c, o, h, w, pad, relu):
     assert_alike(by_each_level(to_input, gx), 9 * o)
     to_filters = calls.convolve3x3_filter_gradient(x, g, gw, gb, **shared)
     assert_alike(by_each_level(to_filters, gw, gb), out[:, 0].numel())
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(rows=sides, cols=sides)
+def test_layers_of_a_train_step(rows, cols):
+    draw = torch.Generator().manual_seed(rows * 101 + cols)
+    x, gradient, weight, out = (torch.randn(rows, cols, generator=draw) for _ in range(4))
+    labels = torch.randint(0, cols, (rows,), generator=draw)
+    loss, mean, rstd, sums = torch.zeros(1), torch.zeros(rows), torch.ones(rows), torch.zeros(cols)
+    norm = calls.layer_norm(x, weight[0], sums.clone(), out, mean, rstd)
+    assert_alike(by_each_level(norm, out, mean), 4 * cols)
+    outs = [out, sums, torch.zeros(cols)]
+    backward = calls.layer_norm_gradient(gradient, x, mean, mean.cos(), weight[0], outs)
+    assert_alike(by_each_level(backward, *outs), 4 * rows * cols)
+    for call, written in (
+        (calls.cross_entropy(x, labels, loss, out), (loss, out)),
+        (calls.squared_error(x, gradient, loss, out), (loss, out)),
+        (calls.column_sums(x, sums, gradient), (sums,)),
+        (calls.softmax(x, out, logarithm=True), (out,)),
+        (calls.softmax_gradient(x, gradient, out), (out,)),
+    ):
+        assert_alike(by_each_level(call, *written), rows + cols)
+    table = torch.zeros(cols, cols)
+    rows_of = calls.embedding(weight[:1].expand(cols, cols), labels, out)
+    assert_alike(by_each_level(rows_of, out), 0)
+    assert_alike(by_each_level(calls.embedding_gradient(x, labels, table), table), rows)
+
+
+def test_each_operation_of_an_element_wise_program():
+    x, y = torch.linspace(-9, 9, 1001)[None], torch.linspace(0.1, 5, 1001)[None]
+    out = torch.zeros(1, 1001)
+    for name in OPERATIONS[3:]:
+        operations = [Operation("load", n, n) for n in range(2)]
+        operations += [Operation(name, 2, 1, 0, 0, 2.0), Operation("store", 2, 2)]
+        call = calls.elementwise(operations, [x, y, out], (1, 1001))
+        best, *others = by_each_level(call, out).values()
+        for other in others:
+            torch.testing.assert_close(best[0], other[0], rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=examples(40), deadline=None)

@@ -81,7 +81,7 @@ CASES = {
     "momentum": (
         perceptron, lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=1e-3), {}
     ),
-    "an optimizer of its own": (perceptron, torch.optim.Adamax, {}),
+    "an optimizer of its own": (perceptron, torch.optim.ASGD, {}),
     "clipping": (perceptron, torch.optim.Adam, {"clip_norm": 0.1, "clip_value": 0.05}),
     "batch norm and dropout": (with_norm_and_dropout, torch.optim.Adam, {}),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hotloop import kernels
 from hotloop.kernels import calls
 from hotloop.kernels.binding import UpdateRule
-from hotloop.step.updates import COLUMNS, Update
+from hotloop.step.updates import COLUMNS, Update, reason_outside
 from support import examples
 
 if not kernels.is_available():
@@ -23,15 +23,31 @@ OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=LR, eps=1e-3, weight_decay=0.1),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=LR, eps=1e-3),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=LR, eps=1e-3, lr_decay=0.01),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=LR, eps=1e-3, weight_decay=0.1),
+    "nadamw": lambda p: torch.optim.NAdam(
+        p, lr=LR, eps=1e-3, weight_decay=0.1, decoupled_weight_decay=True, momentum_decay=0.1
+    ),
+    "radam": lambda p: torch.optim.RAdam(p, lr=LR, eps=1e-3, weight_decay=0.1),
+    "radamw": lambda p: torch.optim.RAdam(
+        p, lr=LR, eps=1e-3, weight_decay=0.1, decoupled_weight_decay=True, betas=(0.9, 0.99)
+    ),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=LR, eps=1e-3, weight_decay=0.1),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0, eps=1e-3, weight_decay=0.1),
 }
-NAMES = ("momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg", "sum")
+NAMES = (
+    "momentum_buffer", "exp_avg", "exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum"
+)  # fmt: skip
 sides = st.integers(1, 200)
 
 
 def rule_of(optimizer, weight, steps_done):
-    update = Update(optimizer, [weight])
+    update = Update(optimizer, [weight], used=[0])
     update.bind()
     (row,) = update.rows(steps_done, 1, None)[0].tolist()
+    return rule_from(row)
+
+
+def rule_from(row):
     values = dict(zip(COLUMNS, row, strict=False))
     return UpdateRule(**values | {n: int(values[n]) for n in ("kind", "first_step")})
 
@@ -76,6 +92,51 @@ def test_a_fused_update_is_torchs(
     assert all(map(torch.equal, (ours, *states), again))
     if kept is not None:
         torch.testing.assert_close(kept.double(), weight.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("calls_of", [[10], [1] * 10, [3, 7]])
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_ten_steps_are_torchs(name: str, calls_of: list[int]) -> None:
+    draw = torch.Generator().manual_seed(5)
+    weight = torch.randn(40, 30, generator=draw).requires_grad_()
+    exact = weight.detach().double().requires_grad_()
+    optimizer, its_optimizer = (OPTIMIZERS[name]([w]) for w in (weight, exact))
+    update = Update(optimizer, [weight], used=[0])
+    gradients = torch.randn(10, 40, 30, generator=draw)
+    gradients[:, 0] = 0
+    done = 0
+    for count in calls_of:
+        states, counters, first = update.bind()
+        if counters:
+            assert first == done
+        tables = update.rows(max(first, done), count)
+        for row, gradient in zip(tables, gradients[done : done + count], strict=True):
+            rule = rule_from(row[0].tolist())
+            calls.update(weight, gradient, states, rule)()
+            for counter in counters:
+                counter += 1
+        update.advance(done, count)
+        done += count
+    for gradient in gradients:
+        exact.grad = gradient.double()
+        its_optimizer.step()
+    torch.testing.assert_close(weight.detach().double(), exact.detach(), rtol=1e-5, atol=1e-5)
+    state, its_state = optimizer.state[weight], its_optimizer.state[exact]
+    kept = {key for key, value in its_state.items() if value is not None}
+    assert {key for key, value in state.items() if value is not None} == kept
+    for key in kept:
+        assert state[key].shape == its_state[key].shape
+        torch.testing.assert_close(
+            state[key].double(), its_state[key].double(), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_rules_that_are_not_in_the_graph_say_so() -> None:
+    weights = [torch.zeros(2, requires_grad=True)]
+    assert reason_outside(torch.optim.NAdam(weights)) is None
+    assert reason_outside(torch.optim.ASGD(weights)) == "ASGD keeps its own step"
+    reason = reason_outside(torch.optim.RAdam(weights, maximize=True))
+    assert reason == "RAdam with maximize=True keeps its own step"
 
 
 @pytest.mark.parametrize("threads", [1, 2])

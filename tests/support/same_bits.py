@@ -20,4 +20,4 @@ def same_with_any_threads(make, *written):
 
 
 def drawn(*shape, seed=0, scale=1.0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale

@@ -276,7 +276,9 @@ UpdateRule = structure(
     "UpdateRule",
     """Scalars of one update; the formulas are those of torch.optim's single-tensor functions.
 
-    kind: 0 SGD, 1 with momentum, 2 Nesterov, 3 Adam, 4 AdamW, 5 RMSprop, 6 Adagrad.""",
+    kind: 0 SGD, 1 with momentum, 2 Nesterov, 3 Adam, 4 AdamW, 5 RMSprop, 6 Adagrad, 7 NAdam,
+    8 NAdam with decoupled decay, 9 Adamax, 10 Adadelta. RAdam is Adam with other scalars.
+    gradient_rate, moment_rate: NAdam's shares of the step.""",
     kind=int32,
     first_step=int32,
     **dict.fromkeys(
@@ -291,6 +293,8 @@ UpdateRule = structure(
             "momentum",
             "dampening",
             "alpha",
+            "gradient_rate",
+            "moment_rate",
         ),
         float64,
     ),
@@ -299,8 +303,8 @@ UpdateCall = structure(
     "UpdateCall",
     """Updates `count` adjacent weights by scale * gradient.
 
-    state1: momentum, Adam's first moment, the squares of RMSprop and Adagrad; null for SGD.
-    state2: the second moment of Adam and AdamW; else null.""",
+    state1: momentum, the first moment, the squares of RMSprop, Adagrad and Adadelta; null for SGD.
+    state2: the second moment, Adamax's maximum, Adadelta's squared steps; else null.""",
     count=int64,
     weight=pointer("float"),
     gradient=pointer("const float"),
@@ -624,6 +628,39 @@ EmbeddingGradientCall = structure(
 )
 function("hotloop_embedding_gradient", call=pointer("const EmbeddingGradientCall"))
 
+# ---- Element-wise programs -----------------------------------------------------------------------
+
+ElementwiseTensor = structure(
+    "ElementwiseTensor",
+    "A tensor over [rows, cols]; a stride of 0 repeats it.",
+    data=pointer("float"),
+    row_stride=int64,
+    col_stride=int64,
+)
+ElementwiseOperation = structure(
+    "ElementwiseOperation",
+    """One operation on registers 0 to 15; opcode: in the order of OPERATIONS of elementwise.py.
+
+    A load has its tensor in `a`, a store in `out`. -1 for a, b or c: `constant` stands there.""",
+    **dict.fromkeys(("opcode", "out", "a", "b", "c"), int32),
+    constant=float32,
+)
+ElementwiseCall = structure(
+    "ElementwiseCall",
+    """Runs the operations for each element of [rows, cols], of at most 256 operations.
+
+    What is stored lies exactly where what is loaded does, or apart from all of it. A program that
+    cannot run (a register that nothing wrote) is an error, and nothing is written.""",
+    rows=int64,
+    cols=int64,
+    operations=pointer("const ElementwiseOperation"),
+    num_operations=int64,
+    tensors=pointer("const ElementwiseTensor"),
+    num_tensors=int64,
+    num_threads=int64,
+)
+function("hotloop_elementwise", call=pointer("const ElementwiseCall"))
+
 # ---- Layers of a network ------------------------------------------------------------------------
 
 AttentionOperand = structure(
@@ -766,10 +803,12 @@ ControlRow = structure(
             "dampening",
             "alpha",
             "first_step",
+            "gradient_rate",
+            "moment_rate",
         ),
         float64,
     ),
-    unused=array(float64, 4),
+    unused=array(float64, 2),
 )
 ProgramRun = structure(
     "ProgramRun",

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from . import binding
+from .elementwise import OPERATIONS, Operation
 from .loader import failure, library, use_torch
 
 
@@ -45,8 +46,11 @@ class Call:
         self._name, self._entry = entry, getattr(self._library, entry)
         self._at = ctypes.addressof(arguments)
         self.arguments: Any = arguments
-        self.words: Any = None  # Memory that the arguments point into.
-        self._keep = arguments, tensors
+        self._keep: tuple[Any, ...] = arguments, tensors
+
+    def hold(self, *more: Any) -> None:
+        """Keep what the structure points to as long as the call lives."""
+        self._keep += more
 
     @property
     def entry_address(self) -> int:
@@ -59,8 +63,8 @@ class Call:
         return self._at
 
     @property
-    def keep(self) -> tuple[ctypes.Structure, tuple[Tensor | None, ...]]:
-        """The structure and the tensors, which must live as long as their addresses are used."""
+    def keep(self) -> tuple[Any, ...]:
+        """Structure, tensors and more: they must live as long as the addresses are used."""
         return self._keep
 
     def __call__(self) -> None:
@@ -118,7 +122,7 @@ def torch_product(
     places = [None if t is None else at + size * n for n, t in enumerate(given)]
     arguments = binding.TorchProductCall(*places, by_onednn, a.dim() == 3)
     call = Call("hotloop_torch_product", arguments, *given)
-    call.words = words
+    call.hold(words)
     return call
 
 
@@ -412,6 +416,34 @@ def embedding_gradient(
     return Call("hotloop_embedding_gradient", arguments, gradient, indices, out)
 
 
+def elementwise(
+    operations: Sequence[Operation],
+    tensors: Sequence[Tensor],
+    shape: tuple[int, int],
+    *,
+    num_threads: int = 1,
+) -> Call:
+    """Runs ``operations`` for each element of ``shape``: ``ElementwiseCall``.
+
+    Args:
+        tensors: what is loaded and stored, by number; of at most two dimensions, and repeated to
+            ``shape`` as torch does. What is stored has that shape.
+    """
+    made = (binding.ElementwiseOperation * len(operations))(
+        *(binding.ElementwiseOperation(OPERATIONS.index(o.name), *o[1:]) for o in operations)
+    )
+    places = (binding.ElementwiseTensor * len(tensors))(
+        *(binding.ElementwiseTensor(address(t), *_strides_in(t, shape)) for t in tensors)
+    )
+    arguments = binding.ElementwiseCall(
+        *shape, ctypes.addressof(made), len(made), ctypes.addressof(places), len(places),
+        num_threads,
+    )  # fmt: skip
+    call = Call("hotloop_elementwise", arguments, *tensors)
+    call.hold(made, places)
+    return call
+
+
 def address(tensor: Tensor | None) -> int | None:
     """Where a tensor lies; ``None`` for none."""
     return None if tensor is None else tensor.data_ptr()
@@ -419,6 +451,20 @@ def address(tensor: Tensor | None) -> int | None:
 
 def _count(tensor: Tensor) -> int:
     return math.prod(tensor.shape)
+
+
+def _strides_in(tensor: Tensor, shape: tuple[int, int]) -> list[int]:
+    """Strides of a tensor that is repeated to a shape.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    sizes, strides = [1, 1, *tensor.shape], [0, 0, *tensor.stride()]
+    if any(size != 1 for size in sizes[:-2]) or any(
+        size not in (1, whole) for size, whole in zip(sizes[-2:], shape, strict=True)
+    ):
+        raise ValueError(f"a tensor must fit {shape}; got {tuple(tensor.shape)}")
+    return [0 if n == 1 else s for n, s in zip(sizes[-2:], strides[-2:], strict=True)]
 
 
 def _rows(tensor: Tensor) -> tuple[int, int]:

@@ -204,6 +204,8 @@ class Team:
             self._held = (x, y, tables, losses, keys, counters)  # The thread that hangs uses them.
             raise WorkerHangs(run.steps_done, losses) from None
         finally:
+            if self.whole:
+                self.update.advance(self._steps_done, run.steps_done)
             self._steps_done += run.steps_done
         return losses, [_seconds(times) for times in self._times]
 

@@ -139,6 +139,7 @@ class CompiledStep:
             self._steps_done = self._counter.item()
         tables = self.update.rows(self._steps_done, steps, rates)
         losses = self._call(x, y, tables, steps)
+        self.update.advance(self._steps_done, steps)
         self._steps_done += steps
         return losses
 

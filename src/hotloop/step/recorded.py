@@ -188,6 +188,7 @@ class RecordedStep:
             shape.steps_done = float(shape.counters[0])
         tables = shape.update.rows(shape.steps_done, steps, rates)
         losses = shape.program.run(batch, tables, steps)
+        shape.update.advance(shape.steps_done, steps)
         shape.steps_done += steps
         shape.programs_run += steps
         self.reason = _WHOLE

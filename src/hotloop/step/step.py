@@ -305,7 +305,7 @@ def compile_step(
 ) -> TrainStep:
     """A callable ``step(x, y) -> loss`` that makes one optimizer step, in place.
 
-    Forward, loss, backward and the update (SGD, Adam, AdamW, RMSprop, Adagrad) become one compiled
+    Forward, loss, backward and the update (``updates`` has the rules) become one compiled
     graph; with other optimizers, or micro-batches, forward and backward do. What cannot be captured
     (control flow that depends on data, hooks, parameters that are not float32) runs on the plain
     path, and ``step.reason`` says why. ``model.training`` is left as it is; call ``model.train()``

@@ -22,9 +22,23 @@ from ..graph import operators
 # Columns of a row of the table.
 COLUMNS = tuple(name for name, *_ in ControlRow._fields_ if name != "unused")
 _ROW_DOUBLES = ctypes.sizeof(ControlRow) // ctypes.sizeof(ctypes.c_double)
-KINDS = {"sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 4, "rmsprop": 5, "adagrad": 6}
+KINDS = {
+    "sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 4, "rmsprop": 5, "adagrad": 6,
+    "nadam": 7, "nadamw": 8, "adamax": 9, "adadelta": 10,
+}  # fmt: skip
 _AT = {name: number for number, name in enumerate(COLUMNS)}
 _ADAM = ("exp_avg", "exp_avg_sq")
+# State tensors of each rule; SGD's depend on its group.
+_STATES: dict[type[optim.Optimizer], tuple[str, ...]] = {
+    optim.Adam: _ADAM,
+    optim.AdamW: _ADAM,
+    optim.NAdam: _ADAM,
+    optim.RAdam: _ADAM,
+    optim.Adamax: ("exp_avg", "exp_inf"),
+    optim.Adadelta: ("square_avg", "acc_delta"),
+    optim.RMSprop: ("square_avg",),
+    optim.Adagrad: ("sum",),
+}
 
 
 @dataclass
@@ -32,7 +46,8 @@ class Update:
     """The rule of one optimizer over the weights of a graph.
 
     Attributes:
-        optimizer: ``torch.optim`` SGD, Adam, AdamW, RMSprop or Adagrad.
+        optimizer: ``torch.optim`` SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adadelta, RMSprop or
+            Adagrad.
         weights: trainable parameters, in the order of the graph.
         clip_norm, clip_value: limits of the gradient before the update.
         used: numbers of the weights that get a gradient; known after ``trace``.
@@ -59,9 +74,7 @@ class Update:
         group = self.optimizer.param_groups[number]
         if isinstance(self.optimizer, optim.SGD):
             return ("momentum_buffer",) if group["momentum"] else ()
-        if isinstance(self.optimizer, (optim.Adam, optim.AdamW)):
-            return _ADAM
-        return ("square_avg",) if isinstance(self.optimizer, optim.RMSprop) else ("sum",)
+        return _STATES.get(type(self.optimizer), ("sum",))
 
     def has_group(self, weight: torch.Tensor) -> bool:
         """Whether the optimizer updates a weight."""
@@ -132,6 +145,8 @@ class Update:
             state = known[weight]
             if not sgd and "step" not in state:
                 state["step"] = torch.tensor(0.0)
+            if isinstance(self.optimizer, optim.NAdam) and "mu_product" not in state:
+                state["mu_product"] = torch.tensor(1.0)
             for name in names:
                 if state.get(name) is None:
                     initial = 0.0
@@ -170,9 +185,35 @@ class Update:
         steps = numpy.arange(first + 1, first + 1 + count)
         for number, group in enumerate(groups):
             lr: Any = float(group["lr"]) if rates is None else numpy.array(rates)[:, number]
-            for name, value in _columns(self.optimizer, group, lr, steps).items():
+            row = _columns(self.optimizer, group, lr, steps)
+            if isinstance(self.optimizer, optim.NAdam):
+                row |= _nadam_rates(group, lr, steps, self._mu_product(number))
+            for name, value in row.items():
                 table[:, number, _AT[name]] = value
         return torch.from_numpy(table)
+
+    def advance(self, first: float, count: int) -> None:
+        """Keep what a rule counts beside its steps, after ``count`` steps: NAdam's ``mu_product``.
+
+        Args:
+            first: steps done before them.
+        """
+        if not isinstance(self.optimizer, optim.NAdam) or not count:
+            return
+        steps = numpy.arange(first + 1, first + 1 + count)
+        for number, group in enumerate(self.optimizer.param_groups):
+            (*_, product) = _mu_products(group, steps, self._mu_product(number))
+            for weight in self._of_group(number):
+                self.optimizer.state[weight]["mu_product"].fill_(float(product))
+
+    def _of_group(self, number: int) -> list[torch.Tensor]:
+        used = (self.weights[n] for n in self.used)
+        return [w for w in used if self._group_of[id(w)] == number]
+
+    def _mu_product(self, number: int) -> float:
+        """NAdam's product of momenta so far; all parameters have made the same steps."""
+        weights = self._of_group(number)
+        return float(self.optimizer.state[weights[0]]["mu_product"]) if weights else 1.0
 
 
 def _columns(optimizer: Any, group: dict[str, Any], lr: Any, steps: Any) -> dict[str, Any]:
@@ -193,6 +234,21 @@ def _columns(optimizer: Any, group: dict[str, Any], lr: Any, steps: Any) -> dict
         kind = "adamw" if decoupled else "adam"
         row |= {"beta1": beta1, "beta2": beta2, "bias_correction1": 1 - beta1**steps}
         row["bias_correction2_sqrt"] = numpy.sqrt(1 - beta2**steps)
+    elif isinstance(optimizer, optim.NAdam):
+        beta1, beta2 = (float(b) for b in group["betas"])
+        kind = "nadamw" if group["decoupled_weight_decay"] else "nadam"
+        row |= {"beta1": beta1, "beta2": beta2, "bias_correction1": 1.0}
+        row["bias_correction2_sqrt"] = numpy.sqrt(1 - beta2**steps)
+    elif isinstance(optimizer, optim.RAdam):
+        kind = "adamw" if group["decoupled_weight_decay"] else "adam"
+        row |= _radam(group, steps)
+    elif isinstance(optimizer, optim.Adamax):
+        kind = "adamax"
+        beta1, beta2 = (float(b) for b in group["betas"])
+        row |= {"beta1": beta1, "beta2": beta2, "bias_correction1": 1 - beta1**steps}
+    elif isinstance(optimizer, optim.Adadelta):
+        kind = "adadelta"
+        row["alpha"] = float(group["rho"])
     elif isinstance(optimizer, optim.RMSprop):
         kind = "rmsprop"
         row["alpha"] = float(group["alpha"])
@@ -203,10 +259,51 @@ def _columns(optimizer: Any, group: dict[str, Any], lr: Any, steps: Any) -> dict
     return row
 
 
+def _mu(group: dict[str, Any], steps: Any) -> Any:
+    """NAdam's momentum of each step."""
+    return float(group["betas"][0]) * (1 - 0.5 * 0.96 ** (steps * group["momentum_decay"]))
+
+
+def _mu_products(group: dict[str, Any], steps: Any, before: float) -> Any:
+    """The product of momenta after each step, in float32 as ``torch.optim`` keeps it."""
+    factors = numpy.concatenate([[before], _mu(group, steps)]).astype(numpy.float32)
+    return numpy.multiply.accumulate(factors)[1:].astype(numpy.float64)
+
+
+def _nadam_rates(group: dict[str, Any], lr: Any, steps: Any, before: float) -> dict[str, Any]:
+    mu, following = _mu(group, steps), _mu(group, steps + 1)
+    products = _mu_products(group, steps, before)
+    return {
+        "gradient_rate": lr * (1 - mu) / (1 - products),
+        "moment_rate": lr * following / (1 - products * following),
+    }
+
+
+def _radam(group: dict[str, Any], steps: Any) -> dict[str, Any]:
+    """RAdam as Adam: rectified, ``eps`` stands beside the root itself; before that, alone."""
+    beta1, beta2 = (float(b) for b in group["betas"])
+    correction1, correction2 = 1 - beta1**steps, 1 - beta2**steps
+    most = 2 / (1 - beta2) - 1
+    length = most - 2 * steps * beta2**steps / correction2
+    is_rectified = length > 5
+    known = numpy.where(is_rectified, length, 6.0)
+    with numpy.errstate(all="ignore"):  # Where nothing is rectified.
+        rectified = numpy.sqrt(
+            (known - 4) * (known - 2) * most / ((most - 4) * (most - 2) * known) * correction2
+        )
+    return {
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": numpy.where(is_rectified, float(group["eps"]), 1.0),
+        "bias_correction1": correction1 / numpy.where(is_rectified, rectified, 1.0),
+        "bias_correction2_sqrt": numpy.where(is_rectified, 1.0, numpy.inf),
+    }
+
+
 def reason_outside(optimizer: optim.Optimizer) -> str | None:
     """Why this optimizer's rule is not in the graph; ``None``: it is."""
     kind = type(optimizer)
-    if kind not in (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad):
+    if kind is not optim.SGD and kind not in _STATES:
         return f"{kind.__name__} keeps its own step"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return f"{kind.__name__} has hooks"

@@ -19,6 +19,8 @@ inline UpdateRule rule_of(const ControlRow& row) {
   rule.momentum = row.momentum;
   rule.dampening = row.dampening;
   rule.alpha = row.alpha;
+  rule.gradient_rate = row.gradient_rate;
+  rule.moment_rate = row.moment_rate;
   return rule;
 }
 

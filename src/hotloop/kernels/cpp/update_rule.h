@@ -11,10 +11,15 @@
 namespace hotloop {
 
 // As in UpdateRule.
-enum UpdateKind : int { kSgd, kMomentum, kNesterov, kAdam, kAdamW, kRmsProp, kAdagrad, kUpdateKinds };
+enum UpdateKind : int {
+  kSgd, kMomentum, kNesterov, kAdam, kAdamW, kRmsProp, kAdagrad, kNadam, kNadamW, kAdamax, kAdadelta,
+  kUpdateKinds
+};
 
 constexpr bool has_state1(int kind) { return kind != kSgd; }
-constexpr bool has_state2(int kind) { return kind == kAdam || kind == kAdamW; }
+constexpr bool has_state2(int kind) {
+  return kind == kAdam || kind == kAdamW || kind >= kNadam;
+}
 
 // Numbers below 1.2e-38 count as zero while it lives. The moments of a weight without gradients fade into
 // them within a thousand steps and stay there, where arithmetic takes several times as long.
@@ -36,7 +41,7 @@ struct FlushDenormals {
 // A rule's scalars as its formulas need them.
 struct UpdateScalars {
   float lr, eps, decay, keep, beta2, one_beta1, one_beta2, step_size, inverse;
-  float momentum, damped, carried, alpha, one_alpha, scale;
+  float momentum, damped, carried, alpha, one_alpha, gradient_rate, moment_rate, scale;
 
   UpdateScalars(const UpdateRule& u, float scale)
       : lr(float(u.lr)), eps(float(u.eps)), decay(float(u.weight_decay)),
@@ -45,7 +50,8 @@ struct UpdateScalars {
         step_size(float(u.lr / u.bias_correction1)), inverse(float(1 / u.bias_correction2_sqrt)),
         momentum(float(u.momentum)), damped(u.first_step ? 1.0f : float(1 - u.dampening)),
         carried(u.first_step ? 0.0f : momentum), alpha(float(u.alpha)),
-        one_alpha(float(1 - u.alpha)), scale(scale) {}
+        one_alpha(float(1 - u.alpha)), gradient_rate(float(u.gradient_rate)),
+        moment_rate(float(u.moment_rate)), scale(scale) {}
 };
 
 // n adjacent weights w, their gradients g and states; a kind without a state may be given any address.
@@ -57,7 +63,7 @@ inline __attribute__((always_inline)) void update_run(int64_t n, float* __restri
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     float d = g[i] * u.scale, x = w[i];
-    if (kind == kAdamW) x *= u.keep;
+    if (kind == kAdamW || kind == kNadamW) x *= u.keep;
     else d += u.decay * x;
     if (kind == kSgd) {
       x -= u.lr * d;
@@ -75,6 +81,25 @@ inline __attribute__((always_inline)) void update_run(int64_t n, float* __restri
       const float v = u.alpha * s1[i] + u.one_alpha * (d * d);
       s1[i] = v;
       x -= u.lr * (d / (std::sqrt(v) + u.eps));
+    } else if (kind == kNadam || kind == kNadamW) {
+      const float m = s1[i] + u.one_beta1 * (d - s1[i]);
+      const float v = u.beta2 * s2[i] + u.one_beta2 * (d * d);
+      s1[i] = m;
+      s2[i] = v;
+      x -= (u.gradient_rate * d + u.moment_rate * m) / (std::sqrt(v) * u.inverse + u.eps);
+    } else if (kind == kAdamax) {
+      const float m = s1[i] + u.one_beta1 * (d - s1[i]);
+      const float before = u.beta2 * s2[i], now = std::fabs(d) + u.eps;
+      const float most = before > now || before != before ? before : now;  // A NaN wins.
+      s1[i] = m;
+      s2[i] = most;
+      x -= u.step_size * (m / most);
+    } else if (kind == kAdadelta) {
+      const float v = u.alpha * s1[i] + u.one_alpha * (d * d);
+      const float step = std::sqrt(s2[i] + u.eps) / std::sqrt(v + u.eps) * d;
+      s1[i] = v;
+      s2[i] = u.alpha * s2[i] + u.one_alpha * (step * step);
+      x -= u.lr * step;
     } else {
       const float v = s1[i] + d * d;
       s1[i] = v;
