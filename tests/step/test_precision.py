@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hotloop
+from hotloop.step import recorded
 from hotloop.step.precision import BOUND, PROBE_STEPS, probe
 
 AUTO = hotloop.Plan().replace({"step.precision": "auto", "step.compile": "always"})
@@ -141,3 +142,21 @@ def test_the_plain_path_stays_float32():
     step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x[:32], y[:32]), plan)
     assert (step.path, step.precision) == ("plain", "float32")
     assert "precision auto is float32 on the plain path" in step.reason
+
+
+def test_what_products_alone_do_not_compute_is_recorded_again_under_autocast(monkeypatch):
+    """As on a processor that has products in bfloat16, with a model that wants more than these."""
+    monkeypatch.setattr(recorded, "rounds_products", lambda: True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))
+    plan = hotloop.Plan().replace({"step.precision": "bfloat16", "step.compile": "always"})
+    step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x, y), plan)
+    for number in range(6):
+        # Two to see that, two under autocast.
+        assert step.path == ("compiled" if number >= 4 else "plain")
+        with torch.autocast("cpu", torch.bfloat16, enabled=number >= 2):
+            expected = F.cross_entropy(copy.deepcopy(model)(x).float(), y)
+        assert step(x, y).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert step.operations() == []

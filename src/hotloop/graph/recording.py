@@ -186,7 +186,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self.refusal is None:
-            self._refuse(func)
+            self._refuse(func, args)
         fresh: list[torch.Tensor] = []
 
         def given(tensor: torch.Tensor) -> TensorRef:
@@ -213,8 +213,10 @@ class Recorder(TorchDispatchMode):
         )
         return result
 
-    def _refuse(self, func: Any) -> None:
+    def _refuse(self, func: Any, args: Any) -> None:
         tags = func.tags
+        if func is torch.ops.aten.index.Tensor and not _has_mask(args[1]):
+            return  # By numbers: only a mask gives a shape that depends on its values.
         if func in _SCALAR_READS:
             self.refusal = f"{user_line()} reads a tensor's value"
         elif torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
@@ -227,6 +229,11 @@ class Recorder(TorchDispatchMode):
             target = args[place] if place < len(args) else kwargs.get(argument.name)
             if isinstance(target, torch.Tensor) and self._number(target) in self._begins:
                 self.refusal = f"{user_line()} writes into its batch"
+
+
+def _has_mask(indices: Any) -> bool:
+    masks = (torch.bool, torch.uint8)
+    return any(isinstance(i, torch.Tensor) and i.dtype in masks for i in indices)
 
 
 def version_of(tensor: torch.Tensor) -> int:

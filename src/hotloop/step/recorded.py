@@ -166,7 +166,7 @@ class RecordedStep:
             return 0
         assert shape.guards is not None and shape.graph is not None
         change = shape.guards.changed() or _constants_changed(shape.graph)
-        if change is None and self.whole:
+        if change is None:
             change = self._rebind(shape)
         if change is not None:
             self._forget(shape, change)
@@ -364,29 +364,34 @@ class RecordedStep:
                 update_early(graph)
         shape.graph, shape.guards = graph, guards
         shape.bound = None
-        if self.whole:
-            change = self._rebind(shape)
-            if change is not None:
-                raise NotRecordable(change)
-        else:
-            if len(self._sums) != len(self.weights):
-                self._sums = [torch.zeros_like(w, requires_grad=False) for w in self.weights]
-            self._lower(shape, self._sums, written=[])
+        if not self.whole and [_layout(t) for t in self._sums] != [_layout(w) for w in self.weights]:
+            self._sums = [torch.zeros_like(w, requires_grad=False) for w in self.weights]
+        change = self._rebind(shape)
+        if change is not None:
+            raise NotRecordable(change)
 
     def _rebind(self, shape: _Shape) -> str | None:
-        """Lower again where the optimizer's state was replaced; why that cannot be, or ``None``."""
-        assert shape.update is not None
+        """Lower again where weights lie elsewhere or the optimizer's state was replaced.
+
+        Returns:
+            Why that cannot be, or ``None``.
+        """
         known = self.optimizer.state
+        addresses = [t.data_ptr() for tensors in self._tensors.values() for t in tensors]
         if shape.bound is not None:
-            identity, owned = shape.bound
+            identity, owned, then = shape.bound
             if identity == id(known) and all(owner.get(name) is t for owner, name, t in owned):
-                return None
+                if then == addresses:
+                    return None
+        if shape.update is None:
+            shape.bound = id(known), [], addresses
+            return self._lower(shape, self._sums, written=[])
         try:
             with torch.no_grad():
                 states, shape.counters, shape.steps_done = shape.update.bind()
         except ValueError as error:
             return str(error)
-        self._lower(shape, states, written=[*self.weights, *states])
+        change = self._lower(shape, states, written=[*self.weights, *states])
         held = {id(t) for t in (*states, *shape.counters)}
         shape.bound = (
             id(known),
@@ -396,12 +401,13 @@ class RecordedStep:
                 for name, value in owner.items()
                 if id(value) in held
             ],
+            addresses,
         )
-        return None
+        return change
 
     def _lower(
         self, shape: _Shape, states: Sequence[torch.Tensor], written: list[torch.Tensor]
-    ) -> None:
+    ) -> str | None:
         graph = shape.graph
         assert graph is not None
         tensors = {
@@ -414,8 +420,18 @@ class RecordedStep:
             None if kind == "batch" else tensors[kind][number].detach()
             for kind, number in graph.inputs
         ]
+        nodes = [n for n in graph.graph.graph.nodes if n.op == "placeholder"]
+        for (kind, _), node, tensor in zip(graph.inputs, nodes, inputs, strict=True):
+            if tensor is not None and kind != "control" and node.meta["val"] is not None:
+                if _layout(tensor) != _layout(node.meta["val"]):
+                    return f"a {kind} has another shape, layout or dtype than before"
         lowered = lower(graph.graph, inputs, self.num_threads)
         shape.program = Program(lowered, written, shape.counters, self.num_threads)
+        return None
+
+
+def _layout(tensor: torch.Tensor) -> Any:
+    return tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _constants_changed(graph: RecordedGraph) -> str | None:
