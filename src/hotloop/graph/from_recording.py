@@ -107,7 +107,7 @@ class _Builder:
         if ref.storage in self._batch:  # Each part of the batch is copied to a place of its own.
             base = next((n for n in self._batch[ref.storage] if _covers(n, ref)), base)
             begin = base.offset
-        if ref.dtype != base.dtype or not _covers(base, ref):
+        if _reading(ref) != _reading(base) or not _covers(base, ref):
             raise NotRecordable("a tensor of the step is a view that reaches beyond what it views")
         node = self.graph.call_function(
             _aten.as_strided.default,
@@ -234,6 +234,11 @@ def _refs(tree: Any) -> list[TensorRef]:
 def meta_of(ref: TensorRef) -> torch.Tensor:
     """A tensor without memory, of the same shape."""
     return torch.empty_strided(ref.size, ref.stride, dtype=ref.dtype, device="meta")
+
+
+def _reading(ref: TensorRef) -> Any:
+    """As what a storage is read."""
+    return ref.dtype, ref.is_conjugate, ref.is_negative
 
 
 def _covers(whole: TensorRef, part: TensorRef) -> bool:

@@ -54,6 +54,9 @@ class TensorRef:
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    # What is read is the conjugate, or the negative, of what lies there.
+    is_conjugate: bool = False
+    is_negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ class Recorder(TorchDispatchMode):
             tuple(tensor.shape),
             tensor.stride(),
             tensor.dtype,
+            tensor.is_conj(),
+            tensor.is_neg(),
         )
 
     def _number(self, tensor: torch.Tensor) -> int:
