@@ -312,6 +312,10 @@ class _Pending:
         """As torch's."""
         return self.val.stride() if dim is None else self.val.stride(dim)
 
+    def as_strided(self, size: Any, stride: Any) -> _Pending:
+        """Another view of it."""
+        return _Pending(self.val.as_strided(size, stride), self.number)
+
     def t(self) -> _Pending:
         """The transpose."""
         return _Pending(self.val.t(), self.number)
@@ -342,9 +346,11 @@ class _Pendings:
         """The words of the call's structure that want an address, and places of the values."""
         if not self._places:
             return []
-        count = ctypes.sizeof(call.arguments) // ctypes.sizeof(ctypes.c_uint64)
-        at = ctypes.addressof(call.arguments)
-        words = [ctypes.c_uint64.from_address(at + 8 * n) for n in range(count)]
+        words: list[Any] = []
+        for memory in (call.arguments, *(k for k in call.keep if isinstance(k, ctypes.Array))):
+            count = ctypes.sizeof(memory) // ctypes.sizeof(ctypes.c_uint64)
+            at = ctypes.addressof(memory)
+            words += [ctypes.c_uint64.from_address(at + 8 * n) for n in range(count)]
         return [(w, self._places[w.value]) for w in words if w.value in self._places]
 
 

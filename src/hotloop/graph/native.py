@@ -54,6 +54,21 @@ def embedding_gradient(gradient: Any, indices: Any, padding_index: int) -> Any:
     """The gradient of the table."""
 
 
+def elementwise(chain: Any, *operands: Any) -> Any:
+    """What a chain (``elementwise.Chain``) makes of its operands."""
+
+
+def _elementwise(args: Any, outs: Any, threads: int) -> Call:
+    chain, *operands = args
+    whole = chain.rows, chain.cols
+    shapes = {"whole": whole, "row": (1, chain.cols), "column": (chain.rows, 1), "one": (1, 1)}
+    tensors = [
+        operand.as_strided(shapes[kind], (shapes[kind][1], 1))
+        for operand, kind in zip([*operands, *outs], [*chain.kinds, "whole"], strict=True)
+    ]
+    return calls.elementwise(chain.operations, tensors, whole, num_threads=threads)
+
+
 def _gemm(args: Any, outs: Any, threads: int, bfloat16: bool = False) -> Call:
     a, b, bias, mask, act = args
     return calls.product(
@@ -153,6 +168,7 @@ NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call]] = {
     layer_norm_gradient: _layer_norm_gradient,
     embedding: lambda args, outs, n: calls.embedding(*args, outs[0], num_threads=n),
     embedding_gradient: _embedding_gradient,
+    elementwise: _elementwise,
 }
 
 

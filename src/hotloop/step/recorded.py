@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import RunError
-from ..graph import convolutions, copies, losses, pooling, routes, rows
+from ..graph import convolutions, copies, elementwise, losses, pooling, routes, rows
 from ..graph.compare import difference
 from ..graph.from_recording import RecordedGraph, graph_of
 from ..graph.lower import lower
@@ -360,6 +360,7 @@ class RecordedStep:
             copies.remove(graph.graph)
             losses.fuse(graph.graph)
             rows.replace(graph.graph)
+            elementwise.fuse(graph.graph)
             if self.whole:
                 update_early(graph)
         shape.graph, shape.guards = graph, guards
