@@ -208,17 +208,32 @@ class TrainStep:
         rows = len(x) // steps
         if not self.makes_many or rows * steps != len(x):
             return None
-        if self._cuda is None or not self._cuda.first_is_plain:
+        if self._cuda is not None and not self._cuda.first_is_plain:
             with self.arena:
-                losses = self._fast_steps(x, y, steps, rates)
-            if losses is not None or self._cuda is not None:
-                return losses
-        first = self._first_of(x[:rows], y[:rows], rates).reshape(1)
-        if steps == 1:
-            return first
-        rest = self.many(x[rows:], y[rows:], steps - 1, rates and rates[1:])
-        assert rest is not None, "batches of one call are alike"
-        return torch.cat([first, rest])
+                return self._fast_steps(x, y, steps, rates)
+        found: list[torch.Tensor] = []
+        done = 0
+        while done < steps:
+            count = self._steps_at_once(x[done * rows :], y[done * rows :], rows, steps - done)
+            part = slice(done * rows, (done + max(1, count)) * rows)
+            its_rates = rates and rates[done : done + max(1, count)]
+            losses = None
+            if count > 0:
+                with self.arena:
+                    losses = self._fast_steps(x[part], y[part], count, its_rates)
+            if losses is None:
+                first = slice(done * rows, (done + 1) * rows)
+                losses = self._first_of(x[first], y[first], its_rates).reshape(1)
+            found.append(losses)
+            done += len(losses)
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _steps_at_once(self, x: torch.Tensor, y: torch.Tensor, rows: int, steps: int) -> int:
+        """How many of ``steps`` steps the fast path makes now."""
+        if self._cuda is not None:
+            return 0 if self._cuda.first_is_plain else steps
+        assert self._recorded is not None
+        return self._recorded.ready(shape_key(x[:rows], y[:rows], 1.0), steps)
 
     def _first_of(
         self, x: torch.Tensor, y: torch.Tensor, rates: list[list[float]] | None
