@@ -57,7 +57,9 @@ def trained():
 
 
 @needs_kernels
-@pytest.mark.parametrize("left_out", [[], ["products", "convolutions"], *([name] for name in PASSES)])
+@pytest.mark.parametrize(
+    "left_out", [[], ["products", "convolutions"], *([name] for name in PASSES)]
+)
 def test_each_pass_may_be_left_out(own, monkeypatch, left_out):
     for name in left_out:
         monkeypatch.setattr(*PASSES[name], lambda *_, **__: [])

@@ -1,4 +1,4 @@
-"""Offsets of temporaries: those that live at once lie apart, and the whole is no larger than it need."""
+"""Offsets of temporaries: those that live at once lie apart, and memory is used again."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,8 @@ def lifetimes(draw):
 def peak(blocks):
     """The most bytes that live at once."""
     return max(
-        (sum(b.size_bytes for b in blocks if b.first <= at <= b.last) for at in range(50)), default=0
+        (sum(b.size_bytes for b in blocks if b.first <= at <= b.last) for at in range(50)),
+        default=0,
     )
 
 

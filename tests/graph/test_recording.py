@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from hotloop.graph.compare import difference
@@ -249,6 +250,47 @@ def test_two_parts_of_one_tensor_are_a_batch():
         x, y = tokens[at : at + 8], tokens[at + 1 : at + 9]
         expected = (x * y).sum() + y.view(2, 4)[1].sum() + x[0] + x[3]
         torch.testing.assert_close(program.run([x, y], None)[0], expected)
+
+
+def test_recording_keeps_no_memory():
+    seen = []
+
+    def loss(x):
+        for _ in range(3):
+            x = x * 2
+            seen.append(StorageWeakRef(x.untyped_storage()))
+        return x.sum()
+
+    recording, recorder = recorded(loss, [torch.randn(4, 3)])
+    assert all(storage.expired() for storage in seen)
+    # And what lies at the same addresses later has another name.
+    results = [entry.results.storage for entry in recorder.recording.entries]
+    assert len(set(results)) == len(results)
+    assert recording.loss is not None
+
+
+def test_samples_and_targets_may_lie_anywhere_in_one_buffer():
+    """As a run's buffers have them: how far apart they are changes from step to step."""
+    buffer = torch.zeros(4096, dtype=torch.uint8)
+    samples, targets = (
+        buffer[:2400].view(torch.float32).view(50, 12),
+        buffer[2400:].view(torch.int64),
+    )
+    samples.uniform_(), targets.random_(12)
+
+    def loss(x, y):
+        return F.cross_entropy(x, y) + x.detach()[1].sum()
+
+    first, second, third = (
+        recorded(loss, [samples[at : at + 5], targets[to : to + 5]])[0]
+        for at, to in ((0, 0), (5, 7), (20, 1))
+    )
+    assert difference(first, second) is None
+    assert difference(first, third) is None
+    program = program_of(first)
+    for at, to in ((3, 9), (40, 2)):
+        x, y = samples[at : at + 5], targets[to : to + 5]
+        torch.testing.assert_close(program.run([x, y], None)[0], loss(x, y))
 
 
 def test_weights_that_are_parts_of_one_tensor():

@@ -224,9 +224,9 @@ CASES = [
     ),
     (
         "compile",
-        report(work={"path": "plain", "flop_per_step": None}),
+        report(work={"path": "plain", "flop_per_step": None}, knobs={"step.compile": "off"}),
         machine(),
-        {"step.compile": "always"},
+        {"step.compile": "auto"},
     ),
     (
         "slow-kernels",

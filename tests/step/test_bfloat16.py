@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import hotloop
 from hotloop import kernels
+from hotloop.graph.rounding import rounds_products
 from hotloop.kernels import calls
 from hotloop.kernels.binding import UpdateRule
-from hotloop.graph.rounding import rounds_products
 from hotloop.step.updates import KINDS
 from hotloop.train.zoo import build_model
 from support import examples

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from hotloop import kernels
-from hotloop.kernels import calls
 from hotloop.graph import convolutions
 from hotloop.graph.routes import Route
+from hotloop.kernels import calls
 from hotloop.train.zoo import build_model
 from support import examples
 from support.beside_plain import called, learns_as_in_plain_pytorch, with_program

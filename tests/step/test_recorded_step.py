@@ -191,16 +191,17 @@ def test_many_steps_in_one_call_are_the_same_steps():
     torch.manual_seed(0)
     one = nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 5))
     many = copy.deepcopy(one)
-    x, y = torch.randn(5 * 20, 12), torch.randint(0, 5, (5 * 20,))
+    count = 40  # With an audit among them.
+    x, y = torch.randn(count * 20, 12), torch.randint(0, 5, (count * 20,))
     steps = [
         hotloop.compile_step(m, F.cross_entropy, torch.optim.Adam(m.parameters()), (x[:20], y[:20]))
         for m in (one, many)
     ]
-    losses = torch.stack([steps[0](x[i : i + 20], y[i : i + 20]) for i in range(0, 100, 20)])
-    assert torch.equal(losses, steps[1].many(x, y, 5))
+    losses = torch.stack([steps[0](x[i : i + 20], y[i : i + 20]) for i in range(0, len(x), 20)])
+    assert torch.equal(losses, steps[1].many(x, y, count))
     for a, b in zip(one.parameters(), many.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert steps[1].optimizer.state[many[0].weight]["step"] == 5
+    assert steps[1].optimizer.state[many[0].weight]["step"] == count
 
 
 def test_micro_batches_make_the_update_of_the_whole_batch():

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from hotloop.measure import winners
 from hotloop.graph import routes
+from hotloop.measure import winners
 
 
 @pytest.fixture

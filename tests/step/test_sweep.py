@@ -99,8 +99,9 @@ class Attention(nn.Module):
 
     def forward(self, x):
         x = self.embed(x.squeeze(1))
-        x += self.attend(x, x, x, need_weights=False)[0]  # Into a result that others read.
-        x = self.norm(x)
+        seen = self.attend(x, x, x, need_weights=False)[0]
+        seen += x
+        x = self.norm(seen)
         return self.head(x.mean(1))
 
 
@@ -153,7 +154,9 @@ networks = st.one_of(
     convolutional(),
     st.builds(
         lambda h, w, p: Attention(h * w, h, p),
-        st.integers(1, 3), st.integers(1, 8), st.sampled_from([0.0, 0.2]),
+        st.integers(1, 3),
+        st.integers(1, 8),
+        st.sampled_from([0.0, 0.2]),
     ),
     st.builds(Recurrent, st.sampled_from([nn.RNN, nn.GRU, nn.LSTM]), st.integers(1, 16)),
     st.builds(InPlace, st.integers(2, 16)),
@@ -205,7 +208,9 @@ def compare(task):
     )
     clips = {name: task[name] for name in ("clip_norm", "clip_value")}
     x, y = torch.rand(STEPS, size, 1, 8, 8), torch.randint(0, 5, (STEPS, size))
-    plan = hotloop.Plan().replace({"step.compile": "always", "memory.micro_batch_size": task["micro"]})
+    plan = hotloop.Plan().replace(
+        {"step.compile": "always", "memory.micro_batch_size": task["micro"]}
+    )
     step = hotloop.compile_step(model, loss_fn, optimizer, (x[0], y[0]), plan, **clips)
     for number, (a, b) in enumerate(zip(x, y, strict=True)):
         torch.manual_seed(number)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import hotloop
-from hotloop.step.compiler import has_compiler
+from hotloop import kernels
 from hotloop.train.zoo import build_model
 
 EPOCHS, SAMPLES, BATCH = 8, 2560, 64
@@ -15,8 +15,8 @@ EPOCHS, SAMPLES, BATCH = 8, 2560, 64
 
 @pytest.mark.parametrize("compiling", ["always", "off"])
 def test_minor_faults_a_step_are_near_zero(compiling):
-    if compiling == "always" and not has_compiler():
-        pytest.skip("no C++ compiler here")
+    if compiling == "always" and not kernels.is_available():
+        pytest.skip(kernels.unavailable_reason())
     torch.manual_seed(0)
     model = build_model("small")
     optimizer = torch.optim.Adam(model.parameters())

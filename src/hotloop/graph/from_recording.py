@@ -75,9 +75,7 @@ class _Builder:
         gradients = [None if g is None else self._value(g) for g in self.recording.gradients]
         self.graph.output((loss, *(g for g in gradients if g is not None)))
         module = fx.GraphModule({}, self.graph)
-        return RecordedGraph(
-            module, self.constants, loss, gradients, self.movable
-        )
+        return RecordedGraph(module, self.constants, loss, gradients, self.movable)
 
     def _placeholder(self, ref: TensorRef, kind: str, number: int) -> None:
         node = self.graph.placeholder(f"{kind}_{number}")
@@ -119,7 +117,11 @@ class _Builder:
     def _constant(self, ref: TensorRef) -> Any:
         tensor, version = self.recording.constants[ref.storage]
         whole = TensorRef(
-            ref.storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+            ref.storage,
+            int(tensor.storage_offset()),
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.dtype,
         )
         self._placeholder(whole, "constant", len(self.constants))
         self.constants.append((tensor, version))
@@ -165,7 +167,7 @@ class _Builder:
         targets = _targets(entry)
         inside = [t for t in targets if t.storage not in self._outside]
         alone = all(self._names.get(t.storage, [t]) == [t] for t in inside)
-        if not inside:  # A buffer of the model, as a counter of batches; weights are another matter.
+        if not inside:  # A buffer, as a counter of batches; weights are another matter.
             kinds = {self.inputs_kind(t.storage) for t in targets}
             self.movable = self.movable and kinds <= {"buffer"}
             self._literal(entry)
@@ -195,7 +197,7 @@ class _Builder:
             self._results(node, entry.results)
 
     def _functional(self, entry: Entry, target: TensorRef) -> None:
-        """An in-place operation on a temporary that has one name: the value after it is a new one."""
+        """An in-place operation on a temporary with one name: what it leaves is a new value."""
         before = self._value(target)
         # What only fills memory stays where it is.
         fills = entry.op in _FILLS and not before.users

@@ -23,6 +23,7 @@ from ..kernels.calls import Call
 from .memory_plan import Lifetime, plan_offsets
 from .native import NATIVE, is_update, update_call
 from .operators import PRODUCT_UPDATES, aliases, readers
+from .recording import extent_bytes
 
 Instruction = Callable[[], Any]
 
@@ -108,7 +109,7 @@ class _Lowering:
         for node in static:
             born = node.args[0] if node.target is operator.getitem else node
             end = max(last[node], last.get(born, 0))
-            lifetimes.append(Lifetime(_extent_bytes(node.meta["val"]), order[born], end))
+            lifetimes.append(Lifetime(extent_bytes(node.meta["val"]), order[born], end))
         offsets, total = plan_offsets(lifetimes)
         block = torch.empty(total + 64, dtype=torch.uint8)
         start = -block.data_ptr() % 64
@@ -498,16 +499,11 @@ def _writes(node: Any) -> bool:
     return schema is not None and schema.is_mutable
 
 
-def _extent_bytes(val: torch.Tensor) -> int:
-    reach = sum((n - 1) * s for n, s in zip(val.shape, val.stride(), strict=True))
-    return 0 if val.numel() == 0 else (1 + reach) * val.element_size()
-
-
 def _laid_out(memory: memoryview, at: int, val: torch.Tensor) -> torch.Tensor:
     """A tensor of so much memory and no more: an operation that would resize it is refused."""
     if val.numel() == 0:
         return torch.empty_strided(val.shape, val.stride(), dtype=val.dtype)
-    count = _extent_bytes(val) // val.element_size()
+    count = extent_bytes(val) // val.element_size()
     flat = torch.frombuffer(memory, dtype=val.dtype, count=count, offset=at)
     return flat.as_strided(val.shape, val.stride())
 

@@ -88,8 +88,8 @@ class Program:
         self, batch: Sequence[torch.Tensor], tables: torch.Tensor | None, steps: int
     ) -> torch.Tensor:
         losses = torch.empty(steps, dtype=self._lowered.loss_dtype)
-        # Below autograd, but not without gradients: an LSTM then leaves out what its backward needs.
-        with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():  # type: ignore[attr-defined]
+        # Below autograd, yet with gradients enabled: else an LSTM keeps nothing for its backward.
+        with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
             for step in range(steps):
                 for target, source in zip(self._lowered.batch, batch, strict=True):
                     rows = len(target) if target.dim() else 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -139,15 +140,16 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.refusal: str | None = None
-        # Kept alive: else an address would come again for another tensor.
-        self._alive: list[torch.UntypedStorage] = []
+        # Weak, so that memory is freed as in any step; yet no address comes again for another one.
+        self._seen: list[StorageWeakRef] = []
         self._numbers: dict[int, int] = {}
-        # Where a batch begins in its storage: it may be a part of a larger one.
-        self._begins: dict[int, int] = {}
+        # Parts of a batch may lie in one larger storage, each time somewhere else, so each counts
+        # as a storage by itself. Key of the storage -> first byte, end and number of each part.
+        self._parts: dict[int, list[tuple[int, int, int]]] = {}
+        for tensor in inputs.get("batch", ()):
+            self._add_part(tensor)
         for kind, tensors in inputs.items():
             for number, tensor in enumerate(tensors):
-                if kind == "batch":
-                    self._begins.setdefault(self._number(tensor), tensor.storage_offset())
                 self.recording.inputs.setdefault(self.ref(tensor), (kind, number))
         self._function_mode = _Reads(self)
 
@@ -162,10 +164,10 @@ class Recorder(TorchDispatchMode):
 
     def ref(self, tensor: torch.Tensor) -> TensorRef:
         """What a tensor is called in the recording."""
-        number = self._number(tensor)
+        number, begin = self._place(tensor)
         return TensorRef(
             number,
-            tensor.storage_offset() - self._begins.get(number, 0),
+            (_first_byte(tensor) - begin) // tensor.element_size(),
             tuple(tensor.shape),
             tensor.stride(),
             tensor.dtype,
@@ -173,18 +175,39 @@ class Recorder(TorchDispatchMode):
             tensor.is_neg(),
         )
 
-    def _number(self, tensor: torch.Tensor) -> int:
+    def _place(self, tensor: torch.Tensor) -> tuple[int, int]:
+        """Number of a tensor's storage, and the byte from which its offset counts."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = self.recording.storages
-            self.recording.storages += 1
-            self._alive.append(storage)
-        return number
+        for begin, end, number in self._parts.get(key, ()):
+            if begin <= _first_byte(tensor) < end:
+                return number, begin
+        known = self._numbers.get(key)
+        if known is None:
+            known = self._numbers[key] = self._new_number(storage)
+        return known, 0
+
+    def _new_number(self, storage: torch.UntypedStorage) -> int:
+        self._seen.append(StorageWeakRef(storage))
+        self.recording.storages += 1
+        return self.recording.storages - 1
+
+    def _add_part(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        parts = self._parts.setdefault(storage._cdata, [])
+        begin, end = _first_byte(tensor), _first_byte(tensor) + extent_bytes(tensor)
+        for at, (other, its_end, number) in enumerate(parts):
+            if begin < its_end and other < end:  # They overlap: one part.
+                parts[at] = min(begin, other), max(end, its_end), number
+                return
+        parts.append((begin, end, self._new_number(storage)))
+
+    def _is_batch(self, tensor: torch.Tensor) -> bool:
+        parts = self._parts.get(tensor.untyped_storage()._cdata, ())
+        return any(begin <= _first_byte(tensor) < end for begin, end, _ in parts)
 
     def _known(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self._numbers
+        return tensor.untyped_storage()._cdata in self._numbers or self._is_batch(tensor)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -203,7 +226,7 @@ class Recorder(TorchDispatchMode):
 
         wanted_args, wanted_kwargs = _mapped((args, kwargs), given)
         for tensor in fresh:
-            self.recording.constants[self._number(tensor)] = tensor, version_of(tensor)
+            self.recording.constants[self._place(tensor)[0]] = tensor, version_of(tensor)
         if func._schema.is_mutable and self.refusal is None:
             self._refuse_writes(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -232,8 +255,20 @@ class Recorder(TorchDispatchMode):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             target = args[place] if place < len(args) else kwargs.get(argument.name)
-            if isinstance(target, torch.Tensor) and self._number(target) in self._begins:
+            if isinstance(target, torch.Tensor) and self._is_batch(target):
                 self.refusal = f"{user_line()} writes into its batch"
+
+
+def _first_byte(tensor: torch.Tensor) -> int:
+    return tensor.storage_offset() * tensor.element_size()
+
+
+def extent_bytes(tensor: torch.Tensor) -> int:
+    """Bytes from the first element to the end of the last."""
+    if tensor.numel() == 0:
+        return 0
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(1 + reach) * tensor.element_size()
 
 
 def _has_mask(indices: Any) -> bool:

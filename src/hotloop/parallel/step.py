@@ -100,7 +100,7 @@ class ParallelStep(TrainStep):
         self._example = (x[: self.chunk_size], y[: self.chunk_size])
         self._team: Team | None = None
         self.balancer = LoadBalancer(self.num_workers, max(1, self.num_chunks))
-        choice = choose_path(model, x, y, plan, chunk_size=self.chunk_size)
+        choice = choose_path(model, x, plan, chunk_size=self.chunk_size)
         self.reason, self.precision_reason = choice.reason, choice.precision_reason
         if choice.path == "plain":
             return

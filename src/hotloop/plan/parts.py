@@ -255,8 +255,8 @@ class StepConfig:
     """How the train step is computed.
 
     Attributes:
-        compile: ``"auto"``: the compiled step where it is in the cache or the run is long enough
-            to pay the compiler back; ``"always"``; ``"off"``: as PyTorch runs it.
+        compile: ``"off"``: as PyTorch runs it. ``"auto"`` and ``"always"``: recorded, then run as a
+            program; on a GPU as a CUDA graph, which with ``"always"`` the compiler fuses.
         precision: ``"float32"``: exact. ``"bfloat16"``: forward and backward in bfloat16 where
             autocast says so (in perceptrons: the factors of products), weights and optimizer in
             float32. ``"auto"``: bfloat16 where copies
@@ -268,7 +268,10 @@ class StepConfig:
     """
 
     compile: Literal["auto", "always", "off"] = knob(
-        "auto", help="compile the train step: auto, always, off", parse=str, metavar="WHEN"
+        "auto",
+        help="the train step as a program: auto, always; off: as PyTorch runs it",
+        parse=str,
+        metavar="WHEN",
     )
     precision: Literal["float32", "bfloat16", "auto"] = knob(
         "float32", help="of the train step: float32, bfloat16, auto", parse=str, metavar="TYPE"

@@ -18,8 +18,8 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..memory.image_layout import preferred
 from ..graph import operators, pooling
+from ..memory.image_layout import preferred
 from . import chunk_random
 from .chunk import Part, hand_over, parts_of
 from .updates import Update

@@ -27,8 +27,8 @@ def compile_request(request: dict[str, Any], target: Path, keep: str | None = No
     import torch._inductor
     from torch._inductor import config
 
-    from ..machine.cache_dir import COMPILER
     from ..graph import operators
+    from ..machine.cache_dir import COMPILER
     from .graph_file import from_values
 
     torch.set_num_threads(request["num_threads"])

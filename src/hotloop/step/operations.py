@@ -18,14 +18,14 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import conv_flop_count
 
+from ..graph.convolutions import Convolution
+from ..graph.operators import GEMM_UPDATES, ROUNDED_UPDATES
+from ..graph.routes import Product, Route, remembered
 from ..kernels.binding import UpdateRule
 from ..kernels.calls import product_update
 from ..machine.threads import num_threads as threads_set
 from ..measure import least_seconds
 from ..memory import TensorArena
-from ..graph.convolutions import Convolution
-from ..graph.operators import GEMM_UPDATES, ROUNDED_UPDATES
-from ..graph.routes import Product, Route, remembered
 
 _aten = torch.ops.aten
 _FLOAT_BYTES = 4

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .. import kernels
 from ..errors import RunError
@@ -57,12 +56,6 @@ def working_bytes(library: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return int(json.loads(library.with_suffix(".json").read_text())["working_bytes"])
     return None
-
-
-def may_be_compiled(model: nn.Module, batch: Sequence[torch.Tensor]) -> bool:
-    """Whether the cache holds a step of such weights on such a batch: a look before capturing."""
-    weights = [p for p in model.parameters() if p.requires_grad]
-    return any(STEPS.found(f"{_machine_key()}-{_shapes_key(weights, batch)}-*"))
 
 
 def _shapes_key(weights: Sequence[torch.Tensor], batch: Sequence[torch.Tensor]) -> str:

@@ -22,7 +22,7 @@ from ..graph.compare import difference
 from ..graph.from_recording import RecordedGraph, graph_of
 from ..graph.lower import lower
 from ..graph.program import Program
-from ..graph.recording import NotRecordable, Recorder, Recording, version_of
+from ..graph.recording import NotRecordable, Recorder, Recording, extent_bytes, version_of
 from ..graph.rounding import covers, rounds_products
 from .capture import NotCapturable, refuse_hidden
 from .guards import Guards
@@ -194,7 +194,9 @@ class RecordedStep:
         self.reason = _WHOLE
         return losses
 
-    def add_gradients(self, key: Any, batch: Sequence[torch.Tensor], *, first: bool) -> torch.Tensor:
+    def add_gradients(
+        self, key: Any, batch: Sequence[torch.Tensor], *, first: bool
+    ) -> torch.Tensor:
         """Run a program that gives gradients, into the parameters' ``grad``; the loss.
 
         Args:
@@ -365,7 +367,7 @@ class RecordedStep:
                 update_early(graph)
         shape.graph, shape.guards = graph, guards
         shape.bound = None
-        if not self.whole and [_layout(t) for t in self._sums] != [_layout(w) for w in self.weights]:
+        if not self.whole and [_kind(t) for t in self._sums] != [_kind(w) for w in self.weights]:
             self._sums = [torch.zeros_like(w, requires_grad=False) for w in self.weights]
         change = self._rebind(shape)
         if change is not None:
@@ -381,9 +383,9 @@ class RecordedStep:
         addresses = [t.data_ptr() for tensors in self._tensors.values() for t in tensors]
         if shape.bound is not None:
             identity, owned, then = shape.bound
-            if identity == id(known) and all(owner.get(name) is t for owner, name, t in owned):
-                if then == addresses:
-                    return None
+            same = identity == id(known) and then == addresses
+            if same and all(owner.get(name) is t for owner, name, t in owned):
+                return None
         if shape.update is None:
             shape.bound = id(known), [], addresses
             return self._lower(shape, self._sums, written=[])
@@ -423,12 +425,17 @@ class RecordedStep:
         ]
         nodes = [n for n in graph.graph.graph.nodes if n.op == "placeholder"]
         for (kind, _), node, tensor in zip(graph.inputs, nodes, inputs, strict=True):
-            if tensor is not None and kind != "control" and node.meta["val"] is not None:
-                if _layout(tensor) != _layout(node.meta["val"]):
-                    return f"a {kind} has another shape, layout or dtype than before"
+            if tensor is None or kind == "control" or node.meta["val"] is None:
+                continue
+            if _layout(tensor) != _layout(node.meta["val"]):
+                return f"a {kind} has another shape, layout or dtype than before"
         lowered = lower(graph.graph, inputs, self.num_threads)
         shape.program = Program(lowered, written, shape.counters, self.num_threads)
         return None
+
+
+def _kind(tensor: torch.Tensor) -> Any:
+    return tensor.shape, tensor.dtype
 
 
 def _layout(tensor: torch.Tensor) -> Any:
@@ -451,5 +458,8 @@ def _reason_of_weights(optimizer: torch.optim.Optimizer) -> str | None:
 
 def shape_key(x: torch.Tensor, y: torch.Tensor, weight: float) -> Any:
     """What batches of one program have alike."""
-    same = x.data_ptr() == y.data_ptr()
+    # Where one begins in the other, if they overlap: what views both may be a view of either.
+    between = y.data_ptr() - x.data_ptr()
+    overlap = -extent_bytes(y) < between < extent_bytes(x)
+    same = between if overlap else None
     return (x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype, weight, same)

@@ -208,17 +208,32 @@ class TrainStep:
         rows = len(x) // steps
         if not self.makes_many or rows * steps != len(x):
             return None
-        if self._cuda is None or not self._cuda.first_is_plain:
+        if self._cuda is not None and not self._cuda.first_is_plain:
             with self.arena:
-                losses = self._fast_steps(x, y, steps, rates)
-            if losses is not None or self._cuda is not None:
-                return losses
-        first = self._first_of(x[:rows], y[:rows], rates).reshape(1)
-        if steps == 1:
-            return first
-        rest = self.many(x[rows:], y[rows:], steps - 1, rates and rates[1:])
-        assert rest is not None, "batches of one call are alike"
-        return torch.cat([first, rest])
+                return self._fast_steps(x, y, steps, rates)
+        found: list[torch.Tensor] = []
+        done = 0
+        while done < steps:
+            count = self._steps_at_once(x[done * rows :], y[done * rows :], rows, steps - done)
+            part = slice(done * rows, (done + max(1, count)) * rows)
+            its_rates = rates and rates[done : done + max(1, count)]
+            losses = None
+            if count > 0:
+                with self.arena:
+                    losses = self._fast_steps(x[part], y[part], count, its_rates)
+            if losses is None:
+                first = slice(done * rows, (done + 1) * rows)
+                losses = self._first_of(x[first], y[first], its_rates).reshape(1)
+            found.append(losses)
+            done += len(losses)
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _steps_at_once(self, x: torch.Tensor, y: torch.Tensor, rows: int, steps: int) -> int:
+        """How many of ``steps`` steps the fast path makes now."""
+        if self._cuda is not None:
+            return 0 if self._cuda.first_is_plain else steps
+        assert self._recorded is not None
+        return self._recorded.ready(shape_key(x[:rows], y[:rows], 1.0), steps)
 
     def _first_of(
         self, x: torch.Tensor, y: torch.Tensor, rates: list[list[float]] | None
@@ -300,16 +315,15 @@ def compile_step(
     *,
     clip_norm: float | None = None,
     clip_value: float | None = None,
-    expected_s: float | None = None,
     batches: Batches | None = None,
 ) -> TrainStep:
     """A callable ``step(x, y) -> loss`` that makes one optimizer step, in place.
 
-    Forward, loss, backward and the update (``updates`` has the rules) become one compiled
-    graph; with other optimizers, or micro-batches, forward and backward do. What cannot be captured
-    (control flow that depends on data, hooks, parameters that are not float32) runs on the plain
-    path, and ``step.reason`` says why. ``model.training`` is left as it is; call ``model.train()``
-    first, as in PyTorch. Compiling takes 10 to 30 seconds once for each model, shape and machine.
+    The first two steps of each shape of batch run as PyTorch makes them and are recorded; the next
+    ones run as a program of forward, loss, backward and update (``updates`` has the rules). With
+    other optimizers, or micro-batches, forward and backward are the program. What cannot become one
+    (control flow that depends on data, hooks) stays as PyTorch runs it, and ``step.reason`` says
+    why. ``model.training`` is left as it is; call ``model.train()`` first, as in PyTorch.
 
     Args:
         model: any ``torch.nn.Module``; any ``torch.optim.Optimizer`` on its parameters works
@@ -321,8 +335,6 @@ def compile_step(
             when ``None``, with torch's present number of threads.
         clip_norm: total norm of the gradients at most, as ``clip_grad_norm_``.
         clip_value: each gradient element at most, in size, as ``clip_grad_value_``; comes first.
-        expected_s: seconds the run is expected to take on the plain path; a run too short to pay
-            the compiler back is not compiled. ``None``: long.
         batches: for ``precision="auto"``: gives an iterable of batches like the example, on which
             copies are trained in float32 and in bfloat16 (``precision.probe``); ``None``: the
             example again and again.
@@ -335,9 +347,7 @@ def compile_step(
     plan = plan or Plan()
 
     def make(a_model: nn.Module, an_optimizer: torch.optim.Optimizer, precision: str) -> TrainStep:
-        return _step(
-            a_model, loss_fn, an_optimizer, x, y, plan, precision, clip_norm, clip_value, expected_s
-        )
+        return _step(a_model, loss_fn, an_optimizer, x, y, plan, precision, clip_norm, clip_value)
 
     wanted = plan.step.precision
     step = make(model, optimizer, "float32" if wanted == "auto" else wanted)
@@ -370,9 +380,8 @@ def _step(
     precision: str,
     clip_norm: float | None,
     clip_value: float | None,
-    expected_s: float | None,
 ) -> TrainStep:
-    """The step in one precision, compiled where plan and model allow it."""
+    """The step in one precision, recorded where the plan allows it."""
     micro = plan.memory.micro_batch_size
     step = TrainStep(
         model,
@@ -388,7 +397,7 @@ def _step(
         arena = TensorArena(huge_pages=plan.memory.huge_pages, keep_pages=True)
         step.arena = arena
         weakref.finalize(step, arena.trim).atexit = False
-    choice = choose_path(model, x, y, plan)
+    choice = choose_path(model, x, plan)
     if choice.path == "plain":
         step.reason = choice.reason
         return step

@@ -21,11 +21,7 @@ def add_updates(recorded: RecordedGraph, update: Update) -> None:
     table come after the others.
     """
     graph = recorded.graph.graph
-    weights = {
-        node.meta["input"][1]: node
-        for node in graph.nodes
-        if node.op == "placeholder" and node.meta["input"][0] == "weight"
-    }
+    weights = _weights(graph)
     gradients = recorded.gradients
     update.used = [
         n for n, g in enumerate(gradients) if g is not None and update.has_group(update.weights[n])
@@ -58,13 +54,20 @@ def update_early(recorded: RecordedGraph) -> None:
     graph = recorded.graph.graph
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in [n for n in graph.nodes if n.target in operators.UPDATES]:
-        before = [n for n in (*operators.readers(node.args[0]), *node.all_input_nodes) if n is not node]
+        needed = (*operators.readers(node.args[0]), *node.all_input_nodes)
+        before = [n for n in needed if n is not node]
         last = max(before, key=lambda n: order[n])
         if last.op == "placeholder":
             continue
         last.append(node)
         order[node] = order[last]
     recorded.graph.recompile()
+
+
+def _weights(graph: fx.Graph) -> dict[int, Any]:
+    """The placeholder of each weight, by its number."""
+    inputs = [(n.meta["input"], n) for n in graph.nodes if n.op == "placeholder"]
+    return {number: node for (kind, number), node in inputs if kind == "weight"}
 
 
 def _first_call(graph: fx.Graph) -> Any:
@@ -101,7 +104,9 @@ def _limited(graph: fx.Graph, gradients: list[Any], update: Update) -> tuple[lis
         norms = [call(_aten.linalg_vector_norm.default, g) for g in gradients]
         total = call(_aten.linalg_vector_norm.default, call(_aten.stack.default, norms))
         inverse = call(_aten.reciprocal.default, call(_aten.add.Scalar, total, 1e-6))
-        scale = call(_aten.clamp.default, call(_aten.mul.Scalar, inverse, update.clip_norm), None, 1.0)
+        scale = call(
+            _aten.clamp.default, call(_aten.mul.Scalar, inverse, update.clip_norm), None, 1.0
+        )
     return gradients, scale
 
 
@@ -130,19 +135,20 @@ def _alike(graph: fx.Graph, gradient: Any, weight: Any) -> Any:
 def add_sums(recorded: RecordedGraph) -> None:
     """Add each gradient to a sum as soon as it is made; the graph then gives the loss alone."""
     graph = recorded.graph.graph
+    weights = _weights(graph)
     sums = []
     with graph.inserting_before(_first_call(graph)):
         for number, gradient in enumerate(recorded.gradients):
             # A weight without gradient has its sum too, so that numbers stay those of the weights.
-            val = None if gradient is None else gradient.meta["val"]
+            val = None if gradient is None else torch.empty_like(weights[number].meta["val"])
             sums.append(recorded.add_input("state", number, val))
     (output,) = (n for n in graph.nodes if n.op == "output")
     for total, gradient in zip(sums, recorded.gradients, strict=True):
         if gradient is None:
             continue
         # As soon as it is made, unless it may still be written.
-        behind = graph.inserting_after(gradient) if recorded.movable else graph.inserting_before(output)
-        with behind:
+        early = recorded.movable
+        with graph.inserting_after(gradient) if early else graph.inserting_before(output):
             node = graph.call_function(_aten.add_.Tensor, (total, gradient))
             node.meta["val"] = total.meta["val"]
     output.args = ((recorded.loss,),)

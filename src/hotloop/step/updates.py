@@ -16,8 +16,8 @@ import numpy
 import torch
 from torch import optim
 
-from ..kernels.binding import ControlRow
 from ..graph import operators
+from ..kernels.binding import ControlRow
 
 # Columns of a row of the table.
 COLUMNS = tuple(name for name, *_ in ControlRow._fields_ if name != "unused")

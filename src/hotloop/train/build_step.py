@@ -81,7 +81,6 @@ def _make_step(
         *three,
         data.batch,
         plan,
-        expected_s=predicted.expected_s,
         batches=batches,
         **parts.limits,
     )

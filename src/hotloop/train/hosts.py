@@ -92,7 +92,7 @@ def step_of(
     if next(model.parameters()).device.type != "cpu":
         micro = plan.memory.micro_batch_size
         step = TrainStep(model, loss_fn, optimizer, micro_batch_size=micro, **limits)
-        step.reason = choose_path(model, x, y, plan, several_hosts=True).reason
+        step.reason = choose_path(model, x, plan, several_hosts=True).reason
         return step
     parallel = ParallelStep(model, loss_fn, optimizer, x, y, plan, machine=machine, **limits)
     hosts.resize = parallel.resize

@@ -9,11 +9,10 @@ from ..memory import Budget, largest_micro_batch
 from ..parallel import default_chunk_size
 from ..plan import Plan
 from ..step.check import check_classes
-from ..step.path_choice import PathChoice, choose_path, plain_run_s
+from ..step.path_choice import choose_path
 from ..step.rehearsal import rehearse_capture
 from .request import FitRequest
 from .resolve import Resolved
-from .run_context import threads_of
 from .run_data import RunData
 
 
@@ -23,16 +22,14 @@ class Prediction:
 
     Attributes:
         plan: with the micro-batch that fits. budget: of the plain step.
-        expected_s: seconds the run would take on the plain path; ``None``: not countable.
     """
 
     plan: Plan
     budget: Budget
-    expected_s: float | None
 
 
 def predict(request: FitRequest, run: Resolved, data: RunData) -> Prediction:
-    """Predict memory and time, and refuse what cannot fit.
+    """Predict memory, and refuse what cannot fit.
 
     Raises:
         BudgetError: predicted not to fit the memory limit.
@@ -40,18 +37,15 @@ def predict(request: FitRequest, run: Resolved, data: RunData) -> Prediction:
     """
     plan, budget = _fitting_budget(request, run, data)
     check_classes(request.parts.loss_fn, budget.output_shape, data.num_classes)
-    expected_s = _expected_s(request, run.plan, data, budget.flop_per_step)
-    return Prediction(plan=plan, budget=budget, expected_s=expected_s)
+    return Prediction(plan=plan, budget=budget)
 
 
 def _fitting_budget(request: FitRequest, run: Resolved, data: RunData) -> tuple[Plan, Budget]:
     plan, parts = run.plan, request.parts
 
-    def rehearsal(flop_per_step: int | None) -> None:
-        expected_s = _expected_s(request, plan, data, flop_per_step)
-        # Capturing takes memory of its own, on the CPU.
-        on_cpu = parts.device.type == "cpu"
-        if on_cpu and _choose_path(request, run, data, expected_s).uses_compiler:
+    def rehearsal(_: int | None) -> None:
+        # Capturing chunks for workers takes memory of its own.
+        if _has_workers(request, run, data):
             rehearse_capture()
 
     options: dict[str, Any] = {
@@ -73,27 +67,15 @@ def _fitting_budget(request: FitRequest, run: Resolved, data: RunData) -> tuple[
     return plan.replace({"memory.micro_batch_size": best[0]}), best[1]
 
 
-def _choose_path(
-    request: FitRequest, run: Resolved, data: RunData, expected_s: float | None
-) -> PathChoice:
-    chunk_size = None
-    if run.plan.parallel.num_workers is not None:
-        default = default_chunk_size(request.batch_size, request.machine.usable_cpus)
-        chunk_size = run.plan.parallel.chunk_size or default
-    return choose_path(
+def _has_workers(request: FitRequest, run: Resolved, data: RunData) -> bool:
+    if run.plan.parallel.num_workers is None:
+        return False
+    default = default_chunk_size(request.batch_size, request.machine.usable_cpus)
+    choice = choose_path(
         request.parts.model,
-        *data.batch,
+        data.batch[0],
         run.plan,
-        expected_s=expected_s,
-        chunk_size=chunk_size,
+        chunk_size=run.plan.parallel.chunk_size or default,
         several_hosts=run.hosts is not None,
     )
-
-
-def _expected_s(
-    request: FitRequest, plan: Plan, data: RunData, flop_per_step: int | None
-) -> float | None:
-    steps = request.epochs * data.num_batches(request.batch_size)
-    if request.max_steps is not None:
-        steps = min(steps, request.max_steps)
-    return plain_run_s(steps, flop_per_step, threads_of(plan))
+    return choice.path == "workers"

@@ -1,4 +1,4 @@
-"""The step itself: batch size, layout, compiler, kernels, precision, checkpoints."""
+"""The step itself: batch size, layout, program, kernels, precision, checkpoints."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def memory_layout(facts: Facts) -> Optimization | None:
 def compiled(facts: Facts) -> Optimization | None:
     """The step runs as PyTorch runs it, operation by operation."""
     work = facts.report.work
-    if work.path != "plain" or (facts.has_plan and facts.knob("step.compile") == "always"):
-        return None
+    if work.path != "plain" or (facts.has_plan and facts.knob("step.compile") != "off"):
+        return None  # The plan asks for a program, and the path's reason says why there is none.
     change = Change(command="hotloop.compile_step(model, loss_fn, optimizer, example=(x, y))")
     if facts.has_plan:
-        change = Change(plan={"step.compile": "always"})
+        change = Change(plan={"step.compile": "auto"})
     return found(
         "compile",
-        f"the step is not compiled: {work.path_reason or 'nobody asked for it'}",
+        f"the step runs as PyTorch runs it: {work.path_reason or 'nobody asked for it'}",
         "work.path",
         work.path,
         t.Threshold(0, _TRAIN_RESULTS),
@@ -163,7 +163,7 @@ def precision(facts: Facts) -> Optimization | None:
 
 
 def steps_per_call(facts: Facts) -> Optimization | None:
-    """Short compiled steps that come back to Python after each."""
+    """Short steps of a program that come back to Python after each."""
     work, step_s = facts.report.work, facts.step_s
     if work.path != "compiled" or work.steps_per_call != 1 or not step_s or step_s > 0.5e-3:
         return None
@@ -172,7 +172,7 @@ def steps_per_call(facts: Facts) -> Optimization | None:
         change = Change(plan={"checkpoint.every_steps": None})
     return found(
         "steps-per-call",
-        f"compiled steps of {format_seconds(step_s)} come back to Python after each",
+        f"steps of {format_seconds(step_s)} come back to Python after each",
         "work.steps_per_call",
         work.steps_per_call,
         t.Threshold(16, "docs/step.md: up to 16 steps a call"),
