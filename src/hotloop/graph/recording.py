@@ -215,21 +215,32 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.refusal is None:
             self._refuse(func, args)
+        if self.refusal is not None:
+            return func(*args, **kwargs)
         fresh: list[torch.Tensor] = []
 
         def given(tensor: torch.Tensor) -> TensorRef:
-            if self.refusal is None and type(tensor) not in _PLAIN_TYPES:
-                self.refusal = f"{user_line()} computes on a {type(tensor).__name__}"
+            kind = type(tensor)
+            if kind not in _PLAIN_TYPES or tensor.layout != torch.strided:
+                name = kind.__name__ if tensor.layout == torch.strided else tensor.layout
+                raise NotRecordable(f"{user_line()} computes on a {name}")
             if not self._known(tensor):
                 fresh.append(tensor)
             return self.ref(tensor)
 
-        wanted_args, wanted_kwargs = _mapped((args, kwargs), given)
+        try:
+            wanted_args, wanted_kwargs = _mapped((args, kwargs), given)
+        except NotRecordable as verdict:
+            self.refusal = str(verdict)
+            return func(*args, **kwargs)
         for tensor in fresh:
             self.recording.constants[self._place(tensor)[0]] = tensor, version_of(tensor)
-        if func._schema.is_mutable and self.refusal is None:
+        if func._schema.is_mutable:
             self._refuse_writes(func, args, kwargs)
         result = func(*args, **kwargs)
+        if any(t.layout != torch.strided for t in _tensors_of(result)):
+            self.refusal = f"{user_line()}: {func} gives a sparse tensor"
+            return result
         self.recording.entries.append(
             Entry(
                 func,
@@ -282,6 +293,12 @@ def version_of(tensor: torch.Tensor) -> int:
 
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def _tensors_of(tree: Any) -> list[torch.Tensor]:
+    if isinstance(tree, (list, tuple)):
+        return [tensor for part in tree for tensor in _tensors_of(part)]
+    return [tree] if isinstance(tree, torch.Tensor) else []
 
 
 def _mapped(tree: Any, change: Callable[[torch.Tensor], TensorRef]) -> Any:

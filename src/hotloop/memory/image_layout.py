@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def adjacent(x: torch.Tensor) -> torch.Tensor:
@@ -51,10 +52,25 @@ def preferred(
         with torch.random.fork_rng(devices=[]), FakeTensorMode() as mode, torch.no_grad():
             fakes: Any = {name: mode.from_tensor(t) for name, t in tensors.items()}
             image = layout(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype))
-            torch.func.functional_call(model, fakes, (image,))
+            with _Strides() as asked:
+                torch.func.functional_call(model, fakes, (image,))
+        if asked.reads_memory:
+            return _as_it_is
     except Exception:  # Whatever the model does not like: it gets what it was written for.
         return _as_it_is
     return layout
+
+
+class _Strides(TorchDispatchMode):
+    """Notes whether a model reads memory by strides of its own: another layout gives other values."""
+
+    reads_memory = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.reads_memory |= func.overloadpacket is torch.ops.aten.as_strided
+        return func(*args, **(kwargs or {}))
 
 
 def _convolves(model: nn.Module, x: torch.Tensor) -> bool:

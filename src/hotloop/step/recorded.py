@@ -108,6 +108,7 @@ class RecordedStep:
         self.limits = clip_norm, clip_value
         self.reason = RECORDING
         self._shapes: OrderedDict[Any, _Shape] = OrderedDict()
+        self._resumed: dict[str, list[int]] = {}
         self._sums: list[torch.Tensor] = []
         self._find_tensors()
 
@@ -156,6 +157,49 @@ class RecordedStep:
                 given = shape.routes, shape.convolutions
                 return operations(shape.graph.graph, *given, self.num_threads)
         return []
+
+    # ---- Going on with a run -----------------------------------------------------------------
+
+    def progress(self) -> dict[str, list[int]]:
+        """Of each shape that runs as a program: programs so far and the next audit.
+
+        A checkpoint keeps it: a resumed run then makes the same steps as programs.
+        """
+        return {
+            repr(key): [shape.programs_run, shape.next_audit]
+            for key, shape in self._shapes.items()
+            if shape.program is not None
+        }
+
+    def go_on(self, progress: dict[str, list[int]]) -> None:
+        """Go on where ``progress`` was."""
+        self._resumed = dict(progress)
+
+    def waits_for(self, key: Any) -> bool:
+        """Whether a shape ran as a program before the run was resumed, and is not recorded yet."""
+        return repr(key) in self._resumed
+
+    def rehearse(
+        self, key: Any, batch: Sequence[torch.Tensor], plain: Callable[[bool], torch.Tensor]
+    ) -> None:
+        """Record a shape that ran as a program before, on a batch whose step is not made by it.
+
+        Buffers, gradients and torch's random numbers stay as they are.
+        """
+        programs_run, next_audit = self._resumed.pop(repr(key))
+        with torch.no_grad():
+            buffers = [(b, b.clone()) for b in self._tensors["buffer"]]
+        held = [(w, w.grad) for w in self.weights]
+        for _ in range(2):
+            with torch.random.fork_rng(devices=[]):
+                self.record(key, batch, plain)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            for weight, gradient in held:
+                weight.grad = gradient
+        shape = self._shapes[key]
+        shape.programs_run, shape.next_audit = programs_run, next_audit
 
     # ---- Running a program ------------------------------------------------------------------
 
@@ -258,11 +302,15 @@ class RecordedStep:
             with recorder:
                 loss = plain(self._autocast and not shape.rounds)
             recording = recorder.recording
-            recording.loss = recorder.ref(loss)
-            recording.gradients = [
-                None if w.grad is None else recorder.ref(w.grad) for w in self.weights
-            ]
-            refusal = recorder.refusal or state.changed()
+            refusal = recorder.refusal
+            if refusal is None and any(_is_sparse(w.grad) for w in self.weights):
+                refusal = "a parameter gets a sparse gradient"
+            if refusal is None:
+                recording.loss = recorder.ref(loss)
+                recording.gradients = [
+                    None if w.grad is None else recorder.ref(w.grad) for w in self.weights
+                ]
+            refusal = refusal or state.changed()
             change = guards.changed()
             if refusal is None and change is not None:
                 refusal = f"the step itself changes something: {change}"
@@ -282,8 +330,9 @@ class RecordedStep:
             return str(verdict)
         if any(t.requires_grad for t in batch):
             return "the batch needs a gradient of its own"
-        if any(t.layout != torch.strided or t.device.type != "cpu" for t in batch):
-            return "the batch is not dense on the CPU"
+        for kind, tensors in {**self._tensors, "batch": batch}.items():
+            if any(t.layout != torch.strided or t.device.type != "cpu" for t in tensors):
+                return f"a {kind} is not dense on the CPU"
         return None
 
     def _take(
@@ -440,6 +489,10 @@ def _kind(tensor: torch.Tensor) -> Any:
 
 def _layout(tensor: torch.Tensor) -> Any:
     return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _is_sparse(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and gradient.layout != torch.strided
 
 
 def _constants_changed(graph: RecordedGraph) -> str | None:

@@ -183,6 +183,7 @@ class TrainStep:
             losses = self._cuda.run(x, y, steps, rates)
         elif self._recorded is not None and self._recorded.whole:
             key = shape_key(x[:rows], y[:rows], 1.0)
+            self._rehearse(key, x[:rows], y[:rows], 1.0)
             if self._recorded.ready(key, steps) < steps:
                 return None
             losses = self._recorded.run(key, (x, y), steps, rates)
@@ -258,10 +259,31 @@ class TrainStep:
         if recorded is None:
             return self._backward(*self._placed(x, y), weight, self.precision == "bfloat16")
         key = shape_key(x, y, weight)
+        if not recorded.whole:
+            self._rehearse(key, x, y, weight)
         if not recorded.whole and recorded.ready(key):
             return recorded.add_gradients(key, (x, y), first=first)
         x, y = self._placed(x, y)
         return recorded.record(key, (x, y), lambda low: self._backward(x, y, weight, low))
+
+    def _rehearse(self, key: Any, x: torch.Tensor, y: torch.Tensor, weight: float) -> None:
+        """Record what ran as a program before the run was resumed."""
+        assert self._recorded is not None
+        if self._recorded.waits_for(key):
+            x, y = self._placed(x, y)
+            self._recorded.rehearse(
+                key, (x, y), lambda low: self._backward(x, y, weight, low)
+            )
+
+    @property
+    def progress(self) -> dict[str, list[int]] | None:
+        """What a checkpoint keeps of the programs; ``None``: nothing is recorded."""
+        return None if self._recorded is None else self._recorded.progress()
+
+    def go_on(self, progress: dict[str, list[int]] | None) -> None:
+        """Go on where ``progress`` was: the same batches run as programs."""
+        if self._recorded is not None and progress is not None:
+            self._recorded.go_on(progress)
 
     def _placed(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch where the model is, laid out as its layers like it."""

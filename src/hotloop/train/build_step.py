@@ -48,6 +48,8 @@ def build_step(
 ) -> BuiltStep:
     """Make the step; where one call makes several steps, a buffer holds the batches of all."""
     step = _make_step(request, run, data, predicted)
+    if run.found is not None:
+        step.go_on(run.found.document.get("programs"))
     layouts, size = data.layouts, request.batch_size
     if step.makes_many:
         bytes_of_batch = sum(layout.total_bytes for layout in layouts)

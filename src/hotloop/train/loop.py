@@ -288,6 +288,7 @@ class TrainLoop:
             self.step.path,
             self.step.precision,
             self.tuned,
+            self.step.progress,
         )
         self.checkpoint = self.store.save(self.state.step, tensors=tensors, document=document)
         self.saved_step = self.state.step

@@ -84,7 +84,10 @@ def _resolved_plan(request: FitRequest, found: Checkpoint | None) -> Plan:
         if plan.cpu.num_threads == AUTO:
             # Another number of threads adds in another order: the last bits would differ.
             plan = plan.replace({"cpu.num_threads": int(found.document["num_threads"])})
+        # A run that records its steps may have had no program yet.
+        records = found.document.get("programs") is not None
+        path = "compiled" if records else found.document.get("path")
         plan = resumed_plan(
-            plan, found.document.get("path"), found.document.get("precision", "float32")
+            plan, path, found.document.get("precision", "float32")
         )
     return plan.resolve(request.machine, request.ceilings)
