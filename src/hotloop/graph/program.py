@@ -78,7 +78,11 @@ class Program:
         """
         if self._whole is not None and self._is_alike(batch):
             losses = torch.empty(steps)
-            self._whole.run(batch, steps, tables=tables, losses=losses)
+            step_bytes = [
+                len(target) * source.stride(0) * source.element_size()
+                for target, source in zip(self._lowered.batch, batch, strict=True)
+            ]
+            self._whole.run(batch, steps, tables=tables, losses=losses, step_bytes=step_bytes)
         else:
             losses = self._run_each(batch, tables, steps)
         torch.autograd.graph.increment_version(self._written)
