@@ -118,7 +118,7 @@ class RecordedStep:
         found += [p for g in self.optimizer.param_groups for p in g["params"]]
         parameters = list({id(p): p for p in found}.values())
         self.weights: list[torch.Tensor] = [p for p in parameters if p.requires_grad]
-        frozen = [p for p in parameters if not p.requires_grad]
+        frozen: list[torch.Tensor] = [p for p in parameters if not p.requires_grad]
         buffers = list({id(b): b for m in modules for b in m.buffers()}.values())
         self._tensors: dict[str, list[torch.Tensor]] = {
             "weight": self.weights,
