@@ -78,7 +78,15 @@ class Program:
         """
         if self._whole is not None and self._is_alike(batch):
             losses = torch.empty(steps)
-            self._whole.run(batch, steps, tables=tables, losses=losses)
+            # Rows may be padded: the next step's are further on than this one's end.
+            apart = [len(t) * t.stride(0) * t.element_size() if t.dim() else 0 for t in batch]
+            self._whole.run(
+                batch,
+                steps,
+                tables=tables,
+                losses=losses,
+                step_bytes=[number // steps for number in apart],
+            )
         else:
             losses = self._run_each(batch, tables, steps)
         torch.autograd.graph.increment_version(self._written)
