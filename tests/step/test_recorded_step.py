@@ -204,6 +204,28 @@ def test_many_steps_in_one_call_are_the_same_steps():
     assert steps[1].optimizer.state[many[0].weight]["step"] == count
 
 
+@pytest.mark.parametrize("padding", [0, 4])
+def test_many_steps_on_padded_rows(padding):
+    """As the buffers of a run have them, where rows begin at lines of the cache."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 5))
+    plain = copy.deepcopy(model)
+    x, y = torch.randn(8 * 20, 12 + padding)[:, :12], torch.randint(0, 5, (8 * 20,))
+    step = hotloop.compile_step(
+        model, F.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), (x[:20], y[:20])
+    )
+    losses = step.many(x, y, 8)
+    assert step.path == "compiled", step.reason
+    optimizer, expected = torch.optim.SGD(plain.parameters(), lr=0.1), []
+    for a, b in zip(x.split(20), y.split(20), strict=True):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(plain(a), b)
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    torch.testing.assert_close(losses, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
 def test_micro_batches_make_the_update_of_the_whole_batch():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 5))

@@ -134,7 +134,7 @@ def test_what_it_sets_it_restores():
 def test_ctrl_c_saves_and_the_run_goes_on_later(tmp_path, monkeypatch):
     data = make_data()
     whole = make_trainer()
-    whole.fit(data, batch_size=16, epochs=2)
+    whole_report = whole.fit(data, batch_size=16, epochs=2)
 
     show = TrainLoop._show
     monkeypatch.setattr(
@@ -142,12 +142,14 @@ def test_ctrl_c_saves_and_the_run_goes_on_later(tmp_path, monkeypatch):
         "_show",
         lambda self, *a, **k: (
             show(self, *a, **k),
-            self.state.step == 5 and os.kill(os.getpid(), signal.SIGINT),
+            self.state.step >= 5 and os.kill(os.getpid(), signal.SIGINT),
         ),
     )
     report = make_trainer().fit(data, batch_size=16, epochs=2, checkpoint_dir=tmp_path)
     monkeypatch.undo()
-    assert (report.stopped, report.steps) == ("interrupted", 5)
+    # One call may make several steps.
+    assert report.stopped == "interrupted"
+    assert 5 <= report.steps < whole_report.steps
     resumed = make_trainer(make_model(7))
     resumed.fit(data, batch_size=16, epochs=2, checkpoint_dir=tmp_path, resume=True)
     assert same(resumed.model.state_dict(), whole.model.state_dict())

@@ -78,11 +78,15 @@ class Program:
         """
         if self._whole is not None and self._is_alike(batch):
             losses = torch.empty(steps)
-            step_bytes = [
-                len(target) * source.stride(0) * source.element_size()
-                for target, source in zip(self._lowered.batch, batch, strict=True)
-            ]
-            self._whole.run(batch, steps, tables=tables, losses=losses, step_bytes=step_bytes)
+            # Rows may be padded: the next step's are further on than this one's end.
+            apart = [len(t) * t.stride(0) * t.element_size() if t.dim() else 0 for t in batch]
+            self._whole.run(
+                batch,
+                steps,
+                tables=tables,
+                losses=losses,
+                step_bytes=[number // steps for number in apart],
+            )
         else:
             losses = self._run_each(batch, tables, steps)
         torch.autograd.graph.increment_version(self._written)

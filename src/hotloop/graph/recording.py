@@ -154,12 +154,12 @@ class Recorder(TorchDispatchMode):
         self._function_mode = _Reads(self)
 
     def __enter__(self) -> Recorder:
-        super().__enter__()
-        self._function_mode.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self._function_mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        self._function_mode.__exit__(*raised)
+        self._function_mode.__exit__(*raised)  # type: ignore[no-untyped-call]
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def ref(self, tensor: torch.Tensor) -> TensorRef:
@@ -271,7 +271,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _first_byte(tensor: torch.Tensor) -> int:
-    return tensor.storage_offset() * tensor.element_size()
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def extent_bytes(tensor: torch.Tensor) -> int:

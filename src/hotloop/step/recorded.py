@@ -118,7 +118,7 @@ class RecordedStep:
         found += [p for g in self.optimizer.param_groups for p in g["params"]]
         parameters = list({id(p): p for p in found}.values())
         self.weights: list[torch.Tensor] = [p for p in parameters if p.requires_grad]
-        frozen = [p for p in parameters if not p.requires_grad]
+        frozen: list[torch.Tensor] = [p for p in parameters if not p.requires_grad]
         buffers = list({id(b): b for m in modules for b in m.buffers()}.values())
         self._tensors: dict[str, list[torch.Tensor]] = {
             "weight": self.weights,
@@ -161,14 +161,14 @@ class RecordedStep:
     # ---- Going on with a run -----------------------------------------------------------------
 
     def progress(self) -> dict[str, list[int]]:
-        """Of each shape that runs as a program: programs so far and the next audit.
+        """Of each shape that is not refused: recordings, programs so far, the next audit.
 
         A checkpoint keeps it: a resumed run then makes the same steps as programs.
         """
         return {
-            repr(key): [shape.programs_run, shape.next_audit]
+            repr(key): [min(shape.recordings, 2), shape.programs_run, shape.next_audit]
             for key, shape in self._shapes.items()
-            if shape.program is not None
+            if shape.refusal is None and shape.recordings
         }
 
     def go_on(self, progress: dict[str, list[int]]) -> None:
@@ -176,21 +176,21 @@ class RecordedStep:
         self._resumed = dict(progress)
 
     def waits_for(self, key: Any) -> bool:
-        """Whether a shape ran as a program before the run was resumed, and is not recorded yet."""
+        """Whether a shape was recorded before the run was resumed, and not yet after it."""
         return repr(key) in self._resumed
 
     def rehearse(
         self, key: Any, batch: Sequence[torch.Tensor], plain: Callable[[bool], torch.Tensor]
     ) -> None:
-        """Record a shape that ran as a program before, on a batch whose step is not made by it.
+        """Record a shape as often as it was before, on a batch whose step is not made by it.
 
         Buffers, gradients and torch's random numbers stay as they are.
         """
-        programs_run, next_audit = self._resumed.pop(repr(key))
+        recordings, programs_run, next_audit = self._resumed.pop(repr(key))
         with torch.no_grad():
             buffers = [(b, b.clone()) for b in self._tensors["buffer"]]
         held = [(w, w.grad) for w in self.weights]
-        for _ in range(2):
+        for _ in range(recordings):
             with torch.random.fork_rng(devices=[]):
                 self.record(key, batch, plain)
             with torch.no_grad():
