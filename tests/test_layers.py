@@ -10,8 +10,8 @@ import hotloop
 SOURCE = Path(hotloop.__file__).parent
 ORDER = [
     "version", "errors", "units", "files", "machine", "kernels", "measure", "plan", "monitor",
-    "memory", "data", "graph", "step", "parallel", "tuning", "train", "infer", "enclave", "serve", "report",
-    "bench", "launch", "cli",
+    "memory", "data", "graph", "step", "parallel", "tuning", "train", "infer", "enclave", "serve",
+    "report", "bench", "launch", "cli",
 ]  # fmt: skip
 
 

@@ -108,9 +108,7 @@ class _Writer:
         except _DoesNotFit:
             return None
         store = Operation("store", len(self._operands), self._register[self._last])
-        chain = Chain(
-            (*self._operations, store), self._rows, self._cols, tuple(self._kinds)
-        )
+        chain = Chain((*self._operations, store), self._rows, self._cols, tuple(self._kinds))
         return (chain, *self._operands)
 
     def _write(self, node: Any) -> None:

@@ -63,9 +63,7 @@ def _squared_error(graph: fx.Graph, forward: Any) -> None:
     _put(graph, forward, native.squared_error, args, forward, backwards[0])
 
 
-def _put(
-    graph: fx.Graph, forward: Any, kernel: Any, args: Any, loss: Any, gradient: Any
-) -> None:
+def _put(graph: fx.Graph, forward: Any, kernel: Any, args: Any, loss: Any, gradient: Any) -> None:
     with graph.inserting_after(forward):
         new = graph.call_function(kernel, args)
     new.meta["val"] = (loss.meta["val"], gradient.meta["val"])

@@ -113,7 +113,7 @@ class _Lowering:
         offsets, total = plan_offsets(lifetimes)
         block = torch.empty(total + 64, dtype=torch.uint8)
         start = -block.data_ptr() % 64
-        memory = memoryview(block.numpy())
+        memory = memoryview(block.numpy())  # type: ignore[arg-type]
         for node, offset in zip(static, offsets, strict=True):
             self._value[node] = _laid_out(memory, start + offset, node.meta["val"])
         self.lowered.arena_bytes = total
@@ -370,6 +370,8 @@ def lower(
 
 _own: Any = torch.ops.hotloop
 _aten: Any = torch.ops.aten
+
+
 def _onednn(
     a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *, out: torch.Tensor
 ) -> torch.Tensor:
@@ -457,10 +459,11 @@ def _aten_instruction(
     fixed = not _has_late((args, kwargs))
     if fixed and place is None:
         return functools.partial(target, *args, **kwargs)
-    if fixed:
+    if fixed and place is not None:
+        at = place
 
         def make() -> None:
-            late[place] = target(*args, **kwargs)
+            late[at] = target(*args, **kwargs)
 
         return make
 

@@ -18,7 +18,7 @@ class Lifetime:
 
 
 def plan_offsets(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
-    """An offset for each, so that no two that live at once overlap; and the bytes of the whole.
+    """An offset for each, no two that live at once overlapping; and the bytes of the whole.
 
     The largest first, each at the lowest place that is free for its lifetime (Pisarchyk and Lee,
     "Efficient Memory Management for Deep Neural Net Inference", 2020: greedy by size).

@@ -102,8 +102,9 @@ def _input_gradient(args: Any, outs: Any, threads: int) -> Call:
 
 def _filter_gradient(args: Any, outs: Any, threads: int) -> Call:
     x, g, _, argmax, *padding, _ = args
+    filters, bias = outs
     return calls.convolve3x3_filter_gradient(
-        x, g, *outs, argmax, padding=tuple(padding), num_threads=threads
+        x, g, filters, bias, argmax, padding=tuple(padding), num_threads=threads
     )
 
 
@@ -166,7 +167,7 @@ NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call]] = {
     softmax_gradient: _softmax_gradient,
     layer_norm: _layer_norm,
     layer_norm_gradient: _layer_norm_gradient,
-    embedding: lambda args, outs, n: calls.embedding(*args, outs[0], num_threads=n),
+    embedding: lambda args, outs, n: calls.embedding(args[0], args[1], outs[0], num_threads=n),
     embedding_gradient: _embedding_gradient,
     elementwise: _elementwise,
 }

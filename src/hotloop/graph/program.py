@@ -64,7 +64,7 @@ class Program:
     def run(
         self, batch: Sequence[torch.Tensor], tables: torch.Tensor | None, steps: int = 1
     ) -> torch.Tensor:
-        """``steps`` steps; step i has rows ``[i * rows, (i + 1) * rows)`` of each tensor of the batch.
+        """``steps`` steps; step i has rows ``[i * rows, (i + 1) * rows)`` of the batch's tensors.
 
         Args:
             batch: as the graph's inputs have it; of one step they have the recorded shapes.
@@ -114,9 +114,7 @@ class Program:
 
     def _output(self, number: int) -> torch.Tensor:
         value = self._lowered.outputs[number]
-        tensor: torch.Tensor = (
-            self._lowered.late[value.place] if isinstance(value, Late) else value
-        )
+        tensor: torch.Tensor = self._lowered.late[value.place] if isinstance(value, Late) else value
         return tensor
 
     def _make_actions(self) -> None:

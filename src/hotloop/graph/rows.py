@@ -38,7 +38,7 @@ def _dense(*nodes: Any) -> bool:
 
 
 def _sums(node: Any) -> Any:
-    x, dims, *keep = node.args
+    x, dims, *_keep = node.args
     val = x.meta["val"]
     taken = val.dim() == 2 and list(dims) == [0] and val.stride(1) == 1 and val.numel() > 0
     if not taken or val.dtype != torch.float32 or node.kwargs:

@@ -262,7 +262,8 @@ TorchProductCall = structure(
     """out = a b (+ bias), of torch's own tensors, by torch.
 
     Each is the address of a word that holds a tensor's address (`Tensor._cdata`). bias may be null.
-    by_onednn: by mkldnn's linear, which takes b transposed; out is dense then. is_batch: [n, ., .].""",
+    by_onednn: by mkldnn's linear, which takes b transposed; out is dense then. is_batch: of such
+    matrices.""",
     out=pointer(),
     a=pointer(),
     b=pointer(),

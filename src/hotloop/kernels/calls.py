@@ -112,9 +112,7 @@ def has_bfloat16() -> bool:
     return bool(library().hotloop_has_bfloat16())
 
 
-def torch_product(
-    a: Any, b: Any, out: Any, bias: Any = None, *, by_onednn: bool = False
-) -> Call:
+def torch_product(a: Any, b: Any, out: Any, bias: Any = None, *, by_onednn: bool = False) -> Call:
     """``out = a @ b (+ bias)`` by torch itself; ``TorchProductCall``. torch's tensors alone."""
     given = [out, a, b.t() if by_onednn else b, bias]
     words = (ctypes.c_void_p * 4)(*(None if t is None else t._cdata for t in given))

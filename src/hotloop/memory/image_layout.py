@@ -62,9 +62,11 @@ def preferred(
 
 
 class _Strides(TorchDispatchMode):
-    """Notes whether a model reads memory by strides of its own: another layout gives other values."""
+    """Notes whether a model reads memory by its own strides: another layout gives other values."""
 
-    reads_memory = False
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reads_memory = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

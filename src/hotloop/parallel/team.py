@@ -18,9 +18,9 @@ from torch import nn
 
 from .. import kernels
 from ..errors import RunError
-from ..kernels import binding
 from ..graph import convolutions
 from ..graph.routes import route
+from ..kernels import binding
 from ..step import chunk_random
 from ..step.capture import LossFn, NotCapturable, capture
 from ..step.program import TensorSpecs, addresses, compile_captured, load_step

@@ -1,7 +1,7 @@
 """``RecordedStep``: programs recorded from plain steps, one for each shape of batch.
 
-A step of a shape that comes for the first time runs as PyTorch makes it and is recorded; so does the
-second, and where the two recordings say the same, the third runs as a program. Before each program
+A step of a shape that comes for the first time runs as PyTorch makes it and is recorded; so does
+the second, and where the two recordings say the same, the third runs as a program. Before each program
 the guards are asked; after 16, 128, 1,024, ... programs of a shape one step runs plain and is
 recorded again, for what no guard sees.
 """
@@ -208,7 +208,8 @@ class RecordedStep:
         shape = self._shapes.get(key)
         if shape is None or shape.program is None:
             return 0
-        assert shape.guards is not None and shape.graph is not None
+        assert shape.guards is not None
+        assert shape.graph is not None
         change = shape.guards.changed() or _constants_changed(shape.graph)
         if change is None:
             change = self._rebind(shape)
@@ -227,7 +228,8 @@ class RecordedStep:
         """``steps`` whole steps, ``ready`` having said so; the losses ``[steps]``."""
         shape = self._shapes[key]
         self._shapes.move_to_end(key)
-        assert shape.program is not None and shape.update is not None
+        assert shape.program is not None
+        assert shape.update is not None
         if shape.counters:
             shape.steps_done = float(shape.counters[0])
         tables = shape.update.rows(shape.steps_done, steps, rates)
@@ -248,7 +250,8 @@ class RecordedStep:
         """
         shape = self._shapes[key]
         self._shapes.move_to_end(key)
-        assert shape.program is not None and shape.graph is not None
+        assert shape.program is not None
+        assert shape.graph is not None
         for weight, total, used in zip(
             self.weights, self._sums, shape.graph.gradients, strict=True
         ):

@@ -271,9 +271,7 @@ class TrainStep:
         assert self._recorded is not None
         if self._recorded.waits_for(key):
             x, y = self._placed(x, y)
-            self._recorded.rehearse(
-                key, (x, y), lambda low: self._backward(x, y, weight, low)
-            )
+            self._recorded.rehearse(key, (x, y), lambda low: self._backward(x, y, weight, low))
 
     @property
     def progress(self) -> dict[str, list[int]] | None:

@@ -87,7 +87,5 @@ def _resolved_plan(request: FitRequest, found: Checkpoint | None) -> Plan:
         # A run that records its steps may have had no program yet.
         records = found.document.get("programs") is not None
         path = "compiled" if records else found.document.get("path")
-        plan = resumed_plan(
-            plan, path, found.document.get("precision", "float32")
-        )
+        plan = resumed_plan(plan, path, found.document.get("precision", "float32"))
     return plan.resolve(request.machine, request.ceilings)
