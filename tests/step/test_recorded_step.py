@@ -349,3 +349,25 @@ def test_operations_tell_where_the_time_goes():
     assert size["convolution backward", first] == out + x + w
     assert size["product and update", "10 x 16 x 128"] == 10 * 16 + 16 * 128 + 6 * 10 * 128
     assert size["product", "16 x 128 x 10 nt"] == 16 * 128 + 128 * 10 + 16 * 10
+
+
+def test_a_loss_of_one_hot_labels_is_a_program():
+    torch.manual_seed(0)
+    model = nn.Linear(8, 5)
+    plain = copy.deepcopy(model)
+    optimizers = [torch.optim.Adam(m.parameters()) for m in (model, plain)]
+
+    def loss_fn(output, labels):
+        return F.mse_loss(output, F.one_hot(labels, 5).float())
+
+    x, y = torch.randn(16, 8), torch.randint(0, 5, (16,))
+    step = hotloop.compile_step(model, loss_fn, optimizers[0], (x, y))
+    for _ in range(6):
+        x, y = torch.randn(16, 8), torch.randint(0, 5, (16,))
+        loss = step(x, y)
+        optimizers[1].zero_grad()
+        expected = loss_fn(plain(x), y)
+        expected.backward()
+        optimizers[1].step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    assert step.path == "compiled", step.reason

@@ -1,4 +1,4 @@
-"""Where each temporary of a program lies: offsets in one block, by when it is made and last read."""
+"""Where each temporary of a program lies: offsets in one block, by when it is made and read."""
 
 from __future__ import annotations
 

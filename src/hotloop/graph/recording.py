@@ -7,10 +7,11 @@ leaves torch (``.numpy()``, ``.tolist()``): what comes of it, nobody can see.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +110,14 @@ def user_line() -> str:
     return ""
 
 
+# Reads its argument's values to refuse them, not to compute: what comes after does so too.
+_CHECKED = (torch.nn.functional.one_hot, torch._C._nn.one_hot)
+
+
+def _num_classes(tensor: Any, num_classes: int = -1) -> int:
+    return num_classes
+
+
 class _Reads(TorchFunctionMode):
     """Notes where a value leaves torch."""
 
@@ -122,6 +131,9 @@ class _Reads(TorchFunctionMode):
         if func in _READS and self._recorder.refusal is None:
             name = getattr(func, "__name__", "numpy")
             self._recorder.refusal = f"{user_line()} reads a tensor's value ({name})"
+        if func in _CHECKED and _num_classes(*args, **(kwargs or {})) > 0:
+            with self._recorder.checking():
+                return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -140,6 +152,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.refusal: str | None = None
+        self._checks = 0
         # Weak, so that memory is freed as in any step; yet no address comes again for another one.
         self._seen: list[StorageWeakRef] = []
         self._numbers: dict[int, int] = {}
@@ -157,6 +170,15 @@ class Recorder(TorchDispatchMode):
         super().__enter__()  # type: ignore[no-untyped-call]
         self._function_mode.__enter__()  # type: ignore[no-untyped-call]
         return self
+
+    @contextlib.contextmanager
+    def checking(self) -> Iterator[None]:
+        """While it lasts, values are read only to be checked."""
+        self._checks += 1
+        try:
+            yield
+        finally:
+            self._checks -= 1
 
     def __exit__(self, *raised: Any) -> None:
         self._function_mode.__exit__(*raised)  # type: ignore[no-untyped-call]
@@ -213,6 +235,8 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._checks and func in _SCALAR_READS:
+            return func(*args, **kwargs)
         if self.refusal is None:
             self._refuse(func, args)
         if self.refusal is not None:

@@ -1,9 +1,9 @@
 """``RecordedStep``: programs recorded from plain steps, one for each shape of batch.
 
-A step of a shape that comes for the first time runs as PyTorch makes it and is recorded; so does
-the second, and where the two recordings say the same, the third runs as a program. Before each program
-the guards are asked; after 16, 128, 1,024, ... programs of a shape one step runs plain and is
-recorded again, for what no guard sees.
+The first step of a shape runs as PyTorch makes it and is recorded; so does the second, and where
+the two recordings say the same, the third runs as a program. Before each program the guards are
+asked; after 16, 128, 1,024, ... programs of a shape one step runs plain and is recorded again, for
+what no guard sees.
 """
 
 from __future__ import annotations
