@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from hotloop import kernels
 from hotloop.graph import convolutions, copies, operators, pooling, routes
 from hotloop.graph.from_recording import graph_of
-from hotloop.graph.lower import Late, lower
+from hotloop.graph.late import Late
+from hotloop.graph.lower import lower
 from hotloop.graph.program import Program
 from hotloop.graph.recording import Recorder
 from hotloop.graph.routes import Route

@@ -7,11 +7,9 @@ gives a tensor of its own, which lives until its last reader has run.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,19 +18,12 @@ from torch import fx
 
 from ..kernels import calls
 from ..kernels.calls import Call
+from .aten import EMPTY, FILLED, WRITTEN_HERE, out_names, out_variant
+from .late import Instruction, Late, Pendings, aten_instruction
 from .memory_plan import Lifetime, plan_offsets
 from .native import NATIVE, is_update, update_call
 from .operators import PRODUCT_UPDATES, aliases, readers
 from .recording import extent_bytes
-
-Instruction = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Late:
-    """A value that exists only while the program runs: its place in the list of them."""
-
-    place: int
 
 
 @dataclass
@@ -131,7 +122,7 @@ class _Lowering:
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
             return False
         made_by = node.args[0] if node.target is operator.getitem else node
-        return made_by.target not in _FILLED and _out_of(made_by) is not None
+        return made_by.target not in FILLED and _out_of(made_by) is not None
 
     def _lower(self, node: Any) -> None:
         if node.target is operator.getitem:
@@ -139,16 +130,16 @@ class _Lowering:
         elif aliases(node) and not _writes(node) and self._all_static(node):
             args, kwargs = self._filled(node.args), self._filled(node.kwargs)
             self._value[node] = node.target(*args, **kwargs)
-        elif node.target in _EMPTY:
+        elif node.target in EMPTY:
             pass  # Memory alone.
         elif is_update(node):
             self._lower_update(node)
-        elif node.target in _FILLED and _is_small(node) and not any(map(_writes, readers(node))):
+        elif node.target in FILLED and _is_small(node) and not any(map(_writes, readers(node))):
             # The same in each step, whatever the values of its arguments.
             args, kwargs = _stand_ins((node.args, node.kwargs))
             self._value[node] = node.target(*args, **kwargs)
         elif node.target in NATIVE:
-            pending = _Pendings(node)
+            pending = Pendings(node)
             args = pending.instead_of_late(self._filled(node.args), node.args)
             self._add_native(NATIVE[node.target](args, self._outs(node), self.num_threads), pending)
             self._forget_after(node)
@@ -172,7 +163,7 @@ class _Lowering:
         self._add(take)
 
     def _lower_update(self, node: Any) -> None:
-        pending = _Pendings(node)
+        pending = Pendings(node)
         if node.target in PRODUCT_UPDATES:
             *given, _, group = node.args
             scale = None
@@ -193,7 +184,7 @@ class _Lowering:
         self.lowered.updates[len(self.lowered.instructions) - 1] = group
         self._forget_after(node)
 
-    def _add_native(self, call: Call, pending: _Pendings) -> None:
+    def _add_native(self, call: Call, pending: Pendings) -> None:
         """A call, after what sets the addresses of values that have none yet."""
         words = pending.found_in(call)
         if words:
@@ -228,7 +219,7 @@ class _Lowering:
         out_op = _out_of(node)
         args, kwargs = self._filled(node.args), self._filled(node.kwargs)
         if out_op is not None:
-            names = ["out"] if node.target in _WRITTEN_HERE else _out_names(out_op)
+            names = ["out"] if node.target in WRITTEN_HERE else out_names(out_op)
             kwargs = kwargs | dict(zip(names, self._outs(node), strict=True))
             target = out_op
         else:
@@ -237,7 +228,7 @@ class _Lowering:
         if in_place and self._all_static(node):
             self._value[node] = self._filled(_first_tensor(node))
         place = None if out_op is not None or node in self._value else self._new_late(node)
-        self._add(_aten_instruction(target, args, kwargs, self.lowered.late, place))
+        self._add(aten_instruction(target, args, kwargs, self.lowered.late, place))
         self._forget_after(node)
 
     def _forget_after(self, node: Any) -> None:
@@ -298,63 +289,6 @@ class _Lowering:
         self.lowered.instructions.append(instruction)
 
 
-class _Pending:
-    """Stands for a tensor whose address is not known yet: shape and strides, a number for it."""
-
-    def __init__(self, val: torch.Tensor, number: int) -> None:
-        self.val, self.number = val, number
-        self.shape = val.shape
-
-    def data_ptr(self) -> int:
-        """A number that is no address."""
-        return self.number
-
-    def stride(self, dim: int | None = None) -> Any:
-        """As torch's."""
-        return self.val.stride() if dim is None else self.val.stride(dim)
-
-    def as_strided(self, size: Any, stride: Any) -> _Pending:
-        """Another view of it."""
-        return _Pending(self.val.as_strided(size, stride), self.number)
-
-    def t(self) -> _Pending:
-        """The transpose."""
-        return _Pending(self.val.t(), self.number)
-
-
-class _Pendings:
-    """The late arguments of one call of a kernel, and where in the call their addresses go."""
-
-    _FIRST = 0x7A11_0000_0000_0000
-
-    def __init__(self, node: Any) -> None:
-        self._node = node
-        self._places: dict[int, int] = {}
-
-    def instead_of_late(self, values: Any, nodes: Any) -> list[Any]:
-        """The arguments, with something that has a shape for each that is late."""
-        return [
-            self._pending(value, node) if isinstance(value, Late) else value
-            for value, node in zip(values, nodes, strict=False)
-        ]
-
-    def _pending(self, value: Late, node: Any) -> _Pending:
-        number = self._FIRST + value.place
-        self._places[number] = value.place
-        return _Pending(node.meta["val"], number)
-
-    def found_in(self, call: Call) -> list[tuple[Any, int]]:
-        """The words of the call's structure that want an address, and places of the values."""
-        if not self._places:
-            return []
-        words: list[Any] = []
-        for memory in (call.arguments, *(k for k in call.keep if isinstance(k, ctypes.Array))):
-            count = ctypes.sizeof(memory) // ctypes.sizeof(ctypes.c_uint64)
-            at = ctypes.addressof(memory)
-            words += [ctypes.c_uint64.from_address(at + 8 * n) for n in range(count)]
-        return [(w, self._places[w.value]) for w in words if w.value in self._places]
-
-
 def lower(
     graph: fx.GraphModule, inputs: Sequence[torch.Tensor | None], num_threads: int
 ) -> Lowered:
@@ -370,70 +304,11 @@ def lower(
 
 _own: Any = torch.ops.hotloop
 _aten: Any = torch.ops.aten
-
-
-def _onednn(
-    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *, out: torch.Tensor
-) -> torch.Tensor:
-    return out.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], ""))
-
-
-def _relu(x: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-    return torch.ops.aten.clamp_min.out(x, 0, out=out)  # type: ignore[no-any-return]
-
-
 _TORCH_PRODUCTS = (
     _aten.mm.default,
     _aten.bmm.default,
     _aten.addmm.default,
     _own.onednn.default,
-)
-
-
-# Beside the element-wise ones: operations whose results may be given memory. Others may resize it:
-# mse_loss makes a matrix of its result before it sums.
-_WRITES_WHERE_TOLD = (
-    _aten.mm.default,
-    _aten.bmm.default,
-    _aten.addmm.default,
-    _aten._log_softmax.default,
-    _aten._log_softmax_backward_data.default,
-    _aten._softmax.default,
-    _aten._softmax_backward_data.default,
-    _aten.nll_loss_forward.default,
-    _aten.nll_loss_backward.default,
-    _aten.sum.dim_IntList,
-    _aten.mean.dim,
-    _aten.threshold_backward.default,
-    _aten.tanh_backward.default,
-    _aten.sigmoid_backward.default,
-    _aten.gelu_backward.default,
-    _aten.max_pool2d_with_indices.default,
-    _aten.max_pool2d_with_indices_backward.default,
-    _aten.cat.default,
-)
-# torch has no operation that writes these where it is told.
-_WRITTEN_HERE: dict[Any, Any] = {_own.onednn.default: _onednn, _aten.relu.default: _relu}
-# Give memory whose values do not count.
-_EMPTY = (
-    _aten.empty.memory_format,
-    _aten.empty_like.default,
-    _aten.empty_strided.default,
-    _aten.new_empty.default,
-    _aten.new_empty_strided.default,
-)
-# Give the same in each step, whatever the values of their arguments.
-_FILLED = (
-    _aten.ones_like.default,
-    _aten.zeros_like.default,
-    _aten.full_like.default,
-    _aten.ones.default,
-    _aten.zeros.default,
-    _aten.full.default,
-    _aten.scalar_tensor.default,
-    _aten.arange.default,
-    _aten.arange.start,
-    _aten.arange.start_step,
 )
 _MOST_FILLED = 64 * 1024
 
@@ -451,46 +326,6 @@ def _stand_ins(tree: Any) -> Any:
 
 def _is_small(node: Any) -> bool:
     return bool(node.meta["val"].numel() <= _MOST_FILLED)
-
-
-def _aten_instruction(
-    target: Any, args: Sequence[Any], kwargs: dict[str, Any], late: list[Any], place: int | None
-) -> Instruction:
-    fixed = not _has_late((args, kwargs))
-    if fixed and place is None:
-        return functools.partial(target, *args, **kwargs)
-    if fixed and place is not None:
-        at = place
-
-        def make() -> None:
-            late[at] = target(*args, **kwargs)
-
-        return make
-
-    def make_of_late() -> None:
-        result = target(*_now(args, late), **_now(kwargs, late))
-        if place is not None:
-            late[place] = result
-
-    return make_of_late
-
-
-def _has_late(tree: Any) -> bool:
-    if isinstance(tree, (list, tuple)):
-        return any(_has_late(part) for part in tree)
-    if isinstance(tree, dict):
-        return any(_has_late(part) for part in tree.values())
-    return isinstance(tree, Late)
-
-
-def _now(tree: Any, late: list[Any]) -> Any:
-    if isinstance(tree, Late):
-        return late[tree.place]
-    if isinstance(tree, (list, tuple)):
-        return [_now(part, late) for part in tree]
-    if isinstance(tree, dict):
-        return {name: _now(part, late) for name, part in tree.items()}
-    return tree
 
 
 def _first_tensor(node: Any) -> Any:
@@ -515,41 +350,16 @@ def _out_of(node: Any) -> Any:
     """What writes a node's results where it is told; ``None``: it gives tensors of its own."""
     if node.op != "call_function":
         return None
-    if node.target in NATIVE or node.target in _EMPTY:
+    if node.target in NATIVE or node.target in EMPTY:
         return node.target
-    if node.target in _FILLED or aliases(node) or _writes(node) or math.prod(_sizes(node)) == 0:
+    if node.target in FILLED or aliases(node) or _writes(node) or math.prod(_sizes(node)) == 0:
         return None
-    return _out_variant(node.target)
+    return out_variant(node.target)
 
 
 def _sizes(node: Any) -> tuple[int, ...]:
     val = node.meta.get("val")
     return tuple(val.shape) if isinstance(val, torch.Tensor) else ()
-
-
-def _out_names(op: Any) -> list[str]:
-    return [a.name for a in op._schema.arguments if a.is_out]
-
-
-@functools.cache
-def _out_variant(op: Any) -> Any:
-    if op in _WRITTEN_HERE:
-        return _WRITTEN_HERE[op]
-    schema = getattr(op, "_schema", None)
-    if op not in _WRITES_WHERE_TOLD and torch.Tag.pointwise not in getattr(op, "tags", ()):
-        return None
-    if schema is None or any(str(r.type) != "Tensor" for r in schema.returns):
-        return None
-    packet = op.overloadpacket
-    wanted = [(a.name, str(a.type)) for a in schema.arguments]
-    for name in packet.overloads():
-        found = getattr(packet, name)
-        outs = [a for a in found._schema.arguments if a.is_out]
-        rest = [(a.name, str(a.type)) for a in found._schema.arguments if not a.is_out]
-        if len(outs) == len(schema.returns) and rest == wanted and outs:
-            # One that torch's generator wrote computes into memory of its own and copies.
-            return None if torch.Tag.generated in found.tags else found
-    return None
 
 
 __all__ = ["Call", "Lowered", "lower"]

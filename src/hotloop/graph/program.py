@@ -13,7 +13,8 @@ import torch
 
 from ..kernels.calls import Call
 from ..kernels.instructions import Instructions, RuleAt
-from .lower import Late, Lowered
+from .late import Late
+from .lower import Lowered
 
 
 class Program:

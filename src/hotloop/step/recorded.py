@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,15 +18,23 @@ from torch import nn
 from ..errors import RunError
 from ..graph import convolutions, copies, elementwise, losses, pooling, routes, rows
 from ..graph.compare import difference
-from ..graph.from_recording import RecordedGraph, graph_of
+from ..graph.from_recording import graph_of
 from ..graph.lower import lower
 from ..graph.program import Program
-from ..graph.recording import NotRecordable, Recorder, Recording, extent_bytes, version_of
+from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
 from .capture import NotCapturable, refuse_hidden
 from .guards import Guards
 from .guards_settings import PythonState
 from .operations import Operation, operations
+from .recorded_shape import (
+    Shape,
+    constants_changed,
+    is_sparse,
+    kind_of,
+    layout_of,
+    reason_of_weights,
+)
 from .update_nodes import add_sums, add_updates, update_early
 from .updates import Update, reason_outside
 
@@ -35,7 +42,7 @@ from .updates import Update, reason_outside
 _MOST_RECORDINGS = 4
 # Guards that failed, before a shape stays plain: something changes all the time.
 _MOST_CHANGES = 8
-_FIRST_AUDIT, _AUDIT_FACTOR = 16, 8
+_AUDIT_FACTOR = 8
 # Programs kept; the least recently used one goes.
 _MOST_PROGRAMS = 128
 RECORDING = "the first steps of each shape of batch run as PyTorch makes them, and are recorded"
@@ -45,30 +52,6 @@ _GRADIENTS = "forward, loss and backward are one program, recorded from PyTorch'
 
 class _NeedsAutocast(Exception):
     """hotloop's products are not all that is to be computed in bfloat16."""
-
-
-@dataclass
-class _Shape:
-    """What is known of batches of one shape."""
-
-    recording: Recording | None = None
-    recordings: int = 0
-    changes: int = 0
-    refusal: str | None = None
-    guards: Guards | None = None
-    graph: RecordedGraph | None = None
-    program: Program | None = None
-    bound: Any = None
-    programs_run: int = 0
-    next_audit: int = _FIRST_AUDIT
-    update: Update | None = None
-    counters: list[torch.Tensor] = field(default_factory=list)
-    steps_done: float = 0.0
-    # Which kernel makes each product and convolution, and what others took.
-    routes: list[Any] = field(default_factory=list)
-    convolutions: list[Any] = field(default_factory=list)
-    # Products that the program rounds: it is recorded without autocast.
-    rounds: bool = False
 
 
 class RecordedStep:
@@ -101,13 +84,13 @@ class RecordedStep:
     ) -> None:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.num_threads = num_threads
-        self._outside = reason_outside(optimizer) or _reason_of_weights(optimizer)
+        self._outside = reason_outside(optimizer) or reason_of_weights(optimizer)
         self.whole = whole and self._outside is None
         self._autocast = autocast
         self._rounds = autocast and rounds_products()
         self.limits = clip_norm, clip_value
         self.reason = RECORDING
-        self._shapes: OrderedDict[Any, _Shape] = OrderedDict()
+        self._shapes: OrderedDict[Any, Shape] = OrderedDict()
         self._resumed: dict[str, list[int]] = {}
         self._sums: list[torch.Tensor] = []
         self._find_tensors()
@@ -210,7 +193,7 @@ class RecordedStep:
             return 0
         assert shape.guards is not None
         assert shape.graph is not None
-        change = shape.guards.changed() or _constants_changed(shape.graph)
+        change = shape.guards.changed() or constants_changed(shape.graph)
         if change is None:
             change = self._rebind(shape)
         if change is not None:
@@ -283,7 +266,7 @@ class RecordedStep:
             plain: runs them, leaves the gradients in ``grad`` and gives the loss; told whether
                 under autocast.
         """
-        shape = self._shapes.setdefault(key, _Shape(rounds=self._rounds))
+        shape = self._shapes.setdefault(key, Shape(rounds=self._rounds))
         self._shapes.move_to_end(key)
         while len(self._shapes) > _MOST_PROGRAMS:
             self._shapes.popitem(last=False)
@@ -306,7 +289,7 @@ class RecordedStep:
                 loss = plain(self._autocast and not shape.rounds)
             recording = recorder.recording
             refusal = recorder.refusal
-            if refusal is None and any(_is_sparse(w.grad) for w in self.weights):
+            if refusal is None and any(is_sparse(w.grad) for w in self.weights):
                 refusal = "a parameter gets a sparse gradient"
             if refusal is None:
                 recording.loss = recorder.ref(loss)
@@ -339,7 +322,7 @@ class RecordedStep:
         return None
 
     def _take(
-        self, shape: _Shape, recording: Recording, guards: Guards, refusal: str | None
+        self, shape: Shape, recording: Recording, guards: Guards, refusal: str | None
     ) -> None:
         """A recording: the first of a shape, one that confirms it, or one that differs."""
         before, shape.recording = shape.recording, recording
@@ -375,11 +358,11 @@ class RecordedStep:
             self._rounds = shape.rounds = False
             shape.recordings, self.reason = 0, RECORDING
 
-    def _refuse(self, shape: _Shape, refusal: str) -> None:
+    def _refuse(self, shape: Shape, refusal: str) -> None:
         self._drop(shape)
         shape.refusal = self.reason = refusal
 
-    def _forget(self, shape: _Shape, change: str) -> None:
+    def _forget(self, shape: Shape, change: str) -> None:
         """A guard failed: this step runs plain and the shape is recorded again."""
         self._drop(shape)
         shape.recordings = 0
@@ -389,13 +372,13 @@ class RecordedStep:
             shape.refusal = f"{change}; so many things changed that the step stays plain"
 
     @staticmethod
-    def _drop(shape: _Shape) -> None:
+    def _drop(shape: Shape) -> None:
         shape.program = shape.graph = shape.guards = shape.recording = shape.update = None
         shape.counters = []
 
     # ---- Building a program --------------------------------------------------------------------
 
-    def _build(self, shape: _Shape, recording: Recording, guards: Guards) -> None:
+    def _build(self, shape: Shape, recording: Recording, guards: Guards) -> None:
         graph = graph_of(recording)
         if all(g is None for g in graph.gradients):
             raise NotRecordable("no parameter gets a gradient")
@@ -419,13 +402,15 @@ class RecordedStep:
                 update_early(graph)
         shape.graph, shape.guards = graph, guards
         shape.bound = None
-        if not self.whole and [_kind(t) for t in self._sums] != [_kind(w) for w in self.weights]:
+        if not self.whole and [kind_of(t) for t in self._sums] != [
+            kind_of(w) for w in self.weights
+        ]:
             self._sums = [torch.zeros_like(w, requires_grad=False) for w in self.weights]
         change = self._rebind(shape)
         if change is not None:
             raise NotRecordable(change)
 
-    def _rebind(self, shape: _Shape) -> str | None:
+    def _rebind(self, shape: Shape) -> str | None:
         """Lower again where weights lie elsewhere or the optimizer's state was replaced.
 
         Returns:
@@ -461,7 +446,7 @@ class RecordedStep:
         return change
 
     def _lower(
-        self, shape: _Shape, states: Sequence[torch.Tensor], written: list[torch.Tensor]
+        self, shape: Shape, states: Sequence[torch.Tensor], written: list[torch.Tensor]
     ) -> str | None:
         graph = shape.graph
         assert graph is not None
@@ -479,43 +464,8 @@ class RecordedStep:
         for (kind, _), node, tensor in zip(graph.inputs, nodes, inputs, strict=True):
             if tensor is None or kind == "control" or node.meta["val"] is None:
                 continue
-            if _layout(tensor) != _layout(node.meta["val"]):
+            if layout_of(tensor) != layout_of(node.meta["val"]):
                 return f"a {kind} has another shape, layout or dtype than before"
         lowered = lower(graph.graph, inputs, self.num_threads)
         shape.program = Program(lowered, written, shape.counters, self.num_threads)
         return None
-
-
-def _kind(tensor: torch.Tensor) -> Any:
-    return tensor.shape, tensor.dtype
-
-
-def _layout(tensor: torch.Tensor) -> Any:
-    return tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _is_sparse(gradient: torch.Tensor | None) -> bool:
-    return gradient is not None and gradient.layout != torch.strided
-
-
-def _constants_changed(graph: RecordedGraph) -> str | None:
-    for tensor, version in graph.constants:
-        if version_of(tensor) != version:
-            return "a tensor that the step reads from outside was written"
-    return None
-
-
-def _reason_of_weights(optimizer: torch.optim.Optimizer) -> str | None:
-    dtypes = {p.dtype for g in optimizer.param_groups for p in g["params"]} - {torch.float32}
-    if dtypes:
-        return f"weights are {', '.join(sorted(str(d) for d in dtypes))}, so torch makes the update"
-    return None
-
-
-def shape_key(x: torch.Tensor, y: torch.Tensor, weight: float) -> Any:
-    """What batches of one program have alike."""
-    # Where one begins in the other, if they overlap: what views both may be a view of either.
-    between = y.data_ptr() - x.data_ptr()
-    overlap = -extent_bytes(y) < between < extent_bytes(x)
-    same = between if overlap else None
-    return (x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype, weight, same)

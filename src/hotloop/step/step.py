@@ -20,7 +20,8 @@ from .cuda import CudaStep, try_cuda
 from .operations import Operation
 from .path_choice import choose_path
 from .precision import Batches, probe
-from .recorded import RecordedStep, shape_key
+from .recorded import RecordedStep
+from .recorded_shape import shape_key
 
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Called with loss, samples and seconds when gradients are there; gives the loss of all hosts.

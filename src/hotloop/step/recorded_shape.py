@@ -1,0 +1,80 @@
+"""What a recorded step knows of batches of one shape, and what it asks of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..graph.from_recording import RecordedGraph
+from ..graph.program import Program
+from ..graph.recording import Recording, extent_bytes, version_of
+from .guards import Guards
+from .updates import Update
+
+FIRST_AUDIT = 16
+
+
+@dataclass
+class Shape:
+    """What is known of batches of one shape."""
+
+    recording: Recording | None = None
+    recordings: int = 0
+    changes: int = 0
+    refusal: str | None = None
+    guards: Guards | None = None
+    graph: RecordedGraph | None = None
+    program: Program | None = None
+    bound: Any = None
+    programs_run: int = 0
+    next_audit: int = FIRST_AUDIT
+    update: Update | None = None
+    counters: list[torch.Tensor] = field(default_factory=list)
+    steps_done: float = 0.0
+    # Which kernel makes each product and convolution, and what others took.
+    routes: list[Any] = field(default_factory=list)
+    convolutions: list[Any] = field(default_factory=list)
+    # Products that the program rounds: it is recorded without autocast.
+    rounds: bool = False
+
+
+def kind_of(tensor: torch.Tensor) -> Any:
+    """What a sum of gradients must have alike with its weight."""
+    return tensor.shape, tensor.dtype
+
+
+def layout_of(tensor: torch.Tensor) -> Any:
+    """What a program takes for constant of a tensor that it reads."""
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def is_sparse(gradient: torch.Tensor | None) -> bool:
+    """Whether there is a gradient that is not dense."""
+    return gradient is not None and gradient.layout != torch.strided
+
+
+def constants_changed(graph: RecordedGraph) -> str | None:
+    """Whether a tensor from outside was written since it was recorded."""
+    for tensor, version in graph.constants:
+        if version_of(tensor) != version:
+            return "a tensor that the step reads from outside was written"
+    return None
+
+
+def reason_of_weights(optimizer: torch.optim.Optimizer) -> str | None:
+    """Why a program cannot make the update of these weights; ``None``: it can."""
+    dtypes = {p.dtype for g in optimizer.param_groups for p in g["params"]} - {torch.float32}
+    if dtypes:
+        return f"weights are {', '.join(sorted(str(d) for d in dtypes))}, so torch makes the update"
+    return None
+
+
+def shape_key(x: torch.Tensor, y: torch.Tensor, weight: float) -> Any:
+    """What batches of one program have alike."""
+    # Where one begins in the other, if they overlap: what views both may be a view of either.
+    between = y.data_ptr() - x.data_ptr()
+    overlap = -extent_bytes(y) < between < extent_bytes(x)
+    same = between if overlap else None
+    return (x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype, weight, same)
