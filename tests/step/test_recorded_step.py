@@ -371,3 +371,26 @@ def test_a_loss_of_one_hot_labels_is_a_program():
         optimizers[1].step()
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
     assert step.path == "compiled", step.reason
+
+
+@pytest.mark.parametrize("micro", [None, 8])
+def test_a_batch_that_is_its_own_target(micro):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 12))
+    plain = copy.deepcopy(model)
+    optimizers = [torch.optim.Adam(m.parameters()) for m in (model, plain)]
+    plan = hotloop.Plan().replace({"memory.micro_batch_size": micro})
+    x = torch.randn(16, 12)
+    step = hotloop.compile_step(model, F.mse_loss, optimizers[0], (x, x), plan)
+    for number in range(8):
+        x = torch.randn(16, 12)
+        # Another tensor of the same values is another shape of batch.
+        loss = step(x, x.clone() if number == 6 else x)
+        optimizers[1].zero_grad()
+        expected = F.mse_loss(plain(x), x)
+        expected.backward()
+        optimizers[1].step()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    assert step.path == "compiled", step.reason
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -216,7 +216,7 @@ class RecordedStep:
         if shape.counters:
             shape.steps_done = float(shape.counters[0])
         tables = shape.update.rows(shape.steps_done, steps, rates)
-        losses = shape.program.run(batch, tables, steps)
+        losses = shape.program.run([batch[n] for n in shape.batch_parts], tables, steps)
         shape.update.advance(shape.steps_done, steps)
         shape.steps_done += steps
         shape.programs_run += steps
@@ -243,7 +243,7 @@ class RecordedStep:
                     total.zero_()
             elif weight.grad is not total:
                 total.copy_(weight.grad)
-        loss = shape.program.run(batch, None)[0]
+        loss = shape.program.run([batch[n] for n in shape.batch_parts], None)[0]
         for weight, total, used in zip(
             self.weights, self._sums, shape.graph.gradients, strict=True
         ):
@@ -466,6 +466,7 @@ class RecordedStep:
                 continue
             if layout_of(tensor) != layout_of(node.meta["val"]):
                 return f"a {kind} has another shape, layout or dtype than before"
+        shape.batch_parts = [number for kind, number in graph.inputs if kind == "batch"]
         lowered = lower(graph.graph, inputs, self.num_threads)
         shape.program = Program(lowered, written, shape.counters, self.num_threads)
         return None

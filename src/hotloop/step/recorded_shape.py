@@ -28,6 +28,8 @@ class Shape:
     graph: RecordedGraph | None = None
     program: Program | None = None
     bound: Any = None
+    # Parts of the batch that the program reads; x given as y too is one.
+    batch_parts: list[int] = field(default_factory=list)
     programs_run: int = 0
     next_audit: int = FIRST_AUDIT
     update: Update | None = None
