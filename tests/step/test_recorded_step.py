@@ -394,3 +394,39 @@ def test_a_batch_that_is_its_own_target(micro):
     assert step.path == "compiled", step.reason
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def scaled(x):
+    return x * scaled.factor
+
+
+def test_the_audit_finds_what_no_guard_sees():
+    class Scaling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(12, 5)
+
+        def forward(self, x):
+            return scaled(self.linear(x))
+
+    torch.manual_seed(0)
+    scaled.factor = 1.0
+    model = Scaling()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x, y = torch.randn(16, 12), torch.randint(0, 5, (16,))
+    step = hotloop.compile_step(model, F.cross_entropy, optimizer, (x, y))
+    for _ in range(4):
+        step(x, y)
+    assert step.path == "compiled", step.reason
+    scaled.factor = 3.0  # An attribute of a function: guards do not look there.
+    for _ in range(14):
+        step(x, y)
+    assert step.path == "compiled", step.reason
+    # After 16 programs one step runs plain, and is recorded.
+    loss = step(x, y)
+    assert step.path == "plain"
+    assert "audit" in step.reason
+    plain = copy.deepcopy(model)
+    expected = F.cross_entropy(plain(x), y)
+    torch.testing.assert_close(step(x, y), expected.detach())
+    assert torch.isfinite(loss)
