@@ -430,3 +430,26 @@ def test_the_audit_finds_what_no_guard_sees():
     expected = F.cross_entropy(plain(x), y)
     torch.testing.assert_close(step(x, y), expected.detach())
     assert torch.isfinite(loss)
+
+
+class WritesItsCopy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.head = nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        h = self.linear(x)
+        copied = torch.empty_like(h).copy_(h.detach())
+        copied.zero_()
+        return self.head(h + copied)
+
+
+def test_a_copy_that_is_written_is_a_copy():
+    torch.manual_seed(0)
+    model = WritesItsCopy()
+    plain = copy.deepcopy(model)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, plain)]
+    x, y = torch.randn(16, 12), torch.randint(0, 5, (16,))
+    step = hotloop.compile_step(model, F.cross_entropy, optimizers[0], (x, y))
+    same_losses(step, plain, optimizers[1], x, y, steps=6)
+    assert step.path == "compiled", step.reason

@@ -68,6 +68,12 @@ FILLED = (
 )
 
 
+def writes(node: Any) -> bool:
+    """Whether a node's operation writes into an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
 def out_names(op: Any) -> list[str]:
     """Names of the arguments that say where results go."""
     return [a.name for a in op._schema.arguments if a.is_out]

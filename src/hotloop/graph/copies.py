@@ -13,22 +13,17 @@ import torch
 from torch import fx
 
 from . import operators
+from .aten import EMPTY, writes
 
 _aten: Any = torch.ops.aten
 _COPIES = (_aten.copy_.default, _aten.copy.default)
-_EMPTY = (
-    _aten.empty_like.default,
-    _aten.empty_strided.default,
-    _aten.new_empty_strided.default,
-    _aten.new_empty.default,
-)
 
 
 def remove(graph: fx.GraphModule) -> None:
     """Take out copies into new memory, in place."""
     nodes: list[Any] = list(graph.graph.nodes)
     for node in nodes:
-        if node.target in _COPIES and node.args[0].target in _EMPTY:
+        if node.target in _COPIES and node.args[0].target in EMPTY:
             _remove(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -37,6 +32,10 @@ def remove(graph: fx.GraphModule) -> None:
 def _remove(node: Any) -> None:
     target, source = node.args[:2]
     if len(target.users) != 1 or operators.memory_of(source).op == "placeholder":
+        return
+    # The copy may be written while others still read the source.
+    memory = operators.memory_of(node)
+    if any(writes(r) and operators.memory_of(r.args[0]) is memory for r in operators.readers(node)):
         return
     wanted, made = node.meta["val"], source.meta["val"]
     if wanted.dtype != made.dtype or wanted.shape != made.shape:

@@ -18,7 +18,7 @@ from torch import fx
 
 from ..kernels import calls
 from ..kernels.calls import Call
-from .aten import EMPTY, FILLED, WRITTEN_HERE, out_names, out_variant
+from .aten import EMPTY, FILLED, WRITTEN_HERE, out_names, out_variant, writes
 from .late import Instruction, Late, Pendings, aten_instruction
 from .memory_plan import Lifetime, plan_offsets
 from .native import NATIVE, is_update, update_call
@@ -63,9 +63,12 @@ class _Lowering:
         # Node -> the node whose memory it is a part of.
         self._root: dict[Any, Any] = {}
         self._late: dict[Any, int] = {}
+        # Node -> the values that it is the last to read.
+        self._deaths: dict[Any, list[Any]] = {}
 
     def lower(self) -> Lowered:
         self._find_roots()
+        self._find_deaths()
         self._place()
         with torch.no_grad():
             for node in self.nodes:
@@ -127,14 +130,14 @@ class _Lowering:
     def _lower(self, node: Any) -> None:
         if node.target is operator.getitem:
             self._lower_part(node)
-        elif aliases(node) and not _writes(node) and self._all_static(node):
+        elif aliases(node) and not writes(node) and self._all_static(node):
             args, kwargs = self._filled(node.args), self._filled(node.kwargs)
             self._value[node] = node.target(*args, **kwargs)
         elif node.target in EMPTY:
             pass  # Memory alone.
         elif is_update(node):
             self._lower_update(node)
-        elif node.target in FILLED and _is_small(node) and not any(map(_writes, readers(node))):
+        elif node.target in FILLED and _is_small(node) and not any(map(writes, readers(node))):
             # The same in each step, whatever the values of its arguments.
             args, kwargs = _stand_ins((node.args, node.kwargs))
             self._value[node] = node.target(*args, **kwargs)
@@ -224,7 +227,7 @@ class _Lowering:
             target = out_op
         else:
             target = node.target
-        in_place = out_op is None and _writes(node)
+        in_place = out_op is None and writes(node)
         if in_place and self._all_static(node):
             self._value[node] = self._filled(_first_tensor(node))
         place = None if out_op is not None or node in self._value else self._new_late(node)
@@ -233,7 +236,7 @@ class _Lowering:
 
     def _forget_after(self, node: Any) -> None:
         """Late values whose last reader this is."""
-        dead = [self._late[n] for n in self._dies_after(node) if n in self._late]
+        dead = [self._late[n] for n in self._deaths.get(node, ()) if n in self._late]
         if not dead:
             return
         late = self.lowered.late
@@ -244,16 +247,13 @@ class _Lowering:
 
         self._add(forget)
 
-    def _dies_after(self, node: Any) -> list[Any]:
-        if not hasattr(self, "_deaths"):
-            self._deaths: dict[Any, list[Any]] = {}
-            order = {n: number for number, n in enumerate(self.nodes)}
-            for one in self.nodes:
-                if one.users:
-                    reader = max(one.users, key=lambda n: order[n])
-                    if reader.op != "output":
-                        self._deaths.setdefault(reader, []).append(one)
-        return self._deaths.get(node, [])
+    def _find_deaths(self) -> None:
+        order = {node: number for number, node in enumerate(self.nodes)}
+        for node in self.nodes:
+            if node.users:
+                reader = max(node.users, key=lambda n: order[n])
+                if reader.op != "output":
+                    self._deaths.setdefault(reader, []).append(node)
 
     def _outs(self, node: Any) -> list[torch.Tensor]:
         if isinstance(node.meta["val"], torch.Tensor):
@@ -332,11 +332,6 @@ def _first_tensor(node: Any) -> Any:
     return node.all_input_nodes[0]
 
 
-def _writes(node: Any) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
 def _laid_out(memory: memoryview, at: int, val: torch.Tensor) -> torch.Tensor:
     """A tensor of so much memory and no more: an operation that would resize it is refused."""
     if val.numel() == 0:
@@ -352,7 +347,7 @@ def _out_of(node: Any) -> Any:
         return None
     if node.target in NATIVE or node.target in EMPTY:
         return node.target
-    if node.target in FILLED or aliases(node) or _writes(node) or math.prod(_sizes(node)) == 0:
+    if node.target in FILLED or aliases(node) or writes(node) or math.prod(_sizes(node)) == 0:
         return None
     return out_variant(node.target)
 
