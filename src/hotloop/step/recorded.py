@@ -115,14 +115,6 @@ class RecordedStep:
         return any(shape.program is not None for shape in self._shapes.values())
 
     @property
-    def refusal(self) -> str | None:
-        """Why every shape so far stays plain; ``None``: one does not."""
-        known = list(self._shapes.values())
-        if known and all(shape.refusal is not None for shape in known):
-            return known[-1].refusal
-        return None
-
-    @property
     def arena_bytes(self) -> int | None:
         """Of the largest program's temporaries; ``None``: there is no program."""
         programs = [s.program for s in self._shapes.values() if s.program is not None]
