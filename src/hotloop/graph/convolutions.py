@@ -7,7 +7,6 @@ by 2x2. Where pooling follows, its gradient never becomes an image of the larger
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -194,18 +193,24 @@ def fastest(work: Convolution) -> Route:
 
 
 def _race(work: Convolution) -> tuple[str, dict[str, float], bool]:
-    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    x, g = (draw(*shape).contiguous(memory_format=_LAST) for shape in (work.x, work.out))
-    w, bias = draw(*work.w), draw(work.w[0])
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        kind = _LAST if len(shape) == 4 else torch.contiguous_format
+        return torch.empty(shape, memory_format=kind).normal_(generator=generator)
+
+    w, bias = draw(*work.w).contiguous(), draw(work.w[0])
     options = ([1, 1], list(work.padding), [1, 1], False, [0, 0], 1)
     own: dict[str, Any] = {"padding": work.padding, "num_threads": work.num_threads}
     calls: dict[str, Callable[[], Any]] = {}
+    x = draw(*work.x)
     if work.part == "convolution":
-        out = torch.empty_like(g)
+        out = torch.empty(work.out, memory_format=_LAST)
         then = torch.relu_ if work.relu else lambda result: result
         calls["onednn"] = lambda: then(_aten.convolution.default(x, w, bias, *options))
         calls["hotloop"] = kernel_calls.convolve3x3(x, w, bias, out, relu=work.relu, **own)
     else:
+        g = draw(*work.out)
         backward = _aten.convolution_backward.default
         mask = [work.part == "input gradient", *[work.part == "weight gradient"] * 2]
         calls["onednn"] = lambda: backward(g, x, w, [len(bias)], *options, mask)

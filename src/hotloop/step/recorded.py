@@ -173,6 +173,9 @@ class RecordedStep:
                     buffer.copy_(before)
             for weight, gradient in held:
                 weight.grad = gradient
+        self.build()
+        for weight, gradient in held:
+            weight.grad = gradient
         shape = self._shapes[key]
         shape.programs_run, shape.next_audit = programs_run, next_audit
 
@@ -336,19 +339,8 @@ class RecordedStep:
             if shape.recordings > 1:
                 self._refuse(shape, str(refusal or differs))
             return
-        if before is None:
-            self.reason = RECORDING
-            return
-        try:
-            self._build(shape, recording, guards)
-        except NotRecordable as verdict:
-            self._refuse(shape, str(verdict))
-        except RunError as error:
-            self._refuse(shape, str(error))
-        except _NeedsAutocast:
-            self._drop(shape)
-            self._rounds = shape.rounds = False
-            shape.recordings, self.reason = 0, RECORDING
+        self.reason = RECORDING
+        shape.agreed = None if before is None else guards
 
     def _refuse(self, shape: Shape, refusal: str) -> None:
         self._drop(shape)
@@ -366,9 +358,28 @@ class RecordedStep:
     @staticmethod
     def _drop(shape: Shape) -> None:
         shape.program = shape.graph = shape.guards = shape.recording = shape.update = None
+        shape.agreed = None
         shape.counters = []
 
     # ---- Building a program --------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Make the programs of shapes whose recordings agree, gradients out of the way."""
+        for shape in self._shapes.values():
+            guards, recording = shape.agreed, shape.recording
+            if guards is None or recording is None:
+                continue
+            shape.agreed = None
+            for weight in self.weights:
+                weight.grad = None
+            try:
+                self._build(shape, recording, guards)
+            except (NotRecordable, RunError) as verdict:
+                self._refuse(shape, str(verdict))
+            except _NeedsAutocast:
+                self._drop(shape)
+                self._rounds = shape.rounds = False
+                shape.recordings, self.reason = 0, RECORDING
 
     def _build(self, shape: Shape, recording: Recording, guards: Guards) -> None:
         graph = graph_of(recording)

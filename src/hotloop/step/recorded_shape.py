@@ -24,6 +24,8 @@ class Shape:
     recordings: int = 0
     changes: int = 0
     refusal: str | None = None
+    # Of two recordings that say the same: a program may be built.
+    agreed: Guards | None = None
     guards: Guards | None = None
     graph: RecordedGraph | None = None
     program: Program | None = None

@@ -173,6 +173,8 @@ class TrainStep:
             total = self.between(total, len(x), time.monotonic() - began_s)
         self._clip()
         self.optimizer.step()
+        if self._recorded is not None:
+            self._recorded.build()
         return total
 
     def _fast_steps(
