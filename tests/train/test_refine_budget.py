@@ -45,9 +45,9 @@ def test_a_recorded_run_is_budgeted_as_a_plain_one_and_stays_inside(samples, mic
     assert (plain.path, report.path) == ("plain", "compiled"), report.path_reason
     for name in ("gradient_buffers_bytes", "working_memory_bytes", "optimizer_state_bytes"):
         assert getattr(report.budget, name) == getattr(plain.budget, name), name
-    # Beside it: the program's temporaries, while the last plain step's gradients are there, and
-    # with micro-batches its sums, and gradients of one part beside those of the parts before it.
-    more = (3 if micro else 1) * report.budget.model_parameters_bytes
+    # With micro-batches PyTorch's update runs beside the program's block, which may part the room
+    # that its temporaries need: one weight's size at most.
+    more = report.budget.model_parameters_bytes if micro else 0
     assert reached(report) <= report.budget.working_memory_bytes + more
 
 

@@ -20,7 +20,7 @@ from ..kernels import calls
 from ..kernels.calls import Call
 from .aten import EMPTY, FILLED, WRITTEN_HERE, out_names, out_variant, writes
 from .late import Instruction, Late, Pendings, aten_instruction
-from .memory_plan import Lifetime, plan_offsets
+from .memory_plan import Block, Lifetime, plan_offsets
 from .native import NATIVE, is_update, update_call
 from .operators import PRODUCT_UPDATES, aliases, readers
 from .recording import extent_bytes
@@ -36,7 +36,7 @@ class Lowered:
         batch: where the batch is copied to before a step, in the order of the graph's inputs.
         outputs: the loss and the gradients: tensors, or ``Late``.
         late: values of ``Late``, filled by the instructions.
-        arena_bytes: of the temporaries.
+        arena_bytes: of the temporaries and the batch.
     """
 
     instructions: list[Instruction] = field(default_factory=list)
@@ -54,8 +54,10 @@ class _Lowering:
         graph: fx.Graph,
         inputs: Sequence[torch.Tensor | None],
         num_threads: int,
+        block: Block,
     ) -> None:
         self.nodes: list[Any] = list(graph.nodes)
+        self.block = block
         self.inputs = inputs
         self.num_threads = num_threads
         self.lowered = Lowered()
@@ -98,27 +100,26 @@ class _Lowering:
             for used in (node, *node.all_input_nodes):
                 root = self._root[used]
                 last[root] = max(last.get(root, 0), order[node])
+        placeholders = [n for n in self.nodes if n.op == "placeholder"]
+        batch = [n for n, t in zip(placeholders, self.inputs, strict=True) if t is None]
         static = [n for n in self.nodes if self._root[n] is n and self._is_static(n)]
         lifetimes = []
         for node in static:
             born = node.args[0] if node.target is operator.getitem else node
             end = max(last[node], last.get(born, 0))
             lifetimes.append(Lifetime(extent_bytes(node.meta["val"]), order[born], end))
+        # Copied there before the first instruction.
+        lifetimes += [Lifetime(extent_bytes(n.meta["val"]), 0, last[n]) for n in batch]
+        static += batch
         offsets, total = plan_offsets(lifetimes)
-        block = torch.empty(total + 64, dtype=torch.uint8)
-        start = -block.data_ptr() % 64
-        memory = memoryview(block.numpy())  # type: ignore[arg-type]
+        memory = self.block.reserve(total)
         for node, offset in zip(static, offsets, strict=True):
-            self._value[node] = _laid_out(memory, start + offset, node.meta["val"])
+            self._value[node] = _laid_out(memory, offset, node.meta["val"])
         self.lowered.arena_bytes = total
-        given = iter(self.inputs)
-        for node in self.nodes:
-            if node.op == "placeholder":
-                tensor = next(given)
-                if tensor is None:  # Of the batch.
-                    val = node.meta["val"]
-                    tensor = torch.empty_strided(val.shape, val.stride(), dtype=val.dtype)
-                    self.lowered.batch.append(tensor)
+        for node, tensor in zip(placeholders, self.inputs, strict=True):
+            if tensor is None:
+                self.lowered.batch.append(self._value[node])
+            else:
                 self._value[node] = tensor
 
     def _is_static(self, node: Any) -> bool:
@@ -290,7 +291,10 @@ class _Lowering:
 
 
 def lower(
-    graph: fx.GraphModule, inputs: Sequence[torch.Tensor | None], num_threads: int
+    graph: fx.GraphModule,
+    inputs: Sequence[torch.Tensor | None],
+    num_threads: int,
+    block: Block | None = None,
 ) -> Lowered:
     """Instructions of a graph.
 
@@ -298,8 +302,9 @@ def lower(
         graph: its nodes have ``meta["val"]``, a meta tensor or a tuple of them.
         inputs: a tensor for each placeholder; ``None``: part of the batch.
         num_threads: threads inside each of hotloop's kernels.
+        block: where temporaries and the batch lie; ``None``: in memory of their own.
     """
-    return _Lowering(graph.graph, inputs, num_threads).lower()
+    return _Lowering(graph.graph, inputs, num_threads, block or Block()).lower()
 
 
 _own: Any = torch.ops.hotloop

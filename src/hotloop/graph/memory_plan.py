@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import torch
 
 LINE_BYTES = 64
 
@@ -43,3 +45,35 @@ def plan_offsets(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
         placed.append(number)
         total = max(total, at + size)
     return offsets, total
+
+
+class Block:
+    """Memory for the temporaries of programs that run one at a time.
+
+    Args:
+        forget: called before memory is given back: nothing may use it any more.
+
+    Attributes:
+        size_bytes: of the present memory; 0: there is none.
+    """
+
+    def __init__(self, forget: Callable[[], None] = lambda: None) -> None:
+        self._forget = forget
+        self.size_bytes = 0
+        self._memory: memoryview | None = None
+
+    def reserve(self, num_bytes: int) -> memoryview:
+        """At least so many bytes, aligned to a line; other memory where they were too few."""
+        if self._memory is None or num_bytes > self.size_bytes:
+            self.release()
+            whole = torch.empty(num_bytes + LINE_BYTES, dtype=torch.uint8)
+            start = -whole.data_ptr() % LINE_BYTES
+            self._memory = memoryview(whole.numpy())[start:]  # type: ignore[arg-type]
+            self.size_bytes = num_bytes
+        return self._memory
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._forget()
+        self._memory = None
+        self.size_bytes = 0

@@ -20,6 +20,7 @@ from ..graph import convolutions, copies, elementwise, losses, pooling, routes, 
 from ..graph.compare import difference
 from ..graph.from_recording import graph_of
 from ..graph.lower import lower
+from ..graph.memory_plan import Block
 from ..graph.program import Program
 from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
@@ -34,9 +35,10 @@ from .recorded_shape import (
     kind_of,
     layout_of,
     reason_of_weights,
+    sum_of,
 )
 from .update_nodes import add_sums, add_updates, update_early
-from .updates import Update, reason_outside
+from .updates import Update, reason_outside, sums_table
 
 # Recordings of one shape that differ, before the shape stays plain.
 _MOST_RECORDINGS = 4
@@ -45,6 +47,7 @@ _MOST_CHANGES = 8
 _AUDIT_FACTOR = 8
 # Programs kept; the least recently used one goes.
 _MOST_PROGRAMS = 128
+_FEW_PROGRAMS = 8
 RECORDING = "the first steps of each shape of batch run as PyTorch makes them, and are recorded"
 _WHOLE = "forward, loss, backward and update are one program, recorded from PyTorch's own step"
 _GRADIENTS = "forward, loss and backward are one program, recorded from PyTorch's own step"
@@ -93,6 +96,7 @@ class RecordedStep:
         self._shapes: OrderedDict[Any, Shape] = OrderedDict()
         self._resumed: dict[str, list[int]] = {}
         self._sums: list[torch.Tensor] = []
+        self._block = Block(self._unbind)
         self._find_tensors()
 
     def _find_tensors(self) -> None:
@@ -112,13 +116,12 @@ class RecordedStep:
     @property
     def has_program(self) -> bool:
         """Whether a batch of some shape runs as a program."""
-        return any(shape.program is not None for shape in self._shapes.values())
+        return any(shape.graph is not None for shape in self._shapes.values())
 
     @property
     def arena_bytes(self) -> int | None:
-        """Of the largest program's temporaries; ``None``: there is no program."""
-        programs = [s.program for s in self._shapes.values() if s.program is not None]
-        return max((p.arena_bytes for p in programs), default=None)
+        """Of the largest program's temporaries and batch; ``None``: there is no program."""
+        return max((s.arena_bytes for s in self._shapes.values() if s.graph), default=None)
 
     def operations(self) -> list[Operation]:
         """Products and convolutions of the program used last, timed alone.
@@ -126,7 +129,7 @@ class RecordedStep:
         Those that torch's autocast computes are left out.
         """
         for shape in reversed(self._shapes.values()):
-            if shape.program is not None and shape.graph is not None:
+            if shape.graph is not None:
                 if self._autocast and not shape.rounds:
                     return []
                 given = shape.routes, shape.convolutions
@@ -184,10 +187,9 @@ class RecordedStep:
     def ready(self, key: Any, steps: int = 1) -> int:
         """How many of ``steps`` steps on batches of a shape may run as a program now."""
         shape = self._shapes.get(key)
-        if shape is None or shape.program is None:
+        if shape is None or shape.graph is None:
             return 0
         assert shape.guards is not None
-        assert shape.graph is not None
         change = shape.guards.changed() or constants_changed(shape.graph)
         if change is None:
             change = self._rebind(shape)
@@ -238,7 +240,8 @@ class RecordedStep:
                     total.zero_()
             elif weight.grad is not total:
                 total.copy_(weight.grad)
-        loss = shape.program.run([batch[n] for n in shape.batch_parts], None)[0]
+        parts = [batch[n] for n in shape.batch_parts]
+        loss = shape.program.run(parts, sums_table().unsqueeze(0))[0]
         for weight, total, used in zip(
             self.weights, self._sums, shape.graph.gradients, strict=True
         ):
@@ -268,6 +271,7 @@ class RecordedStep:
         if shape.refusal is not None:
             self.reason = shape.refusal
             return plain(self._autocast)
+        self._make_room()
         self._find_tensors()
         refusal = self._refusal_before(batch)
         if refusal is not None:
@@ -302,6 +306,23 @@ class RecordedStep:
         self._take(shape, recording, guards, refusal)
         return loss
 
+    def _make_room(self) -> None:
+        """Let a plain step have the memory of programs and sums; they are made again after it.
+
+        With many shapes that would take longer than it is worth.
+        """
+        if sum(shape.graph is not None for shape in self._shapes.values()) > _FEW_PROGRAMS:
+            return
+        self._block.release()
+        in_use = {id(w.grad) for w in self.weights}
+        if not in_use.intersection(map(id, self._sums)):
+            self._sums = []
+
+    def _unbind(self) -> None:
+        """Let go of what lies in the block."""
+        for shape in self._shapes.values():
+            shape.program = shape.bound = None
+
     def _refusal_before(self, batch: Sequence[torch.Tensor]) -> str | None:
         try:
             modules = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
@@ -323,7 +344,7 @@ class RecordedStep:
         before, shape.recording = shape.recording, recording
         shape.recordings += 1
         differs = None if before is None else difference(before, recording)
-        audit = shape.program is not None
+        audit = shape.graph is not None
         if audit:
             shape.next_audit *= _AUDIT_FACTOR
             if refusal is None and differs is None:
@@ -401,14 +422,9 @@ class RecordedStep:
             losses.fuse(graph.graph)
             rows.replace(graph.graph)
             elementwise.fuse(graph.graph)
-            if self.whole:
-                update_early(graph)
+            update_early(graph)
         shape.graph, shape.guards = graph, guards
         shape.bound = None
-        if not self.whole and [kind_of(t) for t in self._sums] != [
-            kind_of(w) for w in self.weights
-        ]:
-            self._sums = [torch.zeros_like(w, requires_grad=False) for w in self.weights]
         change = self._rebind(shape)
         if change is not None:
             raise NotRecordable(change)
@@ -427,8 +443,11 @@ class RecordedStep:
             if same and all(owner.get(name) is t for owner, name, t in owned):
                 return None
         if shape.update is None:
+            if [kind_of(t) for t in self._sums] != [kind_of(w) for w in self.weights]:
+                self._sums = [sum_of(w) for w in self.weights]
+            change = self._lower(shape, self._sums, written=[])
             shape.bound = id(known), [], addresses
-            return self._lower(shape, self._sums, written=[])
+            return change
         try:
             with torch.no_grad():
                 states, shape.counters, shape.steps_done = shape.update.bind()
@@ -470,6 +489,8 @@ class RecordedStep:
             if layout_of(tensor) != layout_of(node.meta["val"]):
                 return f"a {kind} has another shape, layout or dtype than before"
         shape.batch_parts = [number for kind, number in graph.inputs if kind == "batch"]
-        lowered = lower(graph.graph, inputs, self.num_threads)
+        shape.program = None  # It lies in memory that is used again.
+        lowered = lower(graph.graph, inputs, self.num_threads, self._block)
+        shape.arena_bytes = lowered.arena_bytes
         shape.program = Program(lowered, written, shape.counters, self.num_threads)
         return None

@@ -30,6 +30,7 @@ class Shape:
     graph: RecordedGraph | None = None
     program: Program | None = None
     bound: Any = None
+    arena_bytes: int = 0
     # Parts of the batch that the program reads; x given as y too is one.
     batch_parts: list[int] = field(default_factory=list)
     programs_run: int = 0
@@ -47,6 +48,14 @@ class Shape:
 def kind_of(tensor: torch.Tensor) -> Any:
     """What a sum of gradients must have alike with its weight."""
     return tensor.shape, tensor.dtype
+
+
+def sum_of(weight: torch.Tensor) -> torch.Tensor:
+    """Where gradients of a weight are added up: what is in ``grad``, if that may be used."""
+    fresh = torch.zeros_like(weight, requires_grad=False, device="meta")
+    if weight.grad is not None and layout_of(weight.grad) == layout_of(fresh):
+        return weight.grad
+    return torch.zeros_like(weight, requires_grad=False)
 
 
 def layout_of(tensor: torch.Tensor) -> Any:

@@ -9,7 +9,7 @@ from torch import fx
 
 from ..graph import operators
 from ..graph.from_recording import RecordedGraph
-from .updates import Update
+from .updates import Update, sums_table
 
 _aten = torch.ops.aten
 
@@ -133,7 +133,10 @@ def _alike(graph: fx.Graph, gradient: Any, weight: Any) -> Any:
 
 
 def add_sums(recorded: RecordedGraph) -> None:
-    """Add each gradient to a sum as soon as it is made; the graph then gives the loss alone."""
+    """Add each gradient to a sum: the update of SGD at a rate of -1 (``updates.sums_table``).
+
+    The graph then gives the loss alone; a gradient that is a product never exists as a whole.
+    """
     graph = recorded.graph.graph
     weights = _weights(graph)
     sums = []
@@ -142,15 +145,21 @@ def add_sums(recorded: RecordedGraph) -> None:
             # A weight without gradient has its sum too, so that numbers stay those of the weights.
             val = None if gradient is None else torch.empty_like(weights[number].meta["val"])
             sums.append(recorded.add_input("state", number, val))
+        control = recorded.add_input("control", 0, sums_table().to("meta"))
     (output,) = (n for n in graph.nodes if n.op == "output")
-    for total, gradient in zip(sums, recorded.gradients, strict=True):
-        if gradient is None:
-            continue
-        # As soon as it is made, unless it may still be written.
-        early = recorded.movable
-        with graph.inserting_after(gradient) if early else graph.inserting_before(output):
-            node = graph.call_function(_aten.add_.Tensor, (total, gradient))
-            node.meta["val"] = total.meta["val"]
+    with graph.inserting_before(output):
+        for total, gradient in zip(sums, recorded.gradients, strict=True):
+            if gradient is None:
+                continue
+            if gradient.meta["val"].dtype != torch.float32:
+                node = graph.call_function(_aten.add_.Tensor, (total, gradient))
+                node.meta["val"] = total.meta["val"]
+                continue
+            alike = _alike(graph, gradient, total)
+            target = torch.ops.hotloop.update0_.default
+            graph.call_function(target, (total, alike, control, None, 0))
     output.args = ((recorded.loss,),)
     graph.eliminate_dead_code()
+    if recorded.movable:
+        operators.fuse(recorded.graph)
     recorded.graph.recompile()

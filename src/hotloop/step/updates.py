@@ -216,6 +216,13 @@ class Update:
         return float(self.optimizer.state[weights[0]]["mu_product"]) if weights else 1.0
 
 
+def sums_table() -> torch.Tensor:
+    """The table, float64 ``[1, 16]``, by which an update adds its gradient: w - (-1 * g)."""
+    table = torch.zeros(1, _ROW_DOUBLES, dtype=torch.float64)
+    table[0, _AT["kind"]], table[0, _AT["lr"]] = KINDS["sgd"], -1.0
+    return table
+
+
 def _columns(optimizer: Any, group: dict[str, Any], lr: Any, steps: Any) -> dict[str, Any]:
     """Scalars of the updates; see the ``_single_tensor`` functions of ``torch.optim``."""
     row: dict[str, Any] = {
