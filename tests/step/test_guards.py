@@ -575,6 +575,7 @@ def test_pythons_random_numbers(name):
     assert state.changed() == f"Python's random numbers are drawn in the step ({place})"
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # One of the changes adds it.
 @settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.sampled_from(sorted(CHANGES) + sorted(NON_CHANGES)), max_size=5))
 def test_memory_and_values_agree(names):
