@@ -65,7 +65,7 @@ def test_help_and_machine_start_without_torch():
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_training_leaves_checkpoint_report_and_picture_and_resumes(tmp_path, capsys):
+def test_training_leaves_checkpoint_report_and_page_and_resumes(tmp_path, capsys):
     out = tmp_path / "run"
     argv = ["train", "mnist", *SMALL, "--samples", 640, "--out", out, "--json"]
     code, text, _ = run(capsys, *argv, "--epochs", 2, "--max-steps", 13)
@@ -76,7 +76,7 @@ def test_training_leaves_checkpoint_report_and_picture_and_resumes(tmp_path, cap
     report = json.loads(text)
     assert (code, report["steps"], report["stopped"]) == (0, 20, "epochs done")
     assert report["validation_accuracy"] > 0.5
-    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "Loss by step" in (out / "report.html").read_text()
     saved = json.loads((out / "report.json").read_text())
     assert len(saved["curve"]) == 20
     assert saved["budget"]["total_bytes"] > 0

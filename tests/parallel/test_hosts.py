@@ -112,7 +112,7 @@ def test_what_hosts_do_not_agree_on_is_told_to_all(tmp_path: Path) -> None:
         "shape": ("ModelError", "weight (2, 4) torch.float32 trained on host 0, weight (3, 4) "),
         "rate": ("ModelError", "'lr': 0.1"),
         "fewer": ("ModelError", "bias (2,) torch.float32 trained on host 0, SGD, group 0: 1 "),
-        "first": ("MissingExtraError", "a picture needs matplotlib, which is not installed"),
+        "first": ("MissingExtraError", "a table needs pyarrow, which is not installed"),
         "newest": ("CheckpointError", "step 7 on host 1, none on host 0"),
     }
     assert one.keys() == expected.keys()

@@ -28,7 +28,7 @@ with joined(60.0, torch.device("cpu")) as hosts:
         return torch.optim.SGD(model.parameters(), lr=lr)
 
     def fails() -> None:
-        raise MissingExtraError("a picture", "matplotlib", "plot")
+        raise MissingExtraError("a table", "pyarrow", "parquet")
 
     wide = nn.Linear(4, 2 + rank)
     same = nn.Linear(4, 2)

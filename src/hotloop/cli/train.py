@@ -1,4 +1,4 @@
-"""``hotloop train``: train a model, and leave checkpoint, report and learning curve in a folder."""
+"""``hotloop train``: train a model, and leave checkpoints and a report in a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
+from ..files import write_text_atomically
 from ..plan import Plan, add_plan_flags, plan_from_flags
 from .recipe import Recipe, add_recipe_flags, recipe_from_flags
 from .watching import add_watch_flags, watching
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NAME = "train"
-_RECIPE, _PLAN, _REPORT, _CURVE = "recipe.json", "plan.toml", "report.json", "curve.png"
+_RECIPE, _PLAN, _REPORT, _PAGE = "recipe.json", "plan.toml", "report.json", "report.html"
 _INTERRUPTED = 130
 
 
@@ -34,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         NAME,
         help="train a model",
-        description="Train a model. Writes checkpoints, report.json and curve.png to a folder.",
+        description="Train a model. Writes checkpoints, report.json and report.html to a folder.",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the report as JSON, without the curve"
@@ -151,9 +152,9 @@ def _train(
     resume: bool,
 ) -> int:
     from ..measure import Machine
+    from ..report import render_page
     from ..report.document import Document
     from ..train import Trainer
-    from ..train.curve import save_curve
     from .progress_bar import progress_bar
     from .report_text import print_report
 
@@ -212,34 +213,27 @@ def _train(
     if not first:
         return code
     report.save(folder / _REPORT)
-    picture: Path | None = None
-    if report.curve:
-        try:
-            picture = save_curve(report, folder / _CURVE)
-        except MissingExtraError as error:
-            say(f"hotloop: no picture: {error}")
+    write_text_atomically(folder / _PAGE, render_page(report.to_dict()))
     if args.json:
-        print(json.dumps(_json(report, folder, picture), indent=2))
+        print(json.dumps(_json(report, folder), indent=2))
     else:
         document = Document(report.to_dict())
-        print_report(document, document.at("machine"), _files(report, folder, picture))
+        print_report(document, document.at("machine"), _files(report, folder))
     return code
 
 
-def _files(report: TrainReport, folder: Path, picture: Path | None) -> list[tuple[str, str]]:
-    rows = [("report", str(folder / _REPORT))]
-    if picture is not None:
-        rows.append(("learning curve", str(picture)))
+def _files(report: TrainReport, folder: Path) -> list[tuple[str, str]]:
+    rows = [("report", str(folder / _REPORT)), ("as a page", str(folder / _PAGE))]
     if report.checkpoint is not None:
         rows.append(("checkpoint", report.checkpoint))
-    return [*rows, ("as a page", f"hotloop report {folder} --html report.html")]
+    return rows
 
 
-def _json(report: TrainReport, folder: Path, picture: Path | None) -> dict[str, Any]:
+def _json(report: TrainReport, folder: Path) -> dict[str, Any]:
     document = report.to_dict()
     del document["curve"]
     document["folder"] = str(folder)
-    document["picture"] = None if picture is None else str(picture)
+    document["page"] = str(folder / _PAGE)
     return document
 
 
