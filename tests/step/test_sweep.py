@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import hotloop
 from hotloop import kernels
-from hotloop.graph import convolutions, routes
+from hotloop.graph import choices, convolutions, routes
 from support import THOROUGH
 
 if not kernels.is_available():
@@ -32,9 +32,9 @@ def kernel(request):
     own = request.param == "hotloop"
     product, convolution = ("hotloop", "hotloop") if own else ("mkl", "onednn")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routes, "fastest", lambda work: routes.Route(product, {product: 1.0}))
+        patch.setattr(routes, "fastest", lambda work: choices.Route(product, {product: 1.0}))
         patch.setattr(
-            convolutions, "fastest", lambda work: routes.Route(convolution, {convolution: 1.0})
+            convolutions, "fastest", lambda work: choices.Route(convolution, {convolution: 1.0})
         )
         yield
 

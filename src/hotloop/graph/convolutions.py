@@ -18,7 +18,7 @@ from ..kernels import calls as kernel_calls
 from ..machine.threads import num_threads as threads_set
 from ..measure import least_seconds
 from ..memory import TensorArena
-from .routes import LIMIT_S, ROUNDS, Route, remembered
+from .choices import LIMIT_S, ROUNDS, Route, choose
 
 _aten = torch.ops.aten
 _own = torch.ops.hotloop
@@ -188,11 +188,15 @@ def _relu_behind(gradient: Any) -> tuple[Any, Any]:
 
 
 def fastest(work: Convolution) -> Route:
-    """The fastest kernel for a pass, from this machine's cache or by timing now."""
-    return remembered("/".join(str(part) for part in work), lambda: _race(work))
+    """The fastest kernel for a pass (``choices``)."""
+    batch, channels, *size = work.x
+    kind = work._replace(x=(channels,))
+    key = "/".join(str(part) for part in work)
+    return choose(key, lambda: race(work), ("convolution", *kind), (batch, *size))
 
 
-def _race(work: Convolution) -> tuple[str, dict[str, float], bool]:
+def race(work: Convolution) -> tuple[str, dict[str, float], bool]:
+    """The fastest candidate, seconds of each, and whether the processors were ours."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:

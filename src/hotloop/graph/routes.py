@@ -14,21 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from .. import kernels
 from ..kernels import calls as kernel_calls
-from ..machine.heap import give_back_memory
 from ..machine.threads import num_threads as threads_set
-from ..measure import Timing, Winner, least_seconds, winners
+from ..measure import Timing, least_seconds
 from ..memory import TensorArena
+from .choices import LIMIT_S, ROUNDS, Route, choose
 from .operators import PRODUCTS, ROUNDED_UPDATES
 
 _aten = torch.ops.aten
-# What this process uses, by question: a choice holds for the whole run.
-_found_here: dict[str, Winner] = {}
-# Raised when timings are taken in another way: earlier ones are then forgotten.
-_TIMING = 5
-# A step waits for it.
-ROUNDS, LIMIT_S = 3, 0.06
 
 
 class Product(NamedTuple):
@@ -41,13 +34,6 @@ class Product(NamedTuple):
     bias: bool
     num_threads: int
     rounds: bool = False  # Whether factors are rounded to bfloat16.
-
-
-class Route(NamedTuple):
-    """The chosen kernel of a product and the least seconds of each candidate."""
-
-    kernel: str
-    seconds: dict[str, float]
 
 
 def route(
@@ -84,30 +70,13 @@ def route(
 
 
 def fastest(product: Product) -> Route:
-    """The fastest kernel for a product, from this machine's cache or by timing now."""
-    return remembered("product/" + "/".join(str(part) for part in product), lambda: _race(product))
+    """The fastest kernel for a product (``choices``)."""
+    kind, sizes = product._replace(m=0, k=0, n=0), (product.m, product.k, product.n)
+    return choose(_key(product), lambda: race(product), ("product", *kind), sizes)
 
 
-def remembered(key: str, race: Callable[[], tuple[str, dict[str, float], bool]]) -> Route:
-    """What ``race`` found under this key, now or in an earlier run on this machine.
-
-    Found beside a busy neighbour, it holds for this run, and the next one times again.
-    """
-    question = f"kernel/{key}"
-    versions = {**winners.versions_of("torch"), "kernels": _kernels_key()}
-    known = _found_here.get(question) or winners.recall(question, versions)
-    if known is not None and known.answer not in list(known.seconds):
-        known = None  # Damaged.
-    if known is None or not (known.quiet or question in _found_here):
-        kernel, seconds, quiet = race()
-        give_back_memory()
-        if known is None or quiet:
-            known = Winner(
-                question=question, answer=kernel, versions=versions, seconds=seconds, quiet=quiet
-            )
-            winners.add([known])
-    _found_here[question] = known
-    return Route(known.answer, dict(known.seconds))
+def _key(product: Product) -> str:
+    return "product/" + "/".join(str(part) for part in product)
 
 
 def _product(node: Any, num_threads: int) -> Product | None:
@@ -159,7 +128,7 @@ def _replace(graph: fx.GraphModule, node: Any, kernel: str) -> None:
         graph.graph.erase_node(node)
 
 
-def _race(product: Product) -> tuple[str, dict[str, float], bool]:
+def race(product: Product) -> tuple[str, dict[str, float], bool]:
     """The fastest candidate, seconds of each, and whether the processors were ours."""
     seconds, quiet = _timed(product)
     # The interpreter's part of a call, which a compiled step does not have.
@@ -193,9 +162,3 @@ def _timed(product: Product) -> Timing:
     with torch.no_grad(), threads_set(num_threads), TensorArena():
         repeats = max(1, int(2e-4 / (2 * m * k * n / 50e9 + 2e-6)))
         return least_seconds(calls, repeats, rounds=ROUNDS, limit_s=LIMIT_S)
-
-
-@functools.cache
-def _kernels_key() -> str:
-    """Other kernels or another way to time them, other times."""
-    return f"{kernels.build_hash()[:8]}-{_TIMING}"
