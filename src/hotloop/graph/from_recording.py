@@ -53,6 +53,13 @@ class RecordedGraph:
         return node
 
 
+class _Uncompiled(fx.GraphModule):
+    """Nodes whose Python code nobody runs; writing it took longer than the passes."""
+
+    def recompile(self) -> Any:
+        """Nothing."""
+
+
 class _Builder:
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -74,7 +81,7 @@ class _Builder:
         loss = self._value(self.recording.loss)
         gradients = [None if g is None else self._value(g) for g in self.recording.gradients]
         self.graph.output((loss, *(g for g in gradients if g is not None)))
-        module = fx.GraphModule({}, self.graph)
+        module = _Uncompiled({}, self.graph)
         return RecordedGraph(module, self.constants, loss, gradients, self.movable)
 
     def _placeholder(self, ref: TensorRef, kind: str, number: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy
 import torch
 
 LINE_BYTES = 64
@@ -26,25 +28,31 @@ def plan_offsets(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
     "Efficient Memory Management for Deep Neural Net Inference", 2020: greedy by size).
     """
     offsets = [0] * len(lifetimes)
-    placed: list[int] = []
     total = 0
-    for number in sorted(range(len(lifetimes)), key=lambda n: -lifetimes[n].size_bytes):
+    # Of what is placed, in this order: offset, end, first, last.
+    placed = numpy.zeros((len(lifetimes), 4), dtype=numpy.int64)
+    order = sorted(range(len(lifetimes)), key=lambda n: -lifetimes[n].size_bytes)
+    for count, number in enumerate(order):
         mine = lifetimes[number]
         size = -(-mine.size_bytes // LINE_BYTES) * LINE_BYTES
-        taken = sorted(
-            (offsets[n], offsets[n] + lifetimes[n].size_bytes)
-            for n in placed
-            if lifetimes[n].first <= mine.last and mine.first <= lifetimes[n].last
-        )
-        at = 0
-        for begin, end in taken:
-            if at + size <= begin:
-                break
-            at = max(at, -(-end // LINE_BYTES) * LINE_BYTES)
+        others = placed[:count]
+        beside = others[(others[:, 2] <= mine.last) & (mine.first <= others[:, 3])]
+        at = _lowest_gap(beside[beside[:, 0].argsort(kind="stable")], size)
         offsets[number] = at
-        placed.append(number)
+        placed[count] = at, at + size, mine.first, mine.last
         total = max(total, at + size)
     return offsets, total
+
+
+def _lowest_gap(taken: Any, size: int) -> int:
+    """Where ``size`` bytes fit between blocks in the order of their offsets, or after them."""
+    if not len(taken):
+        return 0
+    # The end of all that lies below each block, and below the end.
+    ends = numpy.maximum.accumulate(taken[:, 1])
+    before = numpy.concatenate([[0], ends])
+    room = numpy.concatenate([taken[:, 0], [numpy.iinfo(numpy.int64).max]]) - before
+    return int(before[numpy.argmax(room >= size)])
 
 
 class Block:

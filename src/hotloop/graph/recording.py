@@ -8,12 +8,13 @@ leaves torch (``.numpy()``, ``.tolist()``): what comes of it, nobody can see.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -43,7 +44,7 @@ class NotRecordable(Exception):
     """Why this step cannot become a program, in words for the report."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, unsafe_hash=True)  # Not frozen, which would take three times as long.
 class TensorRef:
     """A tensor in a recording: which storage, and which part of it.
 
@@ -61,7 +62,7 @@ class TensorRef:
     is_negative: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Entry:
     """One call of ATen.
 
@@ -103,11 +104,37 @@ def user_line() -> str:
     """``file:line`` of the nearest frame outside torch, hotloop and the standard library."""
     frame = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_SKIPPED) and not name.startswith("<frozen"):
-            return f"{os.path.basename(name)}:{frame.f_lineno}"
+        name = _name_of_users_file(frame.f_code.co_filename)
+        if name is not None:
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+@functools.cache
+def _name_of_users_file(path: str) -> str | None:
+    if path.startswith(_SKIPPED) or path.startswith("<frozen"):
+        return None
+    return os.path.basename(path)
+
+
+class _Facts(NamedTuple):
+    """What the recorder must know of an operation."""
+
+    reads_value: bool
+    shape_depends_on_data: bool
+    # Places and names of the arguments that it writes to.
+    written: tuple[tuple[int, str], ...]
+
+
+@functools.cache
+def _facts(op: Any) -> _Facts:
+    dynamic = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+    arguments = enumerate(op._schema.arguments)
+    written = tuple(
+        (place, a.name) for place, a in arguments if a.alias_info and a.alias_info.is_write
+    )
+    return _Facts(op in _SCALAR_READS, not dynamic.isdisjoint(op.tags), written)
 
 
 # Reads its argument's values to refuse them, not to compute: what comes after does so too.
@@ -197,13 +224,26 @@ class Recorder(TorchDispatchMode):
             tensor.is_neg(),
         )
 
+    def _given(self, tensor: torch.Tensor) -> TensorRef:
+        """An argument; one that nothing before the step or in it has made is a constant."""
+        kind = type(tensor)
+        if kind not in _PLAIN_TYPES or tensor.layout != torch.strided:
+            name = kind.__name__ if tensor.layout == torch.strided else tensor.layout
+            raise NotRecordable(f"{user_line()} computes on a {name}")
+        known = self.recording.storages
+        ref = self.ref(tensor)
+        if ref.storage == known:
+            self.recording.constants[known] = tensor, version_of(tensor)
+        return ref
+
     def _place(self, tensor: torch.Tensor) -> tuple[int, int]:
         """Number of a tensor's storage, and the byte from which its offset counts."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        for begin, end, number in self._parts.get(key, ()):
-            if begin <= _first_byte(tensor) < end:
-                return number, begin
+        if key in self._parts:
+            for begin, end, number in self._parts[key]:
+                if begin <= _first_byte(tensor) < end:
+                    return number, begin
         known = self._numbers.get(key)
         if known is None:
             known = self._numbers[key] = self._new_number(storage)
@@ -228,70 +268,55 @@ class Recorder(TorchDispatchMode):
         parts = self._parts.get(tensor.untyped_storage()._cdata, ())
         return any(begin <= _first_byte(tensor) < end for begin, end, _ in parts)
 
-    def _known(self, tensor: torch.Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self._numbers or self._is_batch(tensor)
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # Nothing compiles while a step is recorded; asking costs as much as the call.
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._checks and func in _SCALAR_READS:
+        facts = _facts(func)
+        if self._checks and facts.reads_value:
             return func(*args, **kwargs)
-        if self.refusal is None:
+        if self.refusal is None and (facts.reads_value or facts.shape_depends_on_data):
             self._refuse(func, args)
         if self.refusal is not None:
             return func(*args, **kwargs)
-        fresh: list[torch.Tensor] = []
-
-        def given(tensor: torch.Tensor) -> TensorRef:
-            kind = type(tensor)
-            if kind not in _PLAIN_TYPES or tensor.layout != torch.strided:
-                name = kind.__name__ if tensor.layout == torch.strided else tensor.layout
-                raise NotRecordable(f"{user_line()} computes on a {name}")
-            if not self._known(tensor):
-                fresh.append(tensor)
-            return self.ref(tensor)
-
         try:
-            wanted_args, wanted_kwargs = _mapped((args, kwargs), given)
+            wanted_args = _mapped(args, self._given)
+            wanted_kwargs = {name: _mapped(part, self._given) for name, part in kwargs.items()}
         except NotRecordable as verdict:
             self.refusal = str(verdict)
             return func(*args, **kwargs)
-        for tensor in fresh:
-            self.recording.constants[self._place(tensor)[0]] = tensor, version_of(tensor)
-        if func._schema.is_mutable:
-            self._refuse_writes(func, args, kwargs)
+        for place, name in facts.written:
+            target = args[place] if place < len(args) else kwargs.get(name)
+            if isinstance(target, torch.Tensor) and self._is_batch(target):
+                self.refusal = f"{user_line()} writes into its batch"
+        line = user_line()
         result = func(*args, **kwargs)
-        if any(t.layout != torch.strided for t in _tensors_of(result)):
-            self.refusal = f"{user_line()}: {func} gives a sparse tensor"
+
+        def made(tensor: torch.Tensor) -> TensorRef:
+            if tensor.layout != torch.strided:
+                raise NotRecordable(f"{line}: {func} gives a sparse tensor")
+            return self.ref(tensor)
+
+        try:
+            results = _mapped(result, made)
+        except NotRecordable as verdict:
+            self.refusal = str(verdict)
             return result
-        self.recording.entries.append(
-            Entry(
-                func,
-                wanted_args,
-                tuple(sorted(wanted_kwargs.items())),
-                _mapped(result, self.ref),
-                user_line(),
-            )
-        )
+        named = tuple(sorted(wanted_kwargs.items())) if wanted_kwargs else ()
+        self.recording.entries.append(Entry(func, wanted_args, named, results, line))
         return result
 
     def _refuse(self, func: Any, args: Any) -> None:
-        tags = func.tags
         if func is torch.ops.aten.index.Tensor and not _has_mask(args[1]):
             return  # By numbers: only a mask gives a shape that depends on its values.
         if func in _SCALAR_READS:
             self.refusal = f"{user_line()} reads a tensor's value"
-        elif torch.Tag.dynamic_output_shape in tags or torch.Tag.data_dependent_output in tags:
+        else:
             self.refusal = f"{user_line()}: the shape that {func} gives depends on the data"
-
-    def _refuse_writes(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        for place, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            target = args[place] if place < len(args) else kwargs.get(argument.name)
-            if isinstance(target, torch.Tensor) and self._is_batch(target):
-                self.refusal = f"{user_line()} writes into its batch"
 
 
 def _first_byte(tensor: torch.Tensor) -> int:
@@ -316,21 +341,19 @@ def version_of(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+_SCALARS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout))
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-
-
-def _tensors_of(tree: Any) -> list[torch.Tensor]:
-    if isinstance(tree, (list, tuple)):
-        return [tensor for part in tree for tensor in _tensors_of(part)]
-    return [tree] if isinstance(tree, torch.Tensor) else []
 
 
 def _mapped(tree: Any, change: Callable[[torch.Tensor], TensorRef]) -> Any:
     """The tree with each tensor changed, and lists made tuples so that it compares by value."""
+    kind = type(tree)
+    if kind in _SCALARS:
+        return tree
     if isinstance(tree, torch.Tensor):
         return change(tree)
-    if isinstance(tree, (list, tuple)):
-        return tuple(_mapped(part, change) for part in tree)
+    if kind is list or kind is tuple:
+        return tuple([_mapped(part, change) for part in tree])
     if isinstance(tree, dict):
         return {name: _mapped(part, change) for name, part in tree.items()}
     return tree_map_only(torch.Tensor, change, tree)

@@ -8,6 +8,7 @@ what no guard sees.
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -283,6 +284,9 @@ class RecordedStep:
         guards = Guards(self.model, self.loss_fn, self.optimizer)
         state = PythonState(guards.generators)
         recorder = Recorder({**self._tensors, "batch": batch})
+        # So many new objects would make the collector look through all old ones, again and again.
+        collects = gc.isenabled()
+        gc.disable()
         try:
             with recorder:
                 loss = plain(self._autocast and not shape.rounds)
@@ -300,6 +304,8 @@ class RecordedStep:
             if refusal is None and change is not None:
                 refusal = f"the step itself changes something: {change}"
         finally:
+            if collects:
+                gc.enable()
             for weight, before in held:
                 if before is not None:
                     weight.grad = before if weight.grad is None else before.add_(weight.grad)
