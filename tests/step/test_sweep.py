@@ -177,14 +177,20 @@ def tasks(draw):
     if frozen == 0 and len(parameters) > 2:
         parameters[0].requires_grad_(False)
     loss = draw(st.sampled_from(["cross_entropy", "smoothed", "mse"]))
+    micro = draw(st.sampled_from([None, None, None, 4]))
+    batch = draw(st.integers(3, 24))
+    # Of one row some of these models make nothing; of two, batch norm leaves gradients that are
+    # nothing but rounding.
+    rest = batch % 4 if micro else 0
+    batch += 3 - rest if rest in (1, 2) else 0
     return {
         "model": model,
         "optimizer": draw(st.sampled_from(sorted(OPTIMIZERS))),
         "weight_decay": draw(st.sampled_from([0.0, 0.01])),
         "loss": loss,
-        "batch": draw(st.integers(2, 24)),
+        "batch": batch,
         "clip_norm": draw(st.sampled_from([None, None, 0.5])),
-        "micro": draw(st.sampled_from([None, None, None, 4])),
+        "micro": micro,
         "clip_value": draw(st.sampled_from([None, None, 0.05])),
     }
 

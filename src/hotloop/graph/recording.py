@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from ..measure.clock import now
+
 # What a tensor is made of: storage, offset, sizes, strides, dtype.
 Key = tuple[Any, ...]
 _SKIPPED = tuple(
@@ -179,6 +181,8 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.refusal: str | None = None
+        # Seconds that recording itself took.
+        self.overhead_s = 0.0
         self._checks = 0
         # Weak, so that memory is freed as in any step; yet no address comes again for another one.
         self._seen: list[StorageWeakRef] = []
@@ -275,6 +279,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        began_s = now()
         kwargs = kwargs or {}
         facts = _facts(func)
         if self._checks and facts.reads_value:
@@ -294,7 +299,9 @@ class Recorder(TorchDispatchMode):
             if isinstance(target, torch.Tensor) and self._is_batch(target):
                 self.refusal = f"{user_line()} writes into its batch"
         line = user_line()
+        called_s = now()
         result = func(*args, **kwargs)
+        returned_s = now()
 
         def made(tensor: torch.Tensor) -> TensorRef:
             if tensor.layout != torch.strided:
@@ -308,6 +315,7 @@ class Recorder(TorchDispatchMode):
             return result
         named = tuple(sorted(wanted_kwargs.items())) if wanted_kwargs else ()
         self.recording.entries.append(Entry(func, wanted_args, named, results, line))
+        self.overhead_s += called_s - began_s + now() - returned_s + _CALL_S
         return result
 
     def _refuse(self, func: Any, args: Any) -> None:
@@ -341,6 +349,8 @@ def version_of(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+# From the dispatcher to Python and back.
+_CALL_S = 4e-6
 _SCALARS = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout))
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 

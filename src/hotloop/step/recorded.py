@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import RunError
-from ..graph import convolutions, copies, elementwise, losses, pooling, routes, rows
+from ..graph import choices, convolutions, copies, elementwise, losses, pooling, routes, rows
 from ..graph.compare import difference
 from ..graph.from_recording import graph_of
 from ..graph.lower import lower
@@ -25,10 +25,12 @@ from ..graph.memory_plan import Block
 from ..graph.program import Program
 from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
+from ..measure.clock import now
 from .capture import NotCapturable, refuse_hidden
 from .guards import Guards
 from .guards_settings import PythonState
 from .operations import Operation, operations
+from .patience import Patience
 from .recorded_shape import (
     Shape,
     constants_changed,
@@ -50,6 +52,7 @@ _AUDIT_FACTOR = 8
 _MOST_PROGRAMS = 128
 _FEW_PROGRAMS = 8
 RECORDING = "the first steps of each shape of batch run as PyTorch makes them, and are recorded"
+WAITING = "a program of this shape of batch would not pay yet: it came too seldom"
 _WHOLE = "forward, loss, backward and update are one program, recorded from PyTorch's own step"
 _GRADIENTS = "forward, loss and backward are one program, recorded from PyTorch's own step"
 
@@ -98,6 +101,7 @@ class RecordedStep:
         self._resumed: dict[str, list[int]] = {}
         self._sums: list[torch.Tensor] = []
         self._block = Block(self._unbind)
+        self._patience = Patience()
         self._find_tensors()
 
     def _find_tensors(self) -> None:
@@ -139,20 +143,26 @@ class RecordedStep:
 
     # ---- Going on with a run -----------------------------------------------------------------
 
-    def progress(self) -> dict[str, list[int]]:
-        """Of each shape that is not refused: recordings, programs so far, the next audit.
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint keeps: a resumed run then makes the same steps by the same kernels.
 
-        A checkpoint keeps it: a resumed run then makes the same steps as programs.
+        Returns:
+            ``shapes``: of each that is not refused, recordings, programs so far, the next audit
+            and how often it came before it was recorded; ``patience``; ``kernels``: the choices.
         """
-        return {
-            repr(key): [min(shape.recordings, 2), shape.programs_run, shape.next_audit]
-            for key, shape in self._shapes.items()
-            if shape.refusal is None and shape.recordings
+        shapes = {
+            repr(key): [min(s.recordings, 2), s.programs_run, s.next_audit, s.seen]
+            for key, s in self._shapes.items()
+            if s.refusal is None and (s.recordings or s.seen)
         }
+        patience = self._patience.steps
+        return {"shapes": shapes, "patience": patience, "kernels": choices.made_here()}
 
-    def go_on(self, progress: dict[str, list[int]]) -> None:
+    def go_on(self, progress: dict[str, Any]) -> None:
         """Go on where ``progress`` was."""
-        self._resumed = dict(progress)
+        self._resumed = dict(progress.get("shapes", {}))
+        self._patience.steps = progress.get("patience")
+        choices.go_on(progress.get("kernels", {}))
 
     def waits_for(self, key: Any) -> bool:
         """Whether a shape was recorded before the run was resumed, and not yet after it."""
@@ -165,7 +175,9 @@ class RecordedStep:
 
         Buffers, gradients and torch's random numbers stay as they are.
         """
-        recordings, programs_run, next_audit = self._resumed.pop(repr(key))
+        recordings, programs_run, next_audit, seen = self._resumed.pop(repr(key))
+        shape = self._shapes.setdefault(key, Shape(rounds=self._rounds))
+        shape.begun, shape.seen = recordings > 0, seen
         with torch.no_grad():
             buffers = [(b, b.clone()) for b in self._tensors["buffer"]]
         held = [(w, w.grad) for w in self.weights]
@@ -180,7 +192,6 @@ class RecordedStep:
         self.build()
         for weight, gradient in held:
             weight.grad = gradient
-        shape = self._shapes[key]
         shape.programs_run, shape.next_audit = programs_run, next_audit
 
     # ---- Running a program ------------------------------------------------------------------
@@ -214,7 +225,9 @@ class RecordedStep:
         if shape.counters:
             shape.steps_done = float(shape.counters[0])
         tables = shape.update.rows(shape.steps_done, steps, rates)
-        losses = shape.program.run([batch[n] for n in shape.batch_parts], tables, steps)
+        parts, began_s = [batch[n] for n in shape.batch_parts], now()
+        losses = shape.program.run(parts, tables, steps)
+        self._patience.note_run((now() - began_s) / steps)
         shape.update.advance(shape.steps_done, steps)
         shape.steps_done += steps
         shape.programs_run += steps
@@ -241,8 +254,9 @@ class RecordedStep:
                     total.zero_()
             elif weight.grad is not total:
                 total.copy_(weight.grad)
-        parts = [batch[n] for n in shape.batch_parts]
+        parts, began_s = [batch[n] for n in shape.batch_parts], now()
         loss = shape.program.run(parts, sums_table().unsqueeze(0))[0]
+        self._patience.note_run(now() - began_s)
         for weight, total, used in zip(
             self.weights, self._sums, shape.graph.gradients, strict=True
         ):
@@ -272,6 +286,14 @@ class RecordedStep:
         if shape.refusal is not None:
             self.reason = shape.refusal
             return plain(self._autocast)
+        if not shape.begun:
+            begun = sum(other.begun for other in self._shapes.values())
+            if not self._patience.allows(shape.seen, begun):
+                shape.seen += 1
+                self.reason = WAITING
+                return plain(self._autocast)
+        shape.begun = True
+        began_s = now()
         self._make_room()
         self._find_tensors()
         refusal = self._refusal_before(batch)
@@ -287,9 +309,11 @@ class RecordedStep:
         # So many new objects would make the collector look through all old ones, again and again.
         collects = gc.isenabled()
         gc.disable()
+        called_s = now()
         try:
             with recorder:
                 loss = plain(self._autocast and not shape.rounds)
+            returned_s = now()
             recording = recorder.recording
             refusal = recorder.refusal
             if refusal is None and any(is_sparse(w.grad) for w in self.weights):
@@ -310,6 +334,8 @@ class RecordedStep:
                 if before is not None:
                     weight.grad = before if weight.grad is None else before.add_(weight.grad)
         self._take(shape, recording, guards, refusal)
+        shape.plain_s = returned_s - called_s - recorder.overhead_s
+        shape.overhead_s = now() - began_s - shape.plain_s
         return loss
 
     def _make_room(self) -> None:
@@ -390,8 +416,12 @@ class RecordedStep:
 
     # ---- Building a program --------------------------------------------------------------------
 
-    def build(self) -> None:
-        """Make the programs of shapes whose recordings agree, gradients out of the way."""
+    def build(self, update_s: float = 0.0) -> None:
+        """Make the programs of shapes whose recordings agree, gradients out of the way.
+
+        Args:
+            update_s: what the optimizer's own step took, which a program may make too.
+        """
         for shape in self._shapes.values():
             guards, recording = shape.agreed, shape.recording
             if guards is None or recording is None:
@@ -399,8 +429,11 @@ class RecordedStep:
             shape.agreed = None
             for weight in self.weights:
                 weight.grad = None
+            began_s = now()
             try:
                 self._build(shape, recording, guards)
+                plain_s = shape.plain_s + (update_s if self.whole else 0.0)
+                self._patience.note_build(plain_s, shape.overhead_s, now() - began_s)
             except (NotRecordable, RunError) as verdict:
                 self._refuse(shape, str(verdict))
             except _NeedsAutocast:

@@ -22,6 +22,12 @@ class Shape:
 
     recording: Recording | None = None
     recordings: int = 0
+    # How often it came before it was worth recording, and whether that has begun.
+    seen: int = 0
+    begun: bool = False
+    # Seconds of forward and backward in the last recording, and what recording took beside them.
+    plain_s: float = 0.0
+    overhead_s: float = 0.0
     changes: int = 0
     refusal: str | None = None
     # Of two recordings that say the same: a program may be built.

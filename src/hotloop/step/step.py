@@ -171,10 +171,11 @@ class TrainStep:
                 total = total + self._part(part_x, part_y, weight, first=number == 0)
         if self.between is not None:
             total = self.between(total, len(x), time.monotonic() - began_s)
+        stepped_s = time.monotonic()
         self._clip()
         self.optimizer.step()
         if self._recorded is not None:
-            self._recorded.build()
+            self._recorded.build(time.monotonic() - stepped_s)
         return total
 
     def _fast_steps(
@@ -277,11 +278,11 @@ class TrainStep:
             self._recorded.rehearse(key, (x, y), lambda low: self._backward(x, y, weight, low))
 
     @property
-    def progress(self) -> dict[str, list[int]] | None:
+    def progress(self) -> dict[str, Any] | None:
         """What a checkpoint keeps of the programs; ``None``: nothing is recorded."""
         return None if self._recorded is None else self._recorded.progress()
 
-    def go_on(self, progress: dict[str, list[int]] | None) -> None:
+    def go_on(self, progress: dict[str, Any] | None) -> None:
         """Go on where ``progress`` was: the same batches run as programs."""
         if self._recorded is not None and progress is not None:
             self._recorded.go_on(progress)

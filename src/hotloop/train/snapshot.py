@@ -46,7 +46,7 @@ def snapshot(
     path: str,
     precision: str,
     tuned: dict[str, Any] | None = None,
-    programs: dict[str, list[int]] | None = None,
+    programs: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
     """Tensors by group and the document, for ``CheckpointStore.save``. Copies nothing."""
     optimizer_tensors, optimizer_document = split_state(optimizer.state_dict())
