@@ -1,4 +1,4 @@
-"""Which shapes of batch are worth a program: costs and gains decide, and the first ones come at once."""
+"""Which shapes of batch are worth a program: costs and gains decide; the first come at once."""
 
 import copy
 import math
