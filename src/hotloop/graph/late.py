@@ -83,7 +83,7 @@ def aten_instruction(
     target: Any, args: Sequence[Any], kwargs: dict[str, Any], late: list[Any], place: int | None
 ) -> Instruction:
     """A call of ``target``; its result goes to ``late[place]``, or where it was told."""
-    fixed = not _has_late((args, kwargs))
+    fixed = not has_late((args, kwargs))
     if fixed and place is None:
         return functools.partial(target, *args, **kwargs)
     if fixed and place is not None:
@@ -102,11 +102,12 @@ def aten_instruction(
     return make_of_late
 
 
-def _has_late(tree: Any) -> bool:
+def has_late(tree: Any) -> bool:
+    """Whether a value of the tree exists only while the program runs."""
     if isinstance(tree, (list, tuple)):
-        return any(_has_late(part) for part in tree)
+        return any(has_late(part) for part in tree)
     if isinstance(tree, dict):
-        return any(_has_late(part) for part in tree.values())
+        return any(has_late(part) for part in tree.values())
     return isinstance(tree, Late)
 
 

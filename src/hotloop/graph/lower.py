@@ -18,8 +18,8 @@ from torch import fx
 
 from ..kernels import calls
 from ..kernels.calls import Call
-from .aten import EMPTY, FILLED, WRITTEN_HERE, out_names, out_variant, writes
-from .late import Instruction, Late, Pendings, aten_instruction
+from .aten import EMPTY, FILLED, WRITTEN_HERE, out_names, out_variant, python_function, writes
+from .late import Instruction, Late, Pendings, aten_instruction, has_late
 from .memory_plan import Block, Lifetime, plan_offsets
 from .native import NATIVE, is_update, update_call
 from .operators import PRODUCT_UPDATES, aliases, readers
@@ -232,6 +232,8 @@ class _Lowering:
         if in_place and self._all_static(node):
             self._value[node] = self._filled(_first_tensor(node))
         place = None if out_op is not None or node in self._value else self._new_late(node)
+        if not has_late((args, kwargs)):
+            target = python_function(target, args, kwargs)
         self._add(aten_instruction(target, args, kwargs, self.lowered.late, place))
         self._forget_after(node)
 
