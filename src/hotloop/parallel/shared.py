@@ -23,23 +23,6 @@ class Place:
     stride: tuple[int, ...]
     dtype: torch.dtype
 
-    def part(self, number: int, parts: int, *, rows: bool = False) -> list[Place]:
-        """Parts of the first dimension: single elements from ``number`` on, or equal rows."""
-        if not rows:
-            step = self.stride[0] * self.dtype.itemsize
-            return [
-                Place(
-                    self.offset + (number + n) * step, self.shape[1:], self.stride[1:], self.dtype
-                )
-                for n in range(parts)
-            ]
-        count = self.shape[0] // parts
-        step = count * self.stride[0] * self.dtype.itemsize
-        return [
-            Place(self.offset + n * step, (count, *self.shape[1:]), self.stride, self.dtype)
-            for n in range(parts)
-        ]
-
     def view(self, block: torch.Tensor) -> torch.Tensor:
         """The tensor in uint8 ``block``."""
         size = _bytes(self.shape, self.stride, self.dtype)

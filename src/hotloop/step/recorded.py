@@ -18,21 +18,21 @@ from torch import nn
 from ..errors import RunError
 from ..graph import convolutions, copies, elementwise, losses, pooling, routes, rows
 from ..graph.compare import difference
-from ..graph.from_recording import graph_of
+from ..graph.from_recording import RecordedGraph, graph_of
 from ..graph.lower import lower
 from ..graph.program import Program
 from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
-from .capture import NotCapturable, refuse_hidden
+from .check import refuse_hidden
 from .guards import Guards
 from .guards_settings import PythonState
 from .operations import Operation, operations
 from .recorded_shape import (
     Shape,
+    change_of_layout,
     constants_changed,
     is_sparse,
     kind_of,
-    layout_of,
     reason_of_weights,
 )
 from .update_nodes import add_sums, add_updates, update_early
@@ -112,7 +112,7 @@ class RecordedStep:
     @property
     def has_program(self) -> bool:
         """Whether a batch of some shape runs as a program."""
-        return any(shape.program is not None for shape in self._shapes.values())
+        return any(shape.is_fast for shape in self._shapes.values())
 
     @property
     def arena_bytes(self) -> int | None:
@@ -150,6 +150,10 @@ class RecordedStep:
         """Go on where ``progress`` was."""
         self._resumed = dict(progress)
 
+    def recordings_of(self, key: Any) -> int:
+        """How often a shape was recorded so far."""
+        return self._shapes[key].recordings if key in self._shapes else 0
+
     def waits_for(self, key: Any) -> bool:
         """Whether a shape was recorded before the run was resumed, and not yet after it."""
         return repr(key) in self._resumed
@@ -181,7 +185,7 @@ class RecordedStep:
     def ready(self, key: Any, steps: int = 1) -> int:
         """How many of ``steps`` steps on batches of a shape may run as a program now."""
         shape = self._shapes.get(key)
-        if shape is None or shape.program is None:
+        if shape is None or not shape.is_fast:
             return 0
         assert shape.guards is not None
         assert shape.graph is not None
@@ -304,7 +308,7 @@ class RecordedStep:
             modules = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
             for module in modules:
                 refuse_hidden(module)
-        except NotCapturable as verdict:
+        except NotRecordable as verdict:
             return str(verdict)
         if any(t.requires_grad for t in batch):
             return "the batch needs a gradient of its own"
@@ -320,7 +324,7 @@ class RecordedStep:
         before, shape.recording = shape.recording, recording
         shape.recordings += 1
         differs = None if before is None else difference(before, recording)
-        audit = shape.program is not None
+        audit = shape.is_fast
         if audit:
             shape.next_audit *= _AUDIT_FACTOR
             if refusal is None and differs is None:
@@ -366,7 +370,7 @@ class RecordedStep:
     @staticmethod
     def _drop(shape: Shape) -> None:
         shape.program = shape.graph = shape.guards = shape.recording = shape.update = None
-        shape.counters = []
+        shape.chunk, shape.counters = None, []
 
     # ---- Building a program --------------------------------------------------------------------
 
@@ -381,17 +385,9 @@ class RecordedStep:
             add_updates(graph, shape.update)
         else:
             add_sums(graph)
-        if graph.movable:
-            pooling.fuse(graph.graph)
-            threads = self.num_threads
-            shape.routes = routes.route(graph.graph, threads, rounds=shape.rounds)
-            shape.convolutions = convolutions.route(graph.graph, threads)
-            copies.remove(graph.graph)
-            losses.fuse(graph.graph)
-            rows.replace(graph.graph)
-            elementwise.fuse(graph.graph)
-            if self.whole:
-                update_early(graph)
+        self._optimize(shape, graph)
+        if graph.movable and self.whole:
+            update_early(graph)
         shape.graph, shape.guards = graph, guards
         shape.bound = None
         if not self.whole and [kind_of(t) for t in self._sums] != [
@@ -401,6 +397,18 @@ class RecordedStep:
         change = self._rebind(shape)
         if change is not None:
             raise NotRecordable(change)
+
+    def _optimize(self, shape: Shape, graph: RecordedGraph) -> None:
+        """The passes over a graph, where they may move its operations."""
+        if not graph.movable:
+            return
+        pooling.fuse(graph.graph)
+        shape.routes = routes.route(graph.graph, self.num_threads, rounds=shape.rounds)
+        shape.convolutions = convolutions.route(graph.graph, self.num_threads)
+        copies.remove(graph.graph)
+        losses.fuse(graph.graph)
+        rows.replace(graph.graph)
+        elementwise.fuse(graph.graph)
 
     def _rebind(self, shape: Shape) -> str | None:
         """Lower again where weights lie elsewhere or the optimizer's state was replaced.
@@ -452,12 +460,9 @@ class RecordedStep:
             None if kind == "batch" else tensors[kind][number].detach()
             for kind, number in graph.inputs
         ]
-        nodes = [n for n in graph.graph.graph.nodes if n.op == "placeholder"]
-        for (kind, _), node, tensor in zip(graph.inputs, nodes, inputs, strict=True):
-            if tensor is None or kind == "control" or node.meta["val"] is None:
-                continue
-            if layout_of(tensor) != layout_of(node.meta["val"]):
-                return f"a {kind} has another shape, layout or dtype than before"
+        change = change_of_layout(graph, inputs)
+        if change is not None:
+            return change
         shape.batch_parts = [number for kind, number in graph.inputs if kind == "batch"]
         lowered = lower(graph.graph, inputs, self.num_threads)
         shape.program = Program(lowered, written, shape.counters, self.num_threads)

@@ -17,7 +17,7 @@ from ..parallel.placement import numa_cpus, place_workers
 from ..plan import Plan
 from ..step import TrainStep
 from ..step.path_choice import choose_path
-from ..step.step import LossFn
+from ..step.check import LossFn
 from .checkpoint import Checkpoint, CheckpointStore
 
 

@@ -15,7 +15,7 @@ from ..machine import Ceilings, Machine
 from ..monitor import PerformanceMonitor
 from ..plan import Plan
 from ..step.check import check_parts
-from ..step.step import LossFn
+from ..step.check import LossFn
 from .parts import TrainingParts
 from .progress import Progress, Stopwatch
 from .report import TrainReport
