@@ -146,15 +146,19 @@ def test_the_limit_of_restarts() -> None:
     step.close()
 
 
-def test_a_parameter_that_was_moved_is_found_again(expected: Any) -> None:
-    step = made(2)
-    losses = trained(step, 0, 10)
-    with torch.no_grad():
-        for parameter in step.model.parameters():
-            parameter.data = parameter.data.clone()
-    losses += trained(step, 10)
-    check(step, losses, expected)
-    step.close()
+def test_a_parameter_that_was_moved_is_found_again() -> None:
+    results = []
+    for executor in ("threads", "processes"):
+        step = made(2, executor)
+        losses = trained(step, 0, 10)
+        with torch.no_grad():
+            for parameter in step.model.parameters():
+                parameter.data = parameter.data.clone()
+        losses += trained(step, 10)
+        assert step.path == "parallel", step.reason
+        results.append((losses, dict(step.model.state_dict())))
+        step.close()
+    check(step, results[0][0], results[1])
 
 
 def test_a_trainer_with_processes() -> None:

@@ -56,7 +56,7 @@ def _draw_of(node: Any) -> _Draw | None:
     val = node.meta.get("val")
     if rule is None or node.kwargs.get("generator") is not None:
         return None
-    if not isinstance(val, torch.Tensor) or val.dtype.is_complex or not _is_dense(val):
+    if not isinstance(val, torch.Tensor) or val.dtype.is_complex:
         return None
     return rule(*node.args, **{n: v for n, v in node.kwargs.items() if n in _NUMBERS})
 
@@ -67,10 +67,13 @@ def _replace(graph: fx.Graph, node: Any, key: Any, number: int) -> None:
     below = draw if isinstance(draw, fx.Node) else None
     kind, a, b = ("uniform", 0.0, 1.0) if below is not None else draw  # type: ignore[misc]
 
-    def add(target: Any, args: Any, dtype: torch.dtype, **options: Any) -> Any:
+    # What has gaps is a part of something that it is copied into.
+    like = wanted if _is_dense(wanted) else torch.empty(wanted.shape, device="meta")
+
+    def add(target: Any, args: Any, made_dtype: torch.dtype, **options: Any) -> Any:
         new = graph.call_function(target, args, options)
         new.meta["val"] = torch.empty_strided(
-            wanted.shape, wanted.stride(), dtype=dtype, device="meta"
+            like.shape, like.stride(), dtype=made_dtype, device="meta"
         )
         return new
 
@@ -82,6 +85,7 @@ def _replace(graph: fx.Graph, node: Any, key: Any, number: int) -> None:
             made = add(_aten._to_copy.default, (made,), wanted.dtype, dtype=wanted.dtype)
         if writes(node) and not _is_own(node.args[0]):
             made = add(_aten.copy_.default, (node.args[0], made), wanted.dtype)
+            made.meta["val"] = wanted
     node.replace_all_uses_with(made)
     graph.erase_node(node)
 

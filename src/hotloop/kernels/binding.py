@@ -942,8 +942,8 @@ TeamBind = structure(
     """What a team works on; its memory stays the caller's.
 
     programs: one for each worker; null: chunks run elsewhere, and a step is the update alone.
-    loss_share: of each chunk's loss in that of the batch. keys: of each chunk, written before it runs
-    where chunks draw random numbers. losses: of each chunk, which its program hands over.""",
+    loss_share: of each chunk's loss in that of the batch. keys: of each chunk, written before it
+    runs where chunks draw random numbers. losses: of each chunk, which its program hands over.""",
     num_chunks=int64,
     programs=pointer("const ChunkProgram"),
     weights=pointer("const TeamWeight"),

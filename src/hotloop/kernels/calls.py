@@ -453,9 +453,7 @@ def random(
         kind: ``"uniform"`` from a to b, ``"below"`` (1 where a number is below a), ``"normal"``.
     """
     number = ("uniform", "below", "normal").index(kind)
-    arguments = binding.RandomCall(
-        _count(out), number, address(key), *streams, a, b, address(out)
-    )
+    arguments = binding.RandomCall(_count(out), number, address(key), *streams, a, b, address(out))
     return Call("hotloop_random", arguments, key, out)
 
 

@@ -118,8 +118,7 @@ class ChunkProgram:
         key = torch.zeros(1, dtype=torch.int64)
         own = {**tensors, "buffer": buffers, "key": [key]}
         inputs = [
-            None if kind == "batch" else own[kind][number].detach()
-            for kind, number in chunk.inputs
+            None if kind == "batch" else own[kind][number].detach() for kind, number in chunk.inputs
         ]
         lowered = lower(chunk.graph, inputs, 1)
         self.arena_bytes = lowered.arena_bytes
@@ -239,6 +238,4 @@ def _batch_copies(
 
 
 def _copy(source: int | None, target: int, size: int, *, source_step: int = 0) -> Any:
-    return binding.ChunkCopy(
-        source=source, target=target, bytes=size, source_step=source_step
-    )
+    return binding.ChunkCopy(source=source, target=target, bytes=size, source_step=source_step)

@@ -259,9 +259,7 @@ class ParallelStep(TrainStep):
         self.optimizer.step()
         return loss
 
-    def _by_chunks(
-        self, chunks: RecordedChunk, x: torch.Tensor, y: torch.Tensor
-    ) -> torch.Tensor:
+    def _by_chunks(self, chunks: RecordedChunk, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Gradients and loss of a batch as PyTorch makes them, one chunk of it recorded."""
         key = self._key(x, y)
         # Another one in the second step: what changes from call to call shows.

@@ -18,7 +18,7 @@ import torch
 
 from .. import kernels
 from ..errors import RunError
-from ..graph.program import strides_that_count
+from ..graph.program import row_strides
 from ..kernels import binding
 from ..step.chunk import Chunk
 from ..step.updates import Update
@@ -369,7 +369,7 @@ def _addresses(tensors: Sequence[torch.Tensor]) -> Any:
 
 def _laid_out(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A part of the batch, its rows laid out as chunks read them."""
-    if strides_that_count(part) == strides_that_count(like):
+    if row_strides(part) == row_strides(like):
         return part
     shape = len(part), *part.shape[1:]
     return torch.empty_strided(shape, like.stride(), dtype=part.dtype).copy_(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import struct
@@ -78,7 +79,7 @@ def _serve(connection: Connection, job: Job) -> None:
             connection.send_bytes(ANSWER.pack(chunk, used_s))
 
 
-def _program(job: Job, block: torch.Tensor) -> ChunkProgram:
+def _program(job: Job, block: mmap.mmap) -> ChunkProgram:
     """The chunk on the memory that all processes see."""
 
     def views(places: list[Place]) -> list[torch.Tensor]:

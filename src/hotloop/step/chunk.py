@@ -163,9 +163,7 @@ def _hand_over(recorded: RecordedGraph) -> list[Part]:
     return parts
 
 
-def _factors(
-    recorded: RecordedGraph, gradient: Any, weight: torch.Tensor
-) -> Sequence[Any] | None:
+def _factors(recorded: RecordedGraph, gradient: Any, weight: torch.Tensor) -> Sequence[Any] | None:
     """``left`` and ``right``, where they are smaller than the gradient."""
     is_plain = weight.dim() == 2 and weight.is_contiguous() and recorded.movable
     found = operators.product_behind(gradient) if is_plain else None

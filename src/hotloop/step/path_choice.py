@@ -17,8 +17,8 @@ class PathChoice:
 
     Attributes:
         path: ``"plain"``: as PyTorch runs it. ``"recorded"``: recorded, then a program.
-            ``"cuda_graph"``: captured on the GPU. ``"workers"``: chunks of it are recorded, then run
-            by several workers.
+            ``"cuda_graph"``: captured on the GPU. ``"workers"``: chunks are recorded, then run by
+            several workers.
         reason: why the plain path; empty for the others.
         precision_reason: what this says of the precision; ``None``: nothing.
     """

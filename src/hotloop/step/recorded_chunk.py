@@ -51,9 +51,14 @@ class RecordedChunk(RecordedStep):
         return chunk
 
     def note_steps(self, key: Any, steps: int, reason: str) -> None:
-        """Workers made so many steps."""
-        self._shapes[key].programs_run += steps
+        """Workers made so many steps; they may have moved tensors to other memory for it."""
+        shape = self._shapes[key]
+        shape.programs_run += steps
         self.reason = reason
+        if shape.bound != self._addresses():
+            shape.bound = self._addresses()
+            # Nothing else changed since ``ready``: no code of the model ran.
+            shape.guards = Guards(self.model, self.loss_fn, self.optimizer)
 
     def is_refused(self, key: Any) -> bool:
         """Whether batches of a shape stay plain."""
@@ -80,14 +85,14 @@ class RecordedChunk(RecordedStep):
         """A team finds out by itself where tensors lie; here only how they lie is looked at."""
         graph = shape.graph
         assert graph is not None
-        addresses = [t.data_ptr() for tensors in self._tensors.values() for t in tensors]
-        if shape.bound == addresses:
+        if shape.bound == self._addresses():
             return None
-        shape.bound = addresses
+        shape.bound = self._addresses()
         return change_of_layout(graph, self._inputs_of(graph))
+
+    def _addresses(self) -> list[int]:
+        return [t.data_ptr() for tensors in self._tensors.values() for t in tensors]
 
     def _inputs_of(self, graph: RecordedGraph) -> list[torch.Tensor | None]:
         tensors = {**self._tensors, "constant": [tensor for tensor, _ in graph.constants]}
-        return [
-            tensors[kind][number] if kind in tensors else None for kind, number in graph.inputs
-        ]
+        return [tensors[kind][number] if kind in tensors else None for kind, number in graph.inputs]

@@ -56,4 +56,3 @@ def _fitting_budget(request: FitRequest, run: Resolved, data: RunData) -> tuple[
         budget.require_fit(limit, None if best is None else best[0])
     assert best is not None
     return plan.replace({"memory.micro_batch_size": best[0]}), best[1]
-

@@ -16,6 +16,4 @@ def refine_budget(data: RunData, predicted: Prediction, built: BuiltStep) -> Bud
     Every step begins plain, so its working memory is that of PyTorch's step.
     """
     pool_bytes = MemoryPool.predict_bytes(built.layouts, built.num_buffers)
-    return dataclasses.replace(
-        predicted.budget, batch_data_bytes=pool_bytes + data.resident_bytes
-    )
+    return dataclasses.replace(predicted.budget, batch_data_bytes=pool_bytes + data.resident_bytes)
