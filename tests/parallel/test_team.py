@@ -130,6 +130,14 @@ def test_the_same_bits_for_any_number_of_workers(case: str) -> None:
     alone[3].close()
 
 
+def test_weights_larger_than_their_factors_are_handed_over_as_factors() -> None:
+    _, _, _, step = trained(perceptron, 2)
+    assert step._team is not None
+    shapes = [part.shapes for part in step._team.chunk.parts]
+    assert shapes == [((CHUNK, 48), (CHUNK, 64)), ((48,),), ((CHUNK, 5), (CHUNK, 48)), ((5,),)]
+    step.close()
+
+
 def test_gradients_that_a_plain_step_dropped_are_made_anew() -> None:
     """A smaller batch takes the plain path, which frees the gradients that workers wrote to."""
     model, optimizer = built(perceptron)

@@ -140,6 +140,7 @@ def _written(node: Any) -> list[Any]:
 def _hand_over(recorded: RecordedGraph) -> list[Part]:
     """Let the graph give the loss and what it hands over, factors where they are smaller."""
     graph: Any = recorded.graph.graph
+    graph.eliminate_dead_code()  # Else views that nobody reads count as users of a product.
     weights = weight_nodes(graph)
     (end,) = (n for n in graph.nodes if n.op == "output")
     results: list[Any] = [recorded.loss]
