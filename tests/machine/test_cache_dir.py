@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import hotloop
-from hotloop.machine.cache_dir import CEILINGS, DOWNLOADS, KINDS, STEPS
+from hotloop.machine.cache_dir import CEILINGS, DOWNLOADS, GRAPHS, KINDS
 
 SOURCE = Path(hotloop.__file__).parent
 DOCS = SOURCE.parents[1] / "docs" / "cache.md"
@@ -20,15 +20,15 @@ def folder(tmp_path, monkeypatch):
 
 def test_a_kind_names_its_files_and_finds_those_that_are_there(folder):
     assert CEILINGS.path("ab") == folder / "ceilings-ab.json"
-    assert STEPS.path("ab") == folder / "steps" / "ab.so"
+    assert GRAPHS.path("ab") == folder / "inductor" / "ab.pt2"
     assert (CEILINGS.folder, DOWNLOADS.folder) == (folder, folder / "mnist")
-    assert list(STEPS.found()) == []
-    STEPS.folder.mkdir()
+    assert list(GRAPHS.found()) == []
+    GRAPHS.folder.mkdir()
     for name in ("ab-1", "ab-2", "b"):
-        STEPS.path(name).touch()
-        STEPS.path(name).with_suffix(".json").touch()
-    assert sorted(path.name for path in STEPS.found("ab-*")) == ["ab-1.so", "ab-2.so"]
-    assert len(list(STEPS.found())) == 3
+        GRAPHS.path(name).touch()
+        GRAPHS.path(name).with_suffix(".json").touch()
+    assert sorted(path.name for path in GRAPHS.found("ab-*")) == ["ab-1.pt2", "ab-2.pt2"]
+    assert len(list(GRAPHS.found())) == 3
 
 
 def test_no_two_kinds_have_one_name():

@@ -169,3 +169,12 @@ def test_without_the_arena_the_prediction_says_what_it_does_not_cover(monkeypatc
     assert said(plan.replace({"memory.tensor_arena": "never"})) == []
     monkeypatch.setattr(TensorArena, "unavailable_reason", staticmethod(lambda: None))
     assert said(plan) == []
+
+
+def test_a_recurrent_layer_keeps_its_own_weights():
+    layer = nn.GRU(8, 12)
+    model = nn.Sequential(layer)
+    hotloop.Budget.predict(model, torch.zeros(4, 2, 8), 4, "infer")
+    own = list(layer.parameters())
+    assert all(a is b for a, b in zip(layer._flat_weights, own, strict=True))
+    assert all(a() is b for a, b in zip(layer._flat_weight_refs, own, strict=True))

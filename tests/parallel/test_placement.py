@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from hotloop import Machine, Plan, PlanError
+from hotloop import Machine, Plan, PlanError, kernels
 from hotloop.errors import RunError
 from hotloop.machine.mempolicy import get_memory_policy, set_memory_policy
 from hotloop.parallel import ParallelStep, default_num_workers, place_workers
 from hotloop.parallel.placement import placed
 from hotloop.parallel.processes import ProcessTeam
-from hotloop.step.compiler import has_compiler
 
 Probe = Callable[..., Machine]
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
+needs_kernels = pytest.mark.skipif(not kernels.is_available(), reason="no kernels here")
 
 
 def plan(affinity: str = "none", nodes: tuple[int, ...] = (), policy: str = "default") -> Plan:
@@ -161,11 +160,13 @@ def a_step(settings: Plan, workers: int) -> tuple[ParallelStep, Any]:
     values = {"parallel.num_workers": workers, "parallel.chunk_size": 8}
     step = ParallelStep(model, nn.functional.cross_entropy, optimizer, x, y,
                         settings.replace(values))  # fmt: skip
+    for _ in range(2):
+        step(x, y)
     assert step.path == "parallel", step.reason
     return step, (x, y)
 
 
-@needs_compiler
+@needs_kernels
 @pytest.mark.skipif(len(HERE.cpu_ids) < 2, reason="needs two CPUs")
 def test_workers_sit_where_they_were_placed_and_the_caller_gets_up_again() -> None:
     before = os.sched_getaffinity(0)
@@ -177,7 +178,7 @@ def test_workers_sit_where_they_were_placed_and_the_caller_gets_up_again() -> No
     assert not threads()
 
 
-@needs_compiler
+@needs_kernels
 @pytest.mark.skipif(len(HERE.cpu_ids) < 2, reason="needs two CPUs")
 def test_worker_processes_sit_where_they_were_placed() -> None:
     processes = plan("compact").replace({"parallel.executor": "processes"})
@@ -190,7 +191,7 @@ def test_worker_processes_sit_where_they_were_placed() -> None:
     step.close()
 
 
-@needs_compiler
+@needs_kernels
 @pytest.mark.skipif(not policies_work(), reason="the kernel refuses memory policies here")
 @pytest.mark.parametrize("policy", ["local", "bind", "interleave"])
 def test_policies_of_workers_and_the_same_bits(policy: str) -> None:
@@ -215,7 +216,7 @@ def test_policies_of_workers_and_the_same_bits(policy: str) -> None:
     expected.close()
 
 
-@needs_compiler
+@needs_kernels
 @pytest.mark.skipif(not policies_work(), reason="the kernel refuses memory policies here")
 def test_each_worker_touches_first_what_it_updates() -> None:
     """A page belongs to the node of the thread that faults it in: the kernel counts faults."""

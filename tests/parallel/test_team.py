@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from hotloop import DataParallelTrainer, InputError, Plan, RunError, Trainer
+from hotloop import DataParallelTrainer, InputError, Plan, RunError, Trainer, kernels
 from hotloop.parallel import ParallelStep
 from hotloop.parallel.step import default_chunk_size
-from hotloop.step.compiler import has_compiler
 from support import THOROUGH
 
-if not has_compiler():
-    pytest.skip("no C++ compiler here", allow_module_level=True)
+if not kernels.is_available():
+    pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
 
 BATCH, CHUNK, STEPS = 28, 4, 12
+# Steps that run plain and are recorded, before workers run any.
+RECORDED = 2
 CROSS = nn.functional.cross_entropy
+
+
+ROWS = [slice(n * BATCH, (n + 1) * BATCH) for n in range(STEPS)]
 
 
 def perceptron() -> nn.Module:
@@ -28,11 +32,22 @@ def perceptron() -> nn.Module:
 
 
 def with_norm_and_dropout() -> nn.Module:
-    """The model of ``test_processes``, too: a step is compiled once for both."""
     return nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
         nn.Dropout(0.2), nn.Linear(54, 5),
     )  # fmt: skip
+
+
+class Recurrent(nn.Module):
+    """Operations that hotloop has no kernels for, and whose memory is their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(8, 12, batch_first=True), nn.Linear(12, 5)
+        self.register_buffer("offset", torch.linspace(0, 1, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x.flatten(1, 2))[0].cumsum(1)[:, -1] + self.offset)
 
 
 def data(steps: int = STEPS) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,13 +68,17 @@ def built(make: Callable[[], nn.Module], kind: Any = torch.optim.Adam) -> tuple[
 
 
 def trained(
-    make: Callable[[], nn.Module], workers: int, kind: Any = torch.optim.Adam, **options: Any
+    make: Callable[[], nn.Module],
+    workers: int,
+    kind: Any = torch.optim.Adam,
+    loss_fn: Any = CROSS,
+    **options: Any,
 ) -> tuple[list[float], dict[str, Any], Any, ParallelStep]:
     model, optimizer = built(make, kind)
     x, y = data()
     torch.manual_seed(1)
     limits = {n: options.pop(n) for n in ("clip_norm", "clip_value") if n in options}
-    step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH],
+    step = ParallelStep(model, loss_fn, optimizer, x[:BATCH], y[:BATCH],
                         plan(workers, **options), **limits)  # fmt: skip
     losses = []
     for number in range(STEPS):
@@ -84,6 +103,11 @@ CASES = {
     "an optimizer of its own": (perceptron, torch.optim.ASGD, {}),
     "clipping": (perceptron, torch.optim.Adam, {"clip_norm": 0.1, "clip_value": 0.05}),
     "batch norm and dropout": (with_norm_and_dropout, torch.optim.Adam, {}),
+    "operations of ATen": (Recurrent, torch.optim.Adam, {}),
+    "a sum as the loss": (
+        perceptron, lambda p, lr: torch.optim.SGD(p, lr / BATCH),
+        {"loss_fn": nn.CrossEntropyLoss(reduction="sum")},
+    ),
 }  # fmt: skip
 
 
@@ -101,9 +125,17 @@ def test_the_same_bits_for_any_number_of_workers(case: str) -> None:
         known = many[3].workers
         assert sum(worker.stolen for worker in known) == sum(worker.lost for worker in known)
         assert all(0 <= (worker.cpu_share or 0) <= 1 for worker in known)
-        assert sum(ran) == STEPS * BATCH // CHUNK
+        assert sum(ran) == (STEPS - RECORDED) * BATCH // CHUNK
         many[3].close()
     alone[3].close()
+
+
+def test_weights_larger_than_their_factors_are_handed_over_as_factors() -> None:
+    _, _, _, step = trained(perceptron, 2)
+    assert step._team is not None
+    shapes = [part.shapes for part in step._team.chunk.parts]
+    assert shapes == [((CHUNK, 48), (CHUNK, 64)), ((48,),), ((CHUNK, 5), (CHUNK, 48)), ((5,),)]
+    step.close()
 
 
 def test_gradients_that_a_plain_step_dropped_are_made_anew() -> None:
@@ -112,8 +144,8 @@ def test_gradients_that_a_plain_step_dropped_are_made_anew() -> None:
     plain, its_optimizer = built(perceptron)
     x, y = data()
     step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(2), clip_norm=0.1)
-    assert step.path == "parallel"
-    for rows in (slice(0, BATCH), slice(BATCH, BATCH + 3), slice(2 * BATCH, 3 * BATCH)):
+    batches = [slice(n * BATCH, (n + 1) * BATCH) for n in range(6)]
+    for rows in (*batches[:4], slice(BATCH, BATCH + 3), *batches[4:]):
         step(x[rows], y[rows])
         its_optimizer.zero_grad()
         CROSS(plain(x[rows]), y[rows]).backward()
@@ -123,21 +155,22 @@ def test_gradients_that_a_plain_step_dropped_are_made_anew() -> None:
             assert mine.grad is not None
             assert expected.grad is not None
             assert torch.allclose(mine.grad, expected.grad, rtol=1e-4, atol=1e-6)
+    assert step.path == "parallel", step.reason
     step.close()
 
 
-@pytest.mark.parametrize("case", ["adam", "momentum", "an optimizer of its own", "clipping"])
+@pytest.mark.parametrize("case", [name for name in CASES if "dropout" not in name])
 def test_it_trains_as_pytorch_does(case: str) -> None:
     make, kind, limits = CASES[case]
     losses, weights, _, step = trained(make, 3, kind, **limits)
+    loss_fn = limits.get("loss_fn", CROSS)
     model, optimizer = built(make, kind)
     x, y = data()
-    for number, loss in enumerate(losses):
-        rows = slice(number * BATCH, (number + 1) * BATCH)
+    for rows, loss in zip(ROWS, losses, strict=True):
         optimizer.zero_grad()
-        expected = CROSS(model(x[rows]), y[rows])
+        expected = loss_fn(model(x[rows]), y[rows])
         expected.backward()
-        if limits:
+        if "clip_value" in limits:
             nn.utils.clip_grad_value_(model.parameters(), limits["clip_value"])
             nn.utils.clip_grad_norm_(model.parameters(), limits["clip_norm"])
         optimizer.step()
@@ -148,19 +181,63 @@ def test_it_trains_as_pytorch_does(case: str) -> None:
 
 
 def test_batch_norm_sees_chunks_and_keeps_their_mean() -> None:
+    """While chunks are recorded, and on workers."""
     model, optimizer = built(with_norm_and_dropout)
-    plain = copy.deepcopy(model)
     x, y = data(1)
     step = ParallelStep(model, CROSS, optimizer, x, y, plan(2))
-    step(x, y)
-    copies = [copy.deepcopy(plain) for _ in range(BATCH // CHUNK)]
-    for twin, part in zip(copies, x.split(CHUNK), strict=True):
-        twin(part)
-    for name in ("running_mean", "running_var"):
-        kept = torch.stack([getattr(twin[1], name) for twin in copies]).mean(0)
-        torch.testing.assert_close(getattr(model[1], name), kept)
-    assert model[1].num_batches_tracked == 1
+    for number in range(1, 5):
+        copies = [copy.deepcopy(model) for _ in range(BATCH // CHUNK)]
+        step(x, y)
+        for twin, part in zip(copies, x.split(CHUNK), strict=True):
+            twin(part)
+        for name in ("running_mean", "running_var"):
+            kept = torch.stack([getattr(twin[1], name) for twin in copies]).mean(0)
+            torch.testing.assert_close(getattr(model[1], name), kept)
+        assert model[1].num_batches_tracked == number
+        assert step.path == ("plain" if number < RECORDED else "parallel"), step.reason
     step.close()
+
+
+def test_what_changes_between_steps_is_recorded_again() -> None:
+    expected = trained(perceptron, 1)
+    assert expected[3].path == "parallel"
+    results = []
+    for workers in (1, 3):
+        model, optimizer = built(with_norm_and_dropout)
+        x, y = data()
+        torch.manual_seed(1)
+        step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(workers))
+        paths, losses = [], []
+        for number in range(STEPS):
+            if number == 5:
+                model[5].p = 0.5
+            rows = slice(number * BATCH, (number + 1) * BATCH)
+            losses.append(step(x[rows], y[rows]).item())
+            paths.append("chunks of 4" in step.reason)
+        assert paths == [False] * 2 + [True] * 3 + [False] * 2 + [True] * 5
+        results.append((losses, copy.deepcopy(model.state_dict())))
+        step.close()
+    assert results[0][0] == results[1][0]
+    assert same(results[0][1], results[1][1])
+
+
+class Centred(nn.Module):
+    """Writes into its own weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.linear.weight.clamp_(-0.1, 0.1)
+        return self.linear(x.flatten(1))
+
+
+def test_what_chunks_cannot_share_takes_the_plain_path() -> None:
+    _, _, _, step = trained(Centred, 2)
+    assert step.path == "plain"
+    assert "writes into a weight, which all chunks read" in step.reason
 
 
 def test_a_failing_chunk_is_run_again() -> None:
@@ -170,8 +247,9 @@ def test_a_failing_chunk_is_run_again() -> None:
     step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(3))
     losses = []
     for number in range(STEPS):
-        assert step._team is not None
-        step._team.inject_fault(number % 3)
+        if number > RECORDED:
+            assert step._team is not None
+            step._team.inject_fault(number % 3)
         rows = slice(number * BATCH, (number + 1) * BATCH)
         losses.append(step(x[rows], y[rows]).item())
     assert losses == expected[0]
@@ -187,11 +265,13 @@ def test_a_worker_that_hangs_is_given_up(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(1)
     step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH],
                         plan(2, hang_s=0.2, steal_threshold=50))  # fmt: skip
+    begun = [step(x[rows], y[rows]).item() for rows in ROWS[: RECORDED + 1]]
     assert step._team is not None
     step._team.inject_fault(1, sleep_s=3.0)
-    losses = step.many(x, y, STEPS)
+    at = len(begun) * BATCH
+    losses = step.many(x[at:], y[at:], STEPS - len(begun))
     assert losses is not None
-    assert losses.tolist() == expected[0]
+    assert begun + losses.tolist() == expected[0]
     assert same(dict(model.state_dict()), dict(expected[1]))
     assert step.num_workers == 1
     assert "was given up" in step.faults[0]
@@ -202,18 +282,19 @@ def test_the_last_worker_cannot_be_given_up() -> None:
     model, optimizer = built(perceptron)
     x, y = data(1)
     step = ParallelStep(model, CROSS, optimizer, x, y, plan(2, hang_s=0.2, steal_threshold=50))
+    for _ in range(RECORDED + 1):
+        step(x, y)
     before = copy.deepcopy(model.state_dict())
-    for _ in range(1):
-        assert step._team is not None
-        step._team.inject_fault(1, sleep_s=3.0)
-        step.num_workers = 1
-        with pytest.raises(RunError, match="must end its chunk in time"):
-            step(x, y)
+    assert step._team is not None
+    step._team.inject_fault(1, sleep_s=3.0)
+    step.num_workers = 1
+    with pytest.raises(RunError, match="must end its chunk in time"):
+        step(x, y)
     assert same(dict(model.state_dict()), dict(before))
 
 
 @pytest.mark.parametrize(
-    ("workers", "make"), [(1, perceptron), (3, perceptron), (3, with_norm_and_dropout)]
+    ("workers", "make"), [(1, perceptron), (3, Recurrent), (3, with_norm_and_dropout)]
 )
 def test_a_trainer_with_workers_resumes_with_any_number(
     workers: int, make: Callable[[], nn.Module], tmp_path: pathlib.Path
@@ -247,7 +328,8 @@ def test_batches_one_after_the_other_from_a_coroutine() -> None:
         assert trainer.path is None
         losses = asyncio.run(run(trainer))
         assert trainer.path == "parallel", trainer.reason
-        assert sum(worker.chunks for worker in trainer.workers) == STEPS * BATCH // CHUNK
+        ran = sum(worker.chunks for worker in trainer.workers)
+        assert ran == (STEPS - RECORDED) * BATCH // CHUNK
         with pytest.raises(InputError, match=r"a batch must be \(x, y\)"):
             asyncio.run(trainer.process_batch((x, y[:3])))
     assert losses == expected[0]

@@ -8,8 +8,6 @@ from torch import nn
 
 import hotloop
 from hotloop import kernels
-from hotloop.step import rehearsal
-from hotloop.step.compiler import has_compiler
 
 if not kernels.is_available():
     pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
@@ -59,11 +57,3 @@ def test_what_can_be_counted_at_the_end_is_what_was_predicted(compiles):
     assert set(counted) == {"model_parameters_bytes", "batch_data_bytes", "optimizer_state_bytes"}
     for name, size in counted.items():
         assert size == pytest.approx(getattr(report.budget, name), rel=1e-3), name
-
-
-@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
-def test_rehearsing_a_capture_leaves_the_random_state():
-    rehearsal.rehearse_capture.cache_clear()
-    before = torch.random.get_rng_state()
-    rehearsal.rehearse_capture()
-    assert torch.equal(before, torch.random.get_rng_state())

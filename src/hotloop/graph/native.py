@@ -1,7 +1,7 @@
 """hotloop's own operators as calls of its kernels.
 
-Those that a compiled chunk knows too are torch operators (``operators``). The others are functions
-of this file, which are never called: they are names for nodes.
+Some are torch operators (``operators``). The others are functions of this file, which are never
+called: they are names for nodes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..data.hashing import mix
 from ..kernels import binding, calls
 from ..kernels.calls import Call
 from . import operators
@@ -52,6 +53,10 @@ def embedding(table: Any, indices: Any) -> Any:
 
 def embedding_gradient(gradient: Any, indices: Any, padding_index: int) -> Any:
     """The gradient of the table."""
+
+
+def random(key: Any, number: int, kind: str, a: float, b: float) -> Any:
+    """Numbers from a key, of operation ``number`` (``drawing``)."""
 
 
 def elementwise(chain: Any, *operands: Any) -> Any:
@@ -150,6 +155,11 @@ def _embedding_gradient(args: Any, outs: Any, threads: int) -> Call:
     )
 
 
+def _random(args: Any, outs: Any, _: int) -> Call:
+    key, number, kind, a, b = args
+    return calls.random(key, outs[0], (mix(number, 0), mix(number, 1)), kind, a, b)
+
+
 # Operator -> its call, of arguments, results and a number of threads.
 NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call]] = {
     _own.gemm.default: _gemm,
@@ -170,6 +180,7 @@ NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call]] = {
     embedding: lambda args, outs, n: calls.embedding(args[0], args[1], outs[0], num_threads=n),
     embedding_gradient: _embedding_gradient,
     elementwise: _elementwise,
+    random: _random,
 }
 
 

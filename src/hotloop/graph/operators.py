@@ -1,7 +1,7 @@
-"""hotloop's own operators in a captured graph, and the passes that put them there.
+"""hotloop's own operators in a graph, and the passes that put them there.
 
-They have no Python implementation: the compiled step calls them in C++ (``compiled_step.cpp``),
-by the names and parameters that ``kernels/binding.py`` declares.
+They have no implementation: they are names for nodes, and ``native`` has the call of a kernel for
+each.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import fx
-
-from ..kernels import binding
 
 _LIBRARY = torch.library.Library("hotloop", "FRAGMENT")
 _STATES = ("", "Tensor(b!) s1, ", "Tensor(b!) s1, Tensor(c!) s2, ")
@@ -152,27 +150,6 @@ torch.library.register_fake(
 )
 
 _aten = torch.ops.aten
-
-
-def shims() -> dict[Any, list[str]]:
-    """Operator -> declaration of its C entry, as Inductor's ``custom_ops_to_c_shims`` wants it."""
-    return {
-        getattr(torch.ops.hotloop, name).default: [declaration]
-        for name, declaration in binding.operators().items()
-    }
-
-
-def update(
-    weight: torch.Tensor,
-    gradient: torch.Tensor,
-    states: list[torch.Tensor],
-    control: torch.Tensor,
-    scale: torch.Tensor | None,
-    group: int,
-) -> None:
-    """Call ``update0_``, ``update1_`` or ``update2_`` while tracing."""
-    call = getattr(torch.ops.hotloop, f"update{len(states)}_")
-    call(weight, gradient, *states, control, scale, group)
 
 
 def fuse(graph: fx.GraphModule) -> None:

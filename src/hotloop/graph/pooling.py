@@ -1,8 +1,7 @@
-"""Max pooling in a captured graph: relu, pooling and both their backwards as two kernels.
+"""Max pooling in a graph: relu, pooling and both their backwards as two kernels.
 
-The compiler's own code for pooling keeps 64-bit indices, which it makes from 8-bit ones and
-scatters by, and reads the large tensor three times; on the two-convolution network that was a
-quarter of the step.
+torch keeps 64-bit indices and reads the large tensor three times; hotloop keeps one byte for each
+result.
 """
 
 from __future__ import annotations

@@ -152,13 +152,13 @@ class Program:
     def _is_alike(self, batch: Sequence[torch.Tensor]) -> bool:
         """Whether the batch may be copied as it lies."""
         return all(
-            _strides(source) == _strides(target) and source.dtype == target.dtype
+            row_strides(source) == row_strides(target) and source.dtype == target.dtype
             for source, target in zip(batch, self._lowered.batch, strict=True)
         )
 
 
-def _strides(tensor: torch.Tensor) -> list[int]:
-    """Of the dimensions that have more than one element; the first one may be of any length."""
+def row_strides(tensor: torch.Tensor) -> list[int]:
+    """Strides of the dimensions that have more than one element, and of the first one, always."""
     sizes, strides = tensor.shape[1:], tensor.stride()[1:]
     inner = [s for n, s in zip(sizes, strides, strict=True) if n != 1]
     return [tensor.stride(0) if tensor.dim() else 0, *inner]

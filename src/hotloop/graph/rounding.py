@@ -30,7 +30,7 @@ def covers(graph: fx.GraphModule) -> bool:
     """Whether hotloop's products are all that autocast would compute in bfloat16.
 
     Args:
-        graph: a step captured in float32, before its products are routed.
+        graph: a step recorded in float32, before its products are routed.
     """
     targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
     return any(t in PRODUCTS or t in GEMM_UPDATES for t in targets) and not any(

@@ -42,7 +42,7 @@ def route(
     """Replace each float32 matrix product by the fastest kernel; products and their routes.
 
     Args:
-        graph: after ``capture``, changed in place.
+        graph: as recorded, changed in place.
         num_threads: threads of the step.
         rounds: whether all of them round their factors to bfloat16, those of a weight's gradient
             and its update too.
@@ -131,7 +131,7 @@ def _replace(graph: fx.GraphModule, node: Any, kernel: str) -> None:
 def race(product: Product) -> tuple[str, dict[str, float], bool]:
     """The fastest candidate, seconds of each, and whether the processors were ours."""
     seconds, quiet = _timed(product)
-    # The interpreter's part of a call, which a compiled step does not have.
+    # The interpreter's part of a call, which a program does not have.
     tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1, product.rounds)).seconds
     # oneDNN's own set-up is there in both: what torch.mm costs is taken for its interpreter's part.
     tiny["onednn"] = tiny["mkl"]

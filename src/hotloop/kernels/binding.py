@@ -79,6 +79,8 @@ def function(name: str, /, result: CType = int32, **parameters: CType) -> None:
 # ---- Errors, threads, scratch memory --------------------------------------------------------
 
 function("hotloop_error", text)
+# Words for the calling thread's error: of an instruction that is a function of Python's.
+function("hotloop_set_error", nothing, words=text)
 function("hotloop_binding_hash", text)
 # 16 hex digits of the C++ that the library was built from.
 function("hotloop_build_hash", text)
@@ -117,11 +119,8 @@ TorchInterface = structure(
             "aoti_torch_get_layout",
             "aoti_torch_get_device_type",
             "aoti_torch_empty_strided",
-            "aoti_torch_create_tensor_from_blob",
-            "aoti_torch_new_tensor_handle",
             "aoti_torch_delete_tensor_object",
             "aoti_torch__reinterpret_tensor",
-            "aoti_torch_copy_",
             "aoti_torch_cpu__linear_pointwise",
             "aoti_torch_cpu_mm_out",
             "aoti_torch_cpu_bmm_out",
@@ -541,6 +540,23 @@ ColumnSumsCall = structure(
 )
 function("hotloop_column_sums", call=pointer("const ColumnSumsCall"))
 
+RandomCall = structure(
+    "RandomCall",
+    """out[count]: numbers that depend on a key, on streams and on their position, nothing else.
+
+    kind 0: from a to b, evenly. 1: 1 where a number from 0 to 1 is below a, else 0. 2: normal, of
+    mean a and deviation b; takes both streams.""",
+    count=int64,
+    kind=int64,
+    key=pointer("const int64_t"),
+    first_stream=uint64,
+    second_stream=uint64,
+    a=float32,
+    b=float32,
+    out=pointer("float"),
+)
+function("hotloop_random", call=pointer("const RandomCall"))
+
 SoftmaxCall = structure(
     "SoftmaxCall",
     "out = softmax of each row of x [rows, cols], dense, or its logarithm; out may be x.",
@@ -765,31 +781,13 @@ function(
     num_threads=int64,
 )
 
-# ---- Compiled steps ------------------------------------------------------------------------------
+# ---- Programs of kernels -------------------------------------------------------------------------
 
-TensorSpec = structure(
-    "TensorSpec",
-    "A dense tensor on the CPU: `sizes` and `strides` have `dims` elements; dtype is torch's code.",
-    data=pointer(),
-    sizes=pointer("const int64_t"),
-    strides=pointer("const int64_t"),
-    dims=int64,
-    dtype=int64,
-)
-CompiledStep = structure(
-    "CompiledStep",
-    """Entries of a library that torch's AOTInductor made.
-
-    AOTInductorModelContainerCreateWithDevice and AOTInductorModelContainerRun of
-    torch/csrc/inductor/aoti_runtime/interface.h.""",
-    create=pointer(),
-    run=pointer(),
-)
 ControlRow = structure(
     "ControlRow",
     """The UpdateRule of one parameter group in one step, as numbers of one type.
 
-    A table [groups] of these is an input of a compiled step.""",
+    A step of a program has a table [groups] of these.""",
     **dict.fromkeys(
         (
             "kind",
@@ -811,36 +809,6 @@ ControlRow = structure(
     ),
     unused=array(float64, 2),
 )
-ProgramRun = structure(
-    "ProgramRun",
-    """`steps` steps of a program: batch i is rows [i * rows, (i + 1) * rows) of x and of y.
-
-    x and y describe one batch; batches lie x_step_bytes and y_step_bytes apart. Before step i, row
-    i of `tables` (table_bytes each) is copied to `control`; null: control stays. The loss of step i
-    goes to losses[i]. `counters`, the optimizer's own counts of steps, grow by one a step.
-    num_threads: inside each of hotloop's kernels.""",
-    x=value(TensorSpec),
-    y=value(TensorSpec),
-    x_step_bytes=int64,
-    y_step_bytes=int64,
-    steps=int64,
-    tables=pointer("const char"),
-    control=pointer("char"),
-    table_bytes=int64,
-    losses=pointer("float"),
-    counters=pointer("float*"),
-    num_counters=int64,
-    num_threads=int64,
-)
-# The library of the step stays in memory for good: it has code that threads may be in.
-function("hotloop_program_open", step=pointer("const CompiledStep"), program=pointer("void*"))
-function("hotloop_program_close", nothing, program=pointer())
-# Fixes all inputs but the last two, x and y. Their memory stays the caller's.
-function("hotloop_program_bind", program=pointer(), inputs=pointer("const TensorSpec"), count=int64)
-function("hotloop_program_run", program=pointer(), run=pointer("const ProgramRun"))
-
-# ---- Programs of kernels -------------------------------------------------------------------------
-
 Instruction = structure(
     "Instruction",
     """One call of a program: `entry` gets `call`, its structure, and returns a status.
@@ -886,93 +854,6 @@ InstructionRun = structure(
 )
 function("hotloop_run_instructions", run=pointer("InstructionRun"))
 
-_operators: dict[str, dict[str, CType]] = {}
-_tensor, _tensors = pointer(), pointer("void*")
-
-
-def _operator(name: str, /, **parameters: CType) -> None:
-    """Declare what a compiled step calls by name, ``aoti_torch_cpu_NAME``.
-
-    The parameters are those of the operator's schema (``step/operators.py``), then the results, as
-    Inductor passes them: ``_tensor`` a tensor, ``_tensors`` one that may be missing, or a result.
-    """
-    _operators[name] = parameters
-
-
-for _count in range(3):
-    _states = {f"s{number + 1}": _tensor for number in range(_count)}
-    _operator(
-        f"update{_count}_",
-        **dict.fromkeys(("w", "g", *_states, "control"), _tensor),
-        scale=_tensors,
-        group=int64,
-        none=_tensors,
-    )
-    for _gemm in ("gemm", "gemm_bf16"):
-        _operator(
-            f"{_gemm}_update{_count}_",
-            **dict.fromkeys(("w", "a", "b", *_states, "control"), _tensor),
-            group=int64,
-            none=_tensors,
-        )
-for _gemm in ("gemm", "gemm_bf16"):
-    _operator(_gemm, a=_tensor, b=_tensor, bias=_tensors, mask=_tensors, act=int64, result=_tensors)
-_operator("onednn", a=_tensor, b=_tensor, bias=_tensors, result=_tensors)
-_operator(
-    "pool",
-    x=_tensor,
-    **dict.fromkeys(("kh", "kw", "relu", "last"), int64),
-    out=_tensors,
-    argmax=_tensors,
-)
-_operator(
-    "pool_backward",
-    g=_tensor,
-    argmax=_tensor,
-    **dict.fromkeys(("h", "w", "kh", "kw"), int64),
-    result=_tensors,
-)
-_pads = {"pad_h": int64, "pad_w": int64}
-_operator("conv3x3", x=_tensor, w=_tensor, bias=_tensors, **_pads, relu=int64, result=_tensors)
-_operator(
-    "conv3x3_pool",
-    x=_tensor,
-    w=_tensor,
-    bias=_tensors,
-    **_pads,
-    relu=int64,
-    last=int64,
-    out=_tensors,
-    argmax=_tensors,
-)
-_operator(
-    "conv3x3_input_gradient",
-    **dict.fromkeys(("x", "g", "w"), _tensor),
-    argmax=_tensors,
-    mask=_tensors,
-    **_pads,
-    result=_tensors,
-)
-_operator(
-    "conv3x3_weight_gradient",
-    **dict.fromkeys(("x", "g", "w"), _tensor),
-    argmax=_tensors,
-    **_pads,
-    last=int64,
-    gw=_tensors,
-    gb=_tensors,
-)
-
-
-def operators() -> dict[str, str]:
-    """Operator -> declaration of its C entry, as Inductor's ``custom_ops_to_c_shims`` wants it."""
-    return {
-        name: "AOTITorchError "
-        + _signature(f"aoti_torch_cpu_{name}", parameters).replace("void*", "AtenTensorHandle")
-        for name, parameters in _operators.items()
-    }
-
-
 # ---- A team of threads ---------------------------------------------------------------------------
 
 WorkerPlacement = structure(
@@ -988,10 +869,9 @@ WorkerPlacement = structure(
 )
 TeamOpen = structure(
     "TeamOpen",
-    """A team of `num_workers` threads for one compiled chunk; the first one is whoever calls.
+    """A team of `num_workers` threads; the first one is whoever calls.
 
     `placements`: one for each worker; that of the first is not used. `team`: the result.""",
-    step=value(CompiledStep),
     num_workers=int64,
     placements=pointer("const WorkerPlacement"),
     team=pointer(),
@@ -1028,21 +908,51 @@ TeamBuffer = structure(
     copies=pointer("char"),
     chunk_stride_bytes=int64,
 )
+ChunkCopy = structure(
+    "ChunkCopy",
+    """What a chunk takes before its instructions, or hands over after them.
+
+    `bytes` of source + chunk * source_step go to target + chunk * target_step. scale: 0, or what
+    they are multiplied by, being floats.""",
+    source=pointer("const char"),
+    target=pointer("char"),
+    bytes=int64,
+    source_step=int64,
+    target_step=int64,
+    scale=float32,
+)
+ChunkProgram = structure(
+    "ChunkProgram",
+    """Forward and backward of a chunk on the memory of one worker.
+
+    The first num_batch of `taken` are parts of the batch. An instruction may be a function of
+    Python's.""",
+    taken=pointer("const ChunkCopy"),
+    num_taken=int64,
+    num_batch=int64,
+    instructions=pointer("const Instruction"),
+    num_instructions=int64,
+    given=pointer("const ChunkCopy"),
+    num_given=int64,
+)
+# Of a batch that lies at the sources of the program's copies.
+function("hotloop_chunk_run", program=pointer("const ChunkProgram"), chunk=int64)
 TeamBind = structure(
     "TeamBind",
     """What a team works on; its memory stays the caller's.
 
-    inputs: for each chunk num_inputs, all but x and y. shares: of the samples, for each chunk.
-    keys: of each chunk, written before it runs where chunks draw random numbers.""",
+    programs: one for each worker; null: chunks run elsewhere, and a step is the update alone.
+    loss_share: of each chunk's loss in that of the batch. keys: of each chunk, written before it
+    runs where chunks draw random numbers. losses: of each chunk, which its program hands over.""",
     num_chunks=int64,
-    inputs=pointer("const TensorSpec"),
-    num_inputs=int64,
+    programs=pointer("const ChunkProgram"),
     weights=pointer("const TeamWeight"),
     num_weights=int64,
     buffers=pointer("const TeamBuffer"),
     num_buffers=int64,
-    shares=pointer("const double"),
+    loss_share=float64,
     keys=pointer("int64_t"),
+    losses=pointer("const float"),
 )
 TeamFill = structure(
     "TeamFill",
@@ -1065,15 +975,13 @@ WorkerTimes = structure(
 )
 TeamRun = structure(
     "TeamRun",
-    """`steps` steps of a team; x and y describe one chunk, and the chunks follow one another.
+    """`steps` steps of a team.
 
-    tables: as ProgramRun's, [steps][groups]. keys: of each step; null where chunks draw
-    nothing. times: for each worker. steps_done: the weights are those after so many steps, whatever
-    the status. hangs: 1 where a worker did not come back in time; the team must be closed then.""",
-    x=value(TensorSpec),
-    y=value(TensorSpec),
-    x_chunk_bytes=int64,
-    y_chunk_bytes=int64,
+    batch: where each part of it lies, chunk after chunk, as far apart as the programs' copies say.
+    tables: [steps][groups]. keys: of each step; null where chunks draw nothing. times: for each
+    worker. steps_done: the weights are those after so many steps, whatever the status. hangs: 1
+    where a worker did not come back in time; the team must be closed then.""",
+    batch=pointer("const char* const"),
     steps=int64,
     tables=pointer("const ControlRow"),
     groups=int64,
@@ -1099,8 +1007,6 @@ function(
     steal_threshold=int64,
     hang_s=float64,
 )
-# Losses of chunks that ran elsewhere: with no quota, a step is the update alone.
-function("hotloop_team_set_losses", nothing, team=pointer(), losses=pointer("const float"))
 function("hotloop_team_fill", team=pointer(), fills=pointer("const TeamFill"), count=int64)
 function("hotloop_team_run", team=pointer(), run=pointer("TeamRun"))
 # For tests: worker `worker` fails (kind 1) or sleeps (2) at its next chunk.
@@ -1250,8 +1156,6 @@ def _declarations() -> str:
     lines += ["}  // namespace hotloop", "", 'extern "C" {', "using namespace hotloop;"]
     for name, (result, parameters) in _functions.items():
         lines.append(f"{result.text} {_signature(name, parameters)};")
-    for name, parameters in _operators.items():
-        lines.append(f"int32_t {_signature(f'aoti_torch_cpu_{name}', parameters)};")
     return "\n".join([*lines, "}", ""])
 
 

@@ -1,6 +1,6 @@
 """Numeric kernels by themselves, on tensors: for timing and for tests.
 
-Compiled steps and networks call them from C++. Each function here gives a ``Call``, which holds its
+Programs and networks call them from C++. Each function here gives a ``Call``, which holds its
 tensors and can be made again and again at the price of one C call. Tensors are float32 on the CPU;
 shapes are those of the structures in ``binding.py``.
 """
@@ -440,6 +440,21 @@ def elementwise(
     call = Call("hotloop_elementwise", arguments, *tensors)
     call.hold(made, places)
     return call
+
+
+def random(
+    key: Tensor, out: Tensor, streams: tuple[int, int], kind: str, a: float, b: float
+) -> Call:
+    """``out`` drawn from ``key``, int64 ``[1]``, in the order of its memory: ``RandomCall``.
+
+    Args:
+        out: dense.
+        streams: 64-bit words; the second is for ``"normal"`` alone.
+        kind: ``"uniform"`` from a to b, ``"below"`` (1 where a number is below a), ``"normal"``.
+    """
+    number = ("uniform", "below", "normal").index(kind)
+    arguments = binding.RandomCall(_count(out), number, address(key), *streams, a, b, address(out))
+    return Call("hotloop_random", arguments, key, out)
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -64,22 +64,18 @@ def library() -> ctypes.CDLL:
     choice = chosen()
     if choice.level is None:
         raise RunError("hotloop's kernels must be there for this processor", got=choice.reason)
-    # Global: steps that a compiler made (step/) call the kernels by name.
-    return load(choice.level, ctypes.RTLD_GLOBAL)
+    return load(choice.level)
 
 
-def load(level: Level, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+def load(level: Level) -> ctypes.CDLL:
     """The library of one level, beside the one that is in use.
-
-    Args:
-        mode: of ``dlopen``.
 
     Raises:
         RunError: it is not there, or was built from another binding.
     """
     path = _path(level.name)
     try:
-        loaded = ctypes.CDLL(str(path), mode)
+        loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise RunError("hotloop's kernels must load", got=error) from None
     _check(loaded, path)

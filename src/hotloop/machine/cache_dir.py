@@ -59,14 +59,6 @@ WINNERS = CachedKind(
     "winners-*.json", "what won when candidates were timed", "fingerprint of the machine"
 )
 WINNERS_LOCK = CachedKind("winners.lock", "held while winners are written", "")
-STEPS = CachedKind(
-    "steps/*.so",
-    "a compiled train step; beside it a .json with the memory it takes",
-    "machine, shapes, graph, torch, threads, format",
-)
-COMPILER = CachedKind(
-    "steps/inductor/*", "what PyTorch's compiler keeps: precompiled headers", "the compiler's own"
-)
 GRAPHS = CachedKind(
     "inductor/*.pt2",
     "a model compiled ahead of time for inference",
@@ -82,8 +74,6 @@ KINDS = (
     CEILINGS,
     WINNERS,
     WINNERS_LOCK,
-    STEPS,
-    COMPILER,
     GRAPHS,
     TUNED_JOURNALS,
     DOWNLOADS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +89,6 @@ class Budget:
         optimizer: torch.optim.Optimizer | None = None,
         data_resident_bytes: int = 0,
         machine: Machine | None = None,
-        rehearsal: Callable[[int | None], None] | None = None,
     ) -> Budget:
         """Predict the memory of training or inference without allocating it.
 
@@ -109,9 +107,6 @@ class Budget:
             optimizer: Adam when ``None``.
             data_resident_bytes: packed samples that are resident already.
             machine: probed when ``None``.
-            rehearsal: called with the floating-point operations of a step (``None``: unknown)
-                before resident memory is read, to load what such a run will have loaded beside
-                the kernels of PyTorch.
 
         Raises:
             InputError: batch size or phase outside their rule.
@@ -127,8 +122,6 @@ class Budget:
         layouts = batch_layouts(tensors, batch_size, plan.memory.line_bytes or 64)
         num_buffers = pool_buffers(plan)
         flop = trace.flop if trace.complete else None
-        if rehearsal is not None:
-            rehearsal(flop)
         base = _runtime_base_bytes(model, trace, phase, data_resident_bytes)
         working, assumptions = working_bytes(trace) if trace.complete else None, trace.assumptions
         if phase == "train" and plan.step.precision == "auto" and working is not None:
@@ -364,13 +357,8 @@ def _runtime_base_bytes(
     model: nn.Module, trace: StepTrace, phase: str, data_resident_bytes: int
 ) -> int | None:
     rehearse(trace.operations, training=phase == "train")
-    return resident_beside(model, data_resident_bytes)
-
-
-def resident_beside(model: nn.Module, others_bytes: int) -> int | None:
-    """Resident bytes now that are neither the model's nor ``others_bytes``; ``None``: not told."""
     resident = resident_bytes()
     if resident is None:
         return None
-    held = sum(_storages(model, resident_only=True).values()) + others_bytes
+    held = sum(_storages(model, resident_only=True).values()) + data_resident_bytes
     return max(0, resident - held)

@@ -14,6 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .fake_call import functional_call
+
 
 def adjacent(x: torch.Tensor) -> torch.Tensor:
     """The same memory, ``[batch, 1, height, width]``, with the strides of channels last."""
@@ -53,7 +55,7 @@ def preferred(
             fakes: Any = {name: mode.from_tensor(t) for name, t in tensors.items()}
             image = layout(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype))
             with _Strides() as asked:
-                torch.func.functional_call(model, fakes, (image,))
+                functional_call(model, fakes, image)
         if asked.reads_memory:
             return _as_it_is
     except Exception:  # Whatever the model does not like: it gets what it was written for.

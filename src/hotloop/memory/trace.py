@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from .fake_call import functional_call
 from .image_layout import preferred
 from .scratch import note_with_scratch
 
@@ -227,7 +228,7 @@ def trace_step(
             recorder.ignore(tensor)
 
         def forward(x: torch.Tensor) -> Any:
-            return torch.func.functional_call(model, state, (x,))
+            return functional_call(model, state, x)
 
         if phase == "infer":
             with recorder, torch.no_grad():

@@ -1,6 +1,7 @@
 """Data-parallel training: chunks of a batch on workers that share the weights; several machines.
 
 team          threads that run chunks and update their share of the weights
+chunk_program  a chunk on the memory of one worker; plain_chunks: chunks as PyTorch makes them
 processes     the same with processes; shared: the memory they share; worker: what one runs
 placement     WorkerPlacement: where a worker runs and takes memory from
 step          ParallelStep: a train step on a team; what to do when a worker hangs

@@ -8,7 +8,6 @@ is ended and started anew, and its chunk run again: nothing of a step counts bef
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import multiprocessing
 import os
@@ -20,11 +19,12 @@ from typing import Any
 
 import torch
 
-from .. import kernels
 from ..data.hashing import mix, signed
 from ..errors import RunError
-from ..step.program import compiled_path
+from ..graph.table import to_rows
+from ..step.chunk import Chunk
 from . import shared, worker
+from .chunk_program import ChunkProgram, Rows
 from .placement import WorkerPlacement
 from .team import Team, WorkerTimes, fill
 
@@ -62,16 +62,30 @@ class _Process:
 class ProcessTeam(Team):
     """As ``Team``, with ``num_workers`` processes for the chunks and as many threads for updates.
 
-    Parameters and buffers of the model move into the shared block; they stay the same objects.
+    Parameters and buffers of the model move into the shared block; they stay the same objects. Each
+    process is sent the chunk's graph and makes a program of it.
 
     Args:
         max_restarts: of all workers together, before the run is given up.
         Others: those of ``Team``.
     """
 
-    def __init__(self, *parts: Any, max_restarts: int = 10, **options: Any) -> None:
-        self._example: Sequence[torch.Tensor] = parts[3:5]
-        super().__init__(*parts, **options)
+    def __init__(
+        self,
+        chunk: Chunk,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_restarts: int = 10,
+        **options: Any,
+    ) -> None:
+        super().__init__(chunk, optimizer, **options)
+        self._batch = [
+            torch.empty_strided(
+                (self.num_chunks * len(t), *t.shape[1:]), t.stride(), dtype=t.dtype, device="meta"
+            )
+            for t in chunk.batch
+        ]
+        self._addresses: list[int] = []
         self.max_restarts, self.restarts = max_restarts, 0
         self._placements: Sequence[WorkerPlacement] = options.get("placements") or ()
         self._context = multiprocessing.get_context("forkserver")
@@ -81,21 +95,9 @@ class ProcessTeam(Team):
         self._faults: deque[tuple[int, int]] = deque()
         self._descriptor: int | None = None
 
-    def resize(self, num_chunks: int) -> None:
-        """See ``Team.resize``; the processes are started anew at the next step."""
-        super().resize(num_chunks)
-        self._batch = [
-            torch.empty_strided(
-                (num_chunks * len(t), *t.shape[1:]), t.stride(), dtype=t.dtype, device="meta"
-            )
-            for t in self._example
-        ]
-        self._addresses: list[int] = []
-
     def run(
         self,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        batch: Sequence[torch.Tensor],
         steps: int = 1,
         rates: list[list[float]] | None = None,
         keys: torch.Tensor | None = None,
@@ -109,27 +111,26 @@ class ProcessTeam(Team):
         total = [[0, 0, 0.0, 0.0, 0.0, 0.0] for _ in range(self.num_workers)]
         self._rebind()
         losses = []
-        rows = len(x) // steps
+        rows = len(batch[0]) // steps
         for step in range(steps):
-            part = slice(step * rows, (step + 1) * rows)
-            images, targets = self._views
-            images.copy_(x[part])
-            targets.copy_(y[part])
-            if keys is not None and self.draws:
+            for view, part in zip(self._views, batch, strict=True):
+                view.copy_(part[step * rows : (step + 1) * rows])
+            if keys is not None and self.chunk.draws:
                 word = int(keys[step])
                 chunks = [signed(mix(word, chunk)) for chunk in range(self.num_chunks)]
-                self._keys.copy_(torch.tensor(chunks)[:, None])
-            found = self._run_chunks(total)
-            kernels.library().hotloop_team_set_losses(
-                self._handle, (ctypes.c_float * self.num_chunks)(*found)
-            )
+                self._of_chunks.keys.copy_(torch.tensor(chunks)[:, None])
+            self._run_chunks(total)
             made, stats = super().run(
-                images, targets, 1, None if rates is None else rates[step : step + 1]
+                self._views, 1, None if rates is None else rates[step : step + 1]
             )
             losses.append(made)
             for row, times in zip(total, stats, strict=True):
                 row[4] += times.update_s
         return torch.cat(losses), [WorkerTimes(int(c), int(s), *rest) for c, s, *rest in total]
+
+    def _make_programs(self) -> list[ChunkProgram]:
+        """None here: chunks run in the processes."""
+        return []
 
     def _balance_threads(self, quota: Sequence[int], steal_threshold: int, hang_s: float) -> None:
         """The threads begin with no chunk: those are the processes'."""
@@ -155,68 +156,59 @@ class ProcessTeam(Team):
 
     def _share_memory(self) -> None:
         """Move into the block what is not there: the first time, or when a parameter was moved."""
-        owned = [*self.weights, *self.captured.frozen, *self.captured.buffers]
+        tensors = self.chunk.tensors
+        owned = [*self.weights, *tensors["frozen"], *tensors["buffer"]]
         if self._processes and [t.data_ptr() for t in owned] == self._addresses:
             return
         for process in self._processes:
             process.end()
-        slots = [slot for mine in self._slots for slot in mine]
-        found, num_bytes = shared.places(
-            [*owned, *slots, *self._copies, self._keys, self._share, *self._batch]
-        )
+        constants, rows = tensors["constant"], self._of_chunks.tensors
+        places, num_bytes = shared.places([*owned, *constants, *rows, *self._batch])
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = shared.create(num_bytes)
         block = shared.opened(self._descriptor, num_bytes)
-        views = iter([place.view(block) for place in found])
+        views = [place.view(block) for place in places]
         with torch.no_grad():
-            places = [next(views) for _ in owned]
             weights = range(len(self.weights))
             # Each thread writes first what it will update.
-            self._fill([fill(places[n], self.weights[n], self._rows(n)) for n in weights])
-            for number, (tensor, place) in enumerate(zip(owned, places, strict=True)):
-                tensor.data = place if number in weights else place.copy_(tensor)
-            self._slots = [[next(views) for _ in mine] for mine in self._slots]
-            self._copies = [next(views) for _ in self._copies]
-            self._keys = next(views)
-            self._share = next(views).copy_(self._share)
-            self._views = list(views)
+            self._fill([fill(views[n], self.weights[n], self._rows(n)) for n in weights])
+            for number, tensor in enumerate(owned):
+                tensor.data = views[number] if number in weights else views[number].copy_(tensor)
+            first = len(owned)
+            for view, constant in zip(views[first:], constants, strict=False):
+                view.copy_(constant)
+        first += len(constants)
+        self._of_chunks = Rows.from_tensors(self.chunk.parts, views[first : first + len(rows)])
+        self._views = views[first + len(rows) :]
         self._addresses = [t.data_ptr() for t in owned]
-        fixed, changed = len(self.weights) + len(self.captured.frozen), len(self.captured.buffers)
-        self._job = self._describe(found, fixed, changed, len(slots), num_bytes)
+        self._moved.update(self._addresses)  # They stay there.
+        self._bound = None
+        self._job = self._describe(places, num_bytes)
         self._processes = [self._start(number) for number in range(self.num_workers)]
 
-    def _describe(
-        self,
-        found: list[shared.Place],
-        num_fixed: int,
-        num_buffers: int,
-        num_slots: int,
-        num_bytes: int,
-    ) -> worker.Job:
-        """The job, but for its descriptor and placement."""
-        at = iter(found)
-        fixed = [next(at) for _ in range(num_fixed)]
-        buffers = [next(at) for _ in range(num_buffers)]
-        slots = [next(at) for _ in range(num_slots)]
-        copies = [next(at) for _ in range(num_buffers)]
-        keys, control, *batch = at
-        of_chunks = []
-        for chunk in range(self.num_chunks):
-            own = [
-                shared.Place(
-                    copy.offset + chunk * copy.stride[0] * copy.dtype.itemsize,
-                    value.shape,
-                    value.stride,
-                    value.dtype,
-                )
-                for copy, value in zip(copies, buffers, strict=True)
-            ]
-            last = keys.part(chunk, 1) if self.draws else []
-            of_chunks.append([*own, *(slot.part(chunk, 1)[0] for slot in slots), *last])
-        x, y = (place.part(0, self.num_chunks, rows=True) for place in batch)
-        path = str(compiled_path(self.captured, 1))
-        return worker.Job(path, "", num_bytes, fixed, buffers, of_chunks, control, x, y, None)
+    def _describe(self, places: list[shared.Place], num_bytes: int) -> worker.Job:
+        """The job, but for its block and placement."""
+        left = list(places)
+
+        def take(count: int) -> list[shared.Place]:
+            taken, left[:] = left[:count], left[count:]
+            return taken
+
+        return worker.Job(
+            graph=to_rows(self.chunk.graph),
+            parts=self.chunk.parts,
+            scale=self._scale,
+            block="",
+            num_bytes=num_bytes,
+            tensors={
+                kind: take(len(self.chunk.tensors[kind]))
+                for kind in ("weight", "frozen", "buffer", "constant")
+            },
+            rows=take(len(self._of_chunks.tensors)),
+            batch=take(len(self._batch)),
+            placement=None,
+        )
 
     def _start(self, number: int) -> _Process:
         placement = self._placements[number] if self._placements else None
@@ -225,23 +217,22 @@ class ProcessTeam(Team):
         job = dataclasses.replace(self._job, block=block, placement=placement)
         return _Process(self._context, job)
 
-    def _run_chunks(self, total: list[list[Any]]) -> list[float]:
-        """Every chunk of the batch in the block; their losses."""
+    def _run_chunks(self, total: list[list[Any]]) -> None:
+        """Every chunk of the batch in the block."""
         begin, queues = 0, []
         for count in self.quota:
             queues.append(deque(range(begin, begin + count)))
             begin += count
-        losses: dict[int, float] = {}
+        done: set[int] = set()
         while self._faults:
             number, kind = self._faults.popleft()
             self._processes[number].send(kind)
-        while len(losses) < self.num_chunks:
+        while len(done) < self.num_chunks:
             for number, process in enumerate(self._processes):
                 if process.ready and process.chunk is None:
                     self._give(number, process, queues, total)
             for number in self._wait():
-                self._hear(number, queues, losses, total)
-        return [losses[chunk] for chunk in range(self.num_chunks)]
+                self._hear(number, queues, done, total)
 
     def _give(
         self, number: int, process: _Process, queues: list[deque[int]], total: list[list[Any]]
@@ -283,14 +274,14 @@ class ProcessTeam(Team):
         self,
         number: int,
         queues: list[deque[int]],
-        losses: dict[int, float],
+        done: set[int],
         total: list[list[Any]],
     ) -> None:
         process = self._processes[number]
         try:
             if not process.pipe.poll():
                 raise TimeoutError
-            chunk, loss, cpu_s = worker.ANSWER.unpack(process.pipe.recv_bytes())
+            chunk, cpu_s = worker.ANSWER.unpack(process.pipe.recv_bytes())
         except (EOFError, OSError):  # TimeoutError is one: dead, or as good as dead.
             process.end()
             self.restarts += 1
@@ -306,7 +297,7 @@ class ProcessTeam(Team):
         if chunk == worker.END:
             process.ready = True
             return
-        losses[chunk] = loss
+        done.add(chunk)
         total[number][0] += 1
         total[number][2] += time.monotonic() - process.since_s
         total[number][5] += cpu_s

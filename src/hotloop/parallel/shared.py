@@ -23,27 +23,12 @@ class Place:
     stride: tuple[int, ...]
     dtype: torch.dtype
 
-    def part(self, number: int, parts: int, *, rows: bool = False) -> list[Place]:
-        """Parts of the first dimension: single elements from ``number`` on, or equal rows."""
-        if not rows:
-            step = self.stride[0] * self.dtype.itemsize
-            return [
-                Place(
-                    self.offset + (number + n) * step, self.shape[1:], self.stride[1:], self.dtype
-                )
-                for n in range(parts)
-            ]
-        count = self.shape[0] // parts
-        step = count * self.stride[0] * self.dtype.itemsize
-        return [
-            Place(self.offset + n * step, (count, *self.shape[1:]), self.stride, self.dtype)
-            for n in range(parts)
-        ]
-
-    def view(self, block: torch.Tensor) -> torch.Tensor:
-        """The tensor in uint8 ``block``."""
-        size = _bytes(self.shape, self.stride, self.dtype)
-        flat = block[self.offset : self.offset + size].view(self.dtype)
+    def view(self, block: mmap.mmap) -> torch.Tensor:
+        """The tensor in a block: a storage of its own, so that nothing takes two for one."""
+        count = _bytes(self.shape, self.stride, self.dtype) // self.dtype.itemsize
+        if count == 0:
+            return torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
+        flat = torch.frombuffer(block, dtype=self.dtype, count=count, offset=self.offset)
         return flat.as_strided(self.shape, self.stride)
 
 
@@ -63,9 +48,9 @@ def create(num_bytes: int) -> int:
     return descriptor
 
 
-def opened(descriptor: int, num_bytes: int) -> torch.Tensor:
-    """The block as a uint8 tensor, which keeps the mapping."""
-    return torch.frombuffer(mmap.mmap(descriptor, num_bytes), dtype=torch.uint8)
+def opened(descriptor: int, num_bytes: int) -> mmap.mmap:
+    """The block; its tensors keep the mapping."""
+    return mmap.mmap(descriptor, num_bytes)
 
 
 def _bytes(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,14 +15,18 @@ from ..errors import RunError
 from ..machine import Machine
 from ..machine.threads import num_threads
 from ..plan import ParallelConfig, Plan
-from ..step.capture import LossFn, NotCapturable
+from ..step.check import LossFn
+from ..step.chunk import Chunk
 from ..step.operations import Operation
 from ..step.path_choice import choose_path
+from ..step.recorded_chunk import RecordedChunk
+from ..step.recorded_shape import shape_key
 from ..step.step import Between, TrainStep
 from .balance import LoadBalancer, WorkerStats
 from .placement import place_workers, placed
+from .plain_chunks import PlainChunks
 from .processes import ProcessTeam
-from .team import Team, WorkerHangs
+from .team import Team, UpdateRefused, WorkerHangs
 
 _LARGEST_CHUNK, _SMALLEST_CHUNK = 32, 4
 # A team that was given up: a thread that hangs may still write there.
@@ -45,12 +50,14 @@ def default_chunk_size(batch_size: int, usable_cpus: int) -> int:
 class ParallelStep(TrainStep):
     """A ``TrainStep`` whose batches are cut into chunks that several workers run.
 
-    The result is the same to the last bit for any number of workers and whoever ran which chunk. It
-    is that of one pass over the batch up to float32 rounding, but for batch norm, which sees each
-    chunk by itself; its running statistics become the mean of what the chunks made of them. A batch
-    that does not consist of whole chunks (the last, smaller one of an epoch), and a model that
-    cannot be captured, take the plain path on one thread. Dropout and noise are functions of step,
-    chunk and place (``step.chunk_random``).
+    The first two steps run chunk by chunk as PyTorch makes them, and are recorded (``step.
+    RecordedChunk``); from the third on workers run the chunks. The result is the same to the last
+    bit for any number of workers and whoever ran which chunk. It is that of one pass over the batch
+    up to float32 rounding, but for batch norm, which sees each chunk by itself; its running
+    statistics become the mean of what the chunks made of them. A batch that does not consist of
+    whole chunks (the last, smaller one of an epoch), and a model that cannot become a program, take
+    the plain path on one thread. On workers, dropout and noise are functions of step, chunk and
+    place (``graph.drawing``).
 
     A worker that fails has its chunk run again by worker 0. One that takes longer than ``hang_s``
     is given up, with the step's chunks run again by a new team of one worker less; what it may
@@ -58,7 +65,7 @@ class ParallelStep(TrainStep):
 
     Args:
         model, loss_fn, optimizer, clip_norm, clip_value: as for ``compile_step``.
-        x, y: a batch as later calls will give it; only shapes, strides and dtypes count.
+        x, y: a batch as later calls will give it; only the number of samples counts.
         plan: ``parallel``, ``cpu.thread_affinity``, ``numa`` and ``step.compile`` are used.
         machine: for placing workers; probed when ``None``.
         between: see ``TrainStep``.
@@ -97,29 +104,19 @@ class ParallelStep(TrainStep):
         self.chunk_size = plan.parallel.chunk_size or default
         self.num_chunks = len(x) // self.chunk_size
         self.faults: list[str] = []
-        self._example = (x[: self.chunk_size], y[: self.chunk_size])
         self._team: Team | None = None
+        self._chunks: RecordedChunk | None = None
         self.balancer = LoadBalancer(self.num_workers, max(1, self.num_chunks))
         choice = choose_path(model, x, plan, chunk_size=self.chunk_size)
         self.reason, self.precision_reason = choice.reason, choice.precision_reason
-        if choice.path == "plain":
-            return
-        try:
-            self._team = self._new_team()
-            of_each = f"chunks of {self.chunk_size} on {self.num_workers} workers"
-            self.reason = f"{of_each}, one copy of the weights"
-        except (NotCapturable, RunError) as verdict:
-            self.reason = str(verdict)
+        if choice.path != "plain":
+            self._chunks = RecordedChunk(model, loss_fn, optimizer, whole=not self._partial)
+            self.use(self._chunks)
 
     @property
     def path(self) -> str:
-        """``"parallel"`` or ``"plain"``."""
-        return "plain" if self._team is None else "parallel"
-
-    @property
-    def makes_many(self) -> bool:
-        """Whether ``many`` works on batches of the captured shape."""
-        return self._team is not None and self._team.whole and not self._partial
+        """``"parallel"`` once workers run chunks; ``"plain"``."""
+        return "plain" if self._chunks is None or not self._chunks.has_program else "parallel"
 
     @property
     def workers(self) -> list[WorkerStats]:
@@ -132,113 +129,199 @@ class ParallelStep(TrainStep):
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Train on one batch; see ``TrainStep``."""
-        losses = self._on_team(x, y, 1, None)
-        if losses is None:
-            with num_threads(1):
-                return super().__call__(x, y)
-        return losses[0]
+        with num_threads(1):
+            return super().__call__(x, y)
 
     def many(
         self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None = None
     ) -> torch.Tensor | None:
         """Several steps in one call; see ``TrainStep``."""
-        return self._on_team(x, y, steps, rates) if self.makes_many else None
+        if len(x) != self._batch_size * steps:
+            return None
+        with num_threads(1):
+            return super().many(x, y, steps, rates)
 
     def resize(self, num_chunks: int) -> None:
         """Batches have so many chunks from now on."""
-        if num_chunks == self.num_chunks or self._team is None:
+        if num_chunks == self.num_chunks or self._chunks is None:
             return
         self.num_chunks = num_chunks
         self.balancer = LoadBalancer(self.num_workers, num_chunks)
-        self._team.resize(num_chunks)
+        self._end_team()
 
     def close(self) -> None:
         """End the workers; batches take the plain path from then on."""
-        if self._team is not None:
-            self._team.close()
-            self._team = None
+        if self._chunks is not None:
+            self._end_team()
+            self._chunks = self._recorded = None
             self.reason = "the workers were ended"
+
+    def _end_team(self) -> None:
+        team, self._team = self._team, None
+        if team is not None:
+            team.close()
+
+    @property
+    def _batch_size(self) -> int:
+        return self.chunk_size * self.num_chunks
 
     @property
     def _partial(self) -> bool:
         """Whether something comes between the gradients and the update."""
         return (self.clip_norm, self.clip_value, self.between) != (None, None, None)
 
-    def _new_team(self) -> Team:
-        kind: Callable[..., Team] = Team
-        if self.config.executor == "processes":
-            kind = functools.partial(ProcessTeam, max_restarts=self.config.max_restarts)
-        return kind(
-            self.model,
-            self.loss_fn,
-            self.optimizer,
-            *self._example,
-            num_chunks=self.num_chunks,
-            num_workers=self.num_workers,
-            placements=self.placements[: self.num_workers],
-            moves=self._moves,
-            whole=not self._partial,
-            hang_s=self.config.hang_s,
-            steal_threshold=self.config.steal_threshold,
-        )
+    def _key(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+        """Of the chunks of a batch."""
+        return shape_key(x[: self.chunk_size], y[: self.chunk_size], 1.0)
 
-    def _on_team(
+    def _steps_at_once(self, x: torch.Tensor, y: torch.Tensor, rows: int, steps: int) -> int:
+        assert self._chunks is not None
+        return self._chunks.ready(self._key(x[:rows], y[:rows]), steps)
+
+    def _fast_steps(
         self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None
     ) -> torch.Tensor | None:
-        size = self.chunk_size * self.num_chunks
-        if (
-            self._team is None
-            or len(x) != size * steps
-            or not self._team.accepts(x[:size], y[:size])
-        ):
+        """``steps`` steps on the team; ``None``: it does not take them."""
+        chunks, size = self._chunks, self._batch_size
+        if chunks is None or not size * steps == len(x) == len(y):
             return None
-        losses, done = [], 0
-        # From torch's generator, which checkpoints keep, in the order of the steps.
-        keys = torch.randint(-(2**63), 2**63 - 1, (steps,)) if self._team.draws else None
+        key = self._key(x, y)
+        if chunks.waits_for(key):
+            first = self._placed(x[: self.chunk_size], y[: self.chunk_size])
+            chunks.rehearse(key, first, lambda low: self._backward(*first, 1.0, low))
+        if chunks.ready(key, steps) < steps:
+            return None
         began_s = time.monotonic()
+        try:
+            losses = self._on_team(key, self._placed(x, y), steps, rates)
+        except UpdateRefused as verdict:
+            chunks.refuse(key, str(verdict))
+            return None
+        if self.between is not None:
+            busy_s = time.monotonic() - began_s
+            losses = self.between(losses[0], len(x), busy_s).reshape(1)
+        of_each = f"chunks of {self.chunk_size} on {self.num_workers} workers"
+        chunks.note_steps(key, steps, f"{of_each}, one copy of the weights")
+        self._finish()
+        return losses
+
+    def _on_team(
+        self, key: Any, batch: tuple[torch.Tensor, ...], steps: int, rates: Any
+    ) -> torch.Tensor:
+        team = self._team_of(key)
+        parts = [batch[number] for number in team.chunk.batch_parts]
+        # From torch's generator, which checkpoints keep, in the order of the steps.
+        keys = torch.randint(-(2**63), 2**63 - 1, (steps,)) if team.chunk.draws else None
+        losses, done = [], 0
         while done < steps:
-            part = slice(done * size, steps * size)
-            left = None if rates is None else rates[done:]
-            now = None if keys is None else keys[done:]
+            left = [part[done * self._batch_size :] for part in parts]
+            its_rates = None if rates is None else rates[done:]
+            its_keys = None if keys is None else keys[done:]
             try:
                 with placed(self.placements[0]):
-                    made, stats = self._team.run(x[part], y[part], steps - done, left, now)
+                    made, stats = team.run(left, steps - done, its_rates, its_keys)
             except WorkerHangs as hang:
                 losses.append(hang.losses[: hang.steps_done])
                 done += hang.steps_done
-                self._replace_team()
+                self._give_up(team)
+                team = self._team_of(key)
                 continue
             losses.append(made)
             done = steps
             for worker, row in enumerate(stats):
                 begun = self.balancer.workers[worker].queue * made.numel()
                 self.balancer.record(worker, begun=begun, **dataclasses.asdict(row))
-            self._team.balance(self.balancer.balance_load())
-        if self.between is not None:
-            busy_s = time.monotonic() - began_s
-            losses = [self.between(losses[0][0], len(x), busy_s).reshape(1)]
-        self._finish(self._team)
+            team.balance(self.balancer.balance_load())
         return torch.cat(losses) if len(losses) > 1 else losses[0]
 
-    def _finish(self, team: Team) -> None:
-        if team.whole:
-            for weight in team.weights:
-                if weight.grad is not None:
-                    weight.grad = None
+    def _finish(self) -> None:
+        assert self._chunks is not None
+        if self._chunks.whole:
+            self._forget_gradients()
             # What a scheduler looks at to tell that the optimizer has made its step.
             self.optimizer._opt_called = True  # type: ignore[attr-defined]
             return
         self._clip()
         self.optimizer.step()
 
-    def _replace_team(self) -> None:
+    def _slow_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Chunk by chunk where that may become a program, else as one batch."""
+        chunks = self._chunks
+        whole = self._batch_size == len(x) == len(y)
+        if chunks is None or not whole or chunks.is_refused(self._key(x, y)):
+            return super()._slow_step(x, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        began_s = time.monotonic()
+        loss = self._by_chunks(chunks, x, y)
+        if self.between is not None:
+            loss = self.between(loss, len(x), time.monotonic() - began_s)
+        self._clip()
+        self.optimizer.step()
+        chunks.build()
+        return loss
+
+    def _by_chunks(self, chunks: RecordedChunk, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Gradients and loss of a batch as PyTorch makes them, one chunk of it recorded."""
+        key = self._key(x, y)
+        # Another one in the second step: what changes from call to call shows.
+        recorded = 0 if chunks.recordings_of(key) % 2 == 0 else self.num_chunks - 1
+        x, y = self._placed(x, y)
+        sums = PlainChunks(self.model, self.loss_fn, self._scale)
+        for number in range(self.num_chunks):
+            rows = slice(number * self.chunk_size, (number + 1) * self.chunk_size)
+            plain = functools.partial(self._backward, x[rows], y[rows], 1.0)
+            with sums.chunk() as add_loss:
+                if number == recorded:
+                    add_loss(chunks.record(key, (x[rows], y[rows]), plain))
+                else:
+                    add_loss(plain(False))
+        return sums.finish()
+
+    def _part(
+        self, x: torch.Tensor, y: torch.Tensor, weight: float, *, first: bool
+    ) -> torch.Tensor:
+        """A part of a batch that is not cut into chunks: plain."""
+        return self._backward(*self._placed(x, y), weight, False)
+
+    @property
+    def _scale(self) -> float:
+        """Share of a chunk's loss in that of its batch."""
+        return 1.0 if self._sums else 1.0 / self.num_chunks
+
+    def _team_of(self, key: Any) -> Team:
+        """The team for a kind of chunk, made anew where the last one ran another kind."""
+        assert self._chunks is not None
+        chunk = self._chunks.chunk(key)
+        if self._team is None or self._team.chunk is not chunk:
+            self._end_team()
+            self._team = self._new_team(chunk)
+            self._team.balance(self.balancer.balance_load())
+        return self._team
+
+    def _new_team(self, chunk: Chunk) -> Team:
+        assert self._chunks is not None
+        kind: Callable[..., Team] = Team
+        if self.config.executor == "processes":
+            kind = functools.partial(ProcessTeam, max_restarts=self.config.max_restarts)
+        return kind(
+            chunk,
+            self.optimizer,
+            num_chunks=self.num_chunks,
+            num_workers=self.num_workers,
+            sums=self._sums,
+            placements=self.placements[: self.num_workers],
+            moves=self._moves,
+            whole=self._chunks.whole,
+            hang_s=self.config.hang_s,
+            steal_threshold=self.config.steal_threshold,
+        )
+
+    def _give_up(self, team: Team) -> None:
         """A worker hangs: go on without it."""
-        assert self._team is not None
         self.faults.append(f"a worker took longer than {self.config.hang_s:g} s and was given up")
-        _ABANDONED.append(self._team)
-        self._team.close()
+        _ABANDONED.append(team)
+        self._end_team()
         if self.num_workers == 1:
             raise RunError("a worker must end its chunk in time", got=self.faults[-1])
         self.num_workers -= 1
-        self._team = self._new_team()
         self.balancer = LoadBalancer(self.num_workers, self.num_chunks)

@@ -3,7 +3,8 @@
 A batch is cut into chunks of one size. Each chunk is run by one thread, on one core, and hands over
 its gradients (``step.chunk``); then every thread adds up and updates its share of the weights.
 Neither which thread ran a chunk nor how many threads there are changes a bit of the result. The
-loop is C++ (``kernels/cpp/team.cpp``): no thread holds the interpreter's lock.
+loop is C++ (``kernels/cpp/team.cpp``), and each worker has a program of its own
+(``chunk_program``).
 """
 
 from __future__ import annotations
@@ -14,17 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from .. import kernels
 from ..errors import RunError
-from ..graph import convolutions
-from ..graph.routes import route
+from ..graph.program import row_strides
 from ..kernels import binding
-from ..step import chunk_random
-from ..step.capture import LossFn, NotCapturable, capture
-from ..step.program import TensorSpecs, addresses, compile_captured, load_step
-from ..step.updates import Update, reason_outside
+from ..step.chunk import Chunk
+from ..step.updates import Update
+from .chunk_program import ChunkProgram, Rows
 from .placement import WorkerPlacement, fresh_like
 
 # Rows, or elements of what has none, that two workers never share in an update.
@@ -57,14 +55,19 @@ class WorkerHangs(RunError):
         self.steps_done, self.losses = steps_done, losses
 
 
+class UpdateRefused(Exception):
+    """Why workers cannot make the update of this optimizer state, in words for the report."""
+
+
 class Team:
-    """Workers on one model and optimizer, for chunks of one shape.
+    """Workers on one model and optimizer, for one kind of chunk.
 
     Args:
-        model, loss_fn, optimizer: as for ``compile_step``.
-        x, y: a chunk; only shapes, strides and dtypes count.
+        chunk: what each chunk of a batch is.
+        optimizer: on the chunk's weights.
         num_chunks: chunks of a batch.
         num_workers: threads, the calling one included.
+        sums: whether the loss is a sum over samples, not a mean.
         placements: where each worker runs; empty: the kernel decides. The caller places itself.
         moves: whether weights and optimizer state move to pages that the worker that updates them
             touched first; they stay the same objects.
@@ -73,75 +76,48 @@ class Team:
         steal_threshold: chunks a worker must have left for another to take one.
 
     Raises:
-        NotCapturable: why not.
-        RunError: no compiler, or it refused.
+        RunError: there are no kernels here, or no threads.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        loss_fn: LossFn,
+        chunk: Chunk,
         optimizer: torch.optim.Optimizer,
-        x: torch.Tensor,
-        y: torch.Tensor,
         *,
         num_chunks: int,
         num_workers: int,
+        sums: bool = False,
         placements: Sequence[WorkerPlacement] = (),
         moves: bool = False,
         whole: bool = True,
         hang_s: float = 0.0,
         steal_threshold: int = 1,
     ) -> None:
+        kernels.use_torch()
+        self.chunk, self.optimizer = chunk, optimizer
         self.num_chunks, self.num_workers = num_chunks, num_workers
-        self.optimizer = optimizer
-        self.captured = capture(model, loss_fn, x, y, update=None, is_chunk=True)
-        if foreign := chunk_random.foreign(self.captured.graph):
-            raise NotCapturable(f"{foreign} draws from one generator, chunks run in any order")
-        self.whole = whole and reason_outside(optimizer) is None
-        self.weights = self.captured.weights
-        for weight in self.weights:
-            if not _is_dense(weight):
-                raise NotCapturable("a parameter is not dense in memory")
+        self.whole = whole
+        self.weights = chunk.tensors["weight"]
         self.update = Update(optimizer, self.weights)
-        groups = {id(p) for g in optimizer.param_groups for p in g["params"]}
         self.update.used = [
             number
-            for number, part in enumerate(self.captured.parts)
-            if part.outputs and id(self.weights[number]) in groups
+            for number, part in enumerate(chunk.parts)
+            if part.shapes and self.update.has_group(self.weights[number])
         ]
-        self.routes = route(self.captured.graph, 1)
-        convolutions.route(self.captured.graph, 1)
-        path = compile_captured(self.captured, 1)
-        self._chunk_key = _key(x, y)
-        self._chunk = TensorSpecs((x, y))
-        x_chunk, y_chunk = self._chunk.array
-        self._run = binding.TeamRun(
-            x=x_chunk, y=y_chunk, x_chunk_bytes=_bytes(x), y_chunk_bytes=_bytes(y)
-        )
+        self._scale = 1.0 if sums else 1.0 / num_chunks
+        self._run = binding.TeamRun()
         self._times = (binding.WorkerTimes * num_workers)()
         self._run.times = ctypes.addressof(self._times)
         self._moves, self._moved = moves, set[int]()
-        self._handle = _open(load_step(path), placements or [WorkerPlacement()] * num_workers)
-        self.hang_s, self.steal_threshold = hang_s, steal_threshold
-        self.resize(num_chunks)
-
-    def resize(self, num_chunks: int) -> None:
-        """Batches have so many chunks from now on; each worker begins with as many."""
-        self.num_chunks = num_chunks
-        self._slots = [
-            [_slot(num_chunks, shape, w, len(part.shapes) == 2) for shape in part.shapes]
-            for part, w in zip(self.captured.parts, self.weights, strict=True)
-        ]
-        self._copies = [
-            torch.empty(num_chunks, max(1, b.numel()), dtype=b.dtype) for b in self.captured.buffers
-        ]
-        self._share = torch.tensor([1.0 / num_chunks, 0.0])
-        self._keys = torch.zeros(num_chunks, 1 if self.captured.drawing else 0, dtype=torch.int64)
+        self._of_chunks = Rows.of(chunk, num_chunks)
+        self._programs: list[ChunkProgram] = []
+        self._programs_see: list[int] = []
         self._bound: Any = None
         self._untouched = True
-        each, more = divmod(num_chunks, self.num_workers)
-        self.balance([each + (worker < more) for worker in range(self.num_workers)])
+        self._handle = _open(placements or [WorkerPlacement()] * num_workers)
+        self.hang_s, self.steal_threshold = hang_s, steal_threshold
+        each, more = divmod(num_chunks, num_workers)
+        self.balance([each + (worker < more) for worker in range(num_workers)])
 
     def balance(self, quota: Sequence[int]) -> None:
         """How many chunks each worker begins a step with; they add up to ``num_chunks``."""
@@ -153,20 +129,9 @@ class Team:
         numbers = (ctypes.c_int32 * self.num_workers)(*quota)
         kernels.library().hotloop_team_balance(self._handle, numbers, steal_threshold, hang_s)
 
-    @property
-    def draws(self) -> bool:
-        """Whether chunks draw random numbers."""
-        return self.captured.drawing
-
-    def accepts(self, x: torch.Tensor, y: torch.Tensor) -> bool:
-        """Whether chunks of this batch are what was captured."""
-        rows = len(x) // self.num_chunks
-        return len(x) == rows * self.num_chunks and _key(x[:rows], y[:rows]) == self._chunk_key
-
     def run(
         self,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        batch: Sequence[torch.Tensor],
         steps: int = 1,
         rates: list[list[float]] | None = None,
         keys: torch.Tensor | None = None,
@@ -174,11 +139,12 @@ class Team:
         """``steps`` batches one after the other; losses, float32 ``[steps]``, and what workers did.
 
         Args:
-            x, y: ``[steps * batch, ...]``.
+            batch: the parts that chunks read, ``[steps * batch, ...]`` each.
             rates: learning rate of each step and group; ``None``: the optimizer's.
-            keys: of the random numbers of each step, int64 ``[steps]``, where ``draws``.
+            keys: of the random numbers of each step, int64 ``[steps]``, where chunks draw any.
 
         Raises:
+            UpdateRefused: workers cannot make the update.
             WorkerHangs: a chunk took longer than ``hang_s``; close the team, and build another.
             RunError: a chunk failed twice.
         """
@@ -189,25 +155,37 @@ class Team:
                 self._steps_done = self._counters[0].item()
             tables = self.update.rows(self._steps_done, steps, rates)
         losses = torch.empty(steps)
-        run, counters = self._run, addresses(self._counters)
-        run.x.data, run.y.data = x.data_ptr(), y.data_ptr()
+        batch = [_laid_out(t, like) for t, like in zip(batch, self.chunk.batch, strict=True)]
+        run, counters, parts = self._run, _addresses(self._counters), _addresses(batch)
+        run.batch = ctypes.addressof(parts)
         run.steps, run.losses = steps, losses.data_ptr()
         run.tables = None if tables is None else tables.data_ptr()
         run.groups = 0 if tables is None else tables.shape[1]
         run.counters, run.num_counters = ctypes.addressof(counters), len(self._counters)
-        run.keys = keys.data_ptr() if keys is not None and self.draws else None
+        run.keys = keys.data_ptr() if keys is not None and self.chunk.draws else None
         try:
             kernels.call("hotloop_team_run", self._handle, ctypes.byref(run))
         except RunError:
             if not run.hangs:
                 raise
-            self._held = (x, y, tables, losses, keys, counters)  # The thread that hangs uses them.
+            # The thread that hangs uses them.
+            self._held = batch, parts, tables, losses, keys, counters
             raise WorkerHangs(run.steps_done, losses) from None
         finally:
             if self.whole:
                 self.update.advance(self._steps_done, run.steps_done)
             self._steps_done += run.steps_done
+            torch.autograd.graph.increment_version([*self.weights, *self._states])
+        self._raise_interrupts()
         return losses, [_seconds(times) for times in self._times]
+
+    def _raise_interrupts(self) -> None:
+        """Ctrl-C that came while a worker was in Python: the step is whole, as its chunk was run
+        again."""
+        for program in self._programs:
+            error, program.error = program.error, None
+            if error is not None and not isinstance(error, Exception):
+                raise error
 
     def inject_fault(self, number: int, *, sleep_s: float | None = None) -> None:
         """For tests: the next chunk of worker ``number`` fails, or sleeps first."""
@@ -236,7 +214,7 @@ class Team:
     def _where(self) -> tuple[Any, ...]:
         """Where the tensors lie that the threads read and write."""
         state = self.optimizer.state
-        tensors = [*self.weights, *self.captured.frozen, *self.captured.buffers]
+        tensors = [t for kind in self.chunk.tensors.values() for t in kind]
         tensors += [t for w in self.weights for t in _tensors(state.get(w, {}))]
         # A plain step in between drops the gradients, which the threads would still write to.
         grads = [] if self.whole else [self.weights[n].grad for n in self.update.used]
@@ -247,7 +225,10 @@ class Team:
         self._counters: list[torch.Tensor] = []
         self._steps_done = 0.0
         if self.whole:
-            states, self._counters, self._steps_done = self.update.bind()
+            try:
+                states, self._counters, self._steps_done = self.update.bind()
+            except ValueError as error:
+                raise UpdateRefused(str(error)) from None
         else:
             for number in self.update.used:
                 self.weights[number].grad = torch.zeros_like(self.weights[number])
@@ -256,53 +237,50 @@ class Team:
             self._move(states)
         if self._untouched:
             # Each worker writes first where it will write; see also ``balance``.
-            room = [*(slot for mine in self._slots for slot in mine), *self._copies]
+            room = [t for t in self._of_chunks.tensors if t.numel()]
             self._fill([fill(t, None, len(t), 0) for t in room])
             self._untouched = False
+        left = list(states)
         records = []
-        for number, (weight, part) in enumerate(
-            zip(self.weights, self.captured.parts, strict=True)
-        ):
-            mine = [states.pop(0) for _ in self.update.state_shapes(weight)] if self.whole else []
+        for number, weight in enumerate(self.weights):
+            mine = [left.pop(0) for _ in self.update.state_shapes(weight)] if self.whole else []
             if number in self.update.used:
-                records.append(self._record(number, weight, mine, len(part.outputs) == 2))
-        self._kept = [t for w in self.weights for t in _tensors(self.optimizer.state.get(w, {}))]
+                records.append(self._record(number, weight, mine))
         changed = [
             binding.TeamBuffer(
-                bytes=b.numel() * b.itemsize,
+                bytes=b.nbytes,
                 is_float=int(b.dtype == torch.float32),
                 shared=b.data_ptr(),
                 copies=c.data_ptr(),
                 chunk_stride_bytes=c.stride(0) * c.itemsize,
             )
-            for b, c in zip(self.captured.buffers, self._copies, strict=True)
+            for b, c in zip(self.chunk.tensors["buffer"], self._of_chunks.copies, strict=True)
         ]
-        inputs: list[torch.Tensor] = []
-        for chunk in range(self.num_chunks):
-            copies = [
-                c[chunk][: b.numel()].view(b.shape)
-                for b, c in zip(self.captured.buffers, self._copies, strict=True)
-            ]
-            slots = [slot[chunk] for mine in self._slots for slot in mine]
-            key = [self._keys[chunk]] if self.draws else []
-            inputs += [*self.weights, *self.captured.frozen, *copies, *slots, *key, self._share]
-        self._inputs = [t.detach() for t in inputs]
-        specs = TensorSpecs(self._inputs)
+        see = [t.data_ptr() for kind in self.chunk.tensors.values() for t in kind]
+        if see != self._programs_see:
+            self._programs, self._programs_see = self._make_programs(), see
+        programs = (binding.ChunkProgram * self.num_workers)(*(p.record for p in self._programs))
         weights = (binding.TeamWeight * len(records))(*records)
         buffers = (binding.TeamBuffer * len(changed))(*changed)
-        shares = (ctypes.c_double * self.num_chunks)(*[1.0 / self.num_chunks] * self.num_chunks)
         bind = binding.TeamBind(
             num_chunks=self.num_chunks,
-            inputs=ctypes.addressof(specs.array),
-            num_inputs=len(inputs) // self.num_chunks,
+            programs=ctypes.addressof(programs) if self._programs else None,
             weights=ctypes.addressof(weights),
             num_weights=len(records),
             buffers=ctypes.addressof(buffers),
             num_buffers=len(changed),
-            shares=ctypes.addressof(shares),
-            keys=self._keys.data_ptr(),
+            loss_share=self._scale,
+            keys=self._of_chunks.keys.data_ptr(),
+            losses=self._of_chunks.losses.data_ptr(),
         )
         kernels.call("hotloop_team_bind", self._handle, ctypes.byref(bind))
+
+    def _make_programs(self) -> list[ChunkProgram]:
+        """A program for each worker."""
+        return [
+            ChunkProgram(self.chunk, self.chunk.tensors, self._of_chunks, self._scale)
+            for _ in range(self.num_workers)
+        ]
 
     def _move(self, states: list[torch.Tensor]) -> None:
         """Move weights, their state and gradients to pages of the workers that update them."""
@@ -324,17 +302,14 @@ class Team:
     def _rows(self, number: int) -> int:
         """Rows of a weight that workers share in the update; all elements where it has none."""
         weight = self.weights[number]
-        factored = len(self.captured.parts[number].outputs) == 2
-        return len(weight) if factored else weight.numel()
+        return len(weight) if self.chunk.parts[number].is_factored else weight.numel()
 
     def _fill(self, fills: list[Any]) -> None:
         array = (binding.TeamFill * len(fills))(*fills)
         kernels.call("hotloop_team_fill", self._handle, array, len(fills))
 
-    def _record(
-        self, number: int, weight: torch.Tensor, states: list[torch.Tensor], factored: bool
-    ) -> Any:
-        slots = self._slots[number]
+    def _record(self, number: int, weight: torch.Tensor, states: list[torch.Tensor]) -> Any:
+        slots, factored = self._of_chunks.slots[number], self.chunk.parts[number].is_factored
         pointers = [s.data_ptr() for s in states] + [None, None]
         rows, cols = weight.shape if factored else (1, weight.numel())
         gradient = None if self.whole else weight.grad
@@ -354,7 +329,7 @@ class Team:
         )
 
 
-def _open(step: Any, placements: Sequence[WorkerPlacement]) -> ctypes.c_void_p:
+def _open(placements: Sequence[WorkerPlacement]) -> ctypes.c_void_p:
     """A team with a worker for each placement."""
     array = (binding.WorkerPlacement * len(placements))()
     kept = []
@@ -366,9 +341,7 @@ def _open(step: Any, placements: Sequence[WorkerPlacement]) -> ctypes.c_void_p:
             setattr(record, f"num_{name}", len(numbers))
             kept.append(held)
         record.policy_mode = -1 if placement.policy is None else placement.policy.mode
-    opened = binding.TeamOpen(
-        step=step, num_workers=len(placements), placements=ctypes.addressof(array)
-    )
+    opened = binding.TeamOpen(num_workers=len(placements), placements=ctypes.addressof(array))
     kernels.call("hotloop_team_open", ctypes.byref(opened))
     return ctypes.c_void_p(opened.team)
 
@@ -389,23 +362,14 @@ def _tensors(state: Any) -> list[torch.Tensor]:
     return [v for v in state.values() if isinstance(v, torch.Tensor)]
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
-    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+def _addresses(tensors: Sequence[torch.Tensor]) -> Any:
+    """Where tensors lie, as an array of pointers."""
+    return (ctypes.c_void_p * max(1, len(tensors)))(*(t.data_ptr() for t in tensors))
 
 
-def _slot(
-    num_chunks: int, shape: tuple[int, ...], weight: torch.Tensor, is_factor: bool
-) -> torch.Tensor:
-    """Room for what each chunk hands over; a gradient is laid out like its weight."""
-    if is_factor:
-        return torch.empty(num_chunks, *shape)
-    stride = (weight.numel(), *weight.stride())
-    return torch.empty_strided((num_chunks, *shape), stride)
-
-
-def _key(x: torch.Tensor, y: torch.Tensor) -> tuple[Any, ...]:
-    return (x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype)
-
-
-def _bytes(chunk: torch.Tensor) -> int:
-    return len(chunk) * chunk.stride(0) * chunk.element_size()
+def _laid_out(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A part of the batch, its rows laid out as chunks read them."""
+    if row_strides(part) == row_strides(like):
+        return part
+    shape = len(part), *part.shape[1:]
+    return torch.empty_strided(shape, like.stride(), dtype=part.dtype).copy_(part)

@@ -12,8 +12,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..plan import Plan
-from ..step.capture import LossFn
-from ..step.check import check_parts
+from ..step.check import LossFn, check_parts
 from .balance import LoadBalancer, WorkerStats
 from .placement import default_num_workers
 from .step import ParallelStep
@@ -23,7 +22,7 @@ class DataParallelTrainer:
     """Trains on one batch a call without blocking the event loop.
 
     Batches are processed one after the other, in the order of the calls. The first batch decides
-    the size of the chunks and pays for compiling.
+    the size of the chunks; workers begin with the third.
 
     Args:
         model, loss_fn, optimizer, clip_norm, clip_value: as for ``compile_step``.

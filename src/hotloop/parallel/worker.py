@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import struct
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import torch
 
-from ..step.program import Program
+from ..graph.table import Row, from_rows
+from ..step.chunk import Chunk, Part
+from .chunk_program import ChunkProgram, Rows
 from .placement import WorkerPlacement, placed
 from .shared import Place, opened
 
-# A chunk; the chunk again, its loss, and the processor seconds that it took.
-REQUEST, ANSWER = struct.Struct("i"), struct.Struct("iff")
+# A chunk; the chunk again, and the processor seconds that it took.
+REQUEST, ANSWER = struct.Struct("i"), struct.Struct("if")
 # In place of a chunk number: end; and, for tests: die, or sleep before the next chunk.
 END, DIE, SLEEP = -1, -2, -3
 
@@ -28,22 +30,21 @@ class Job:
     """What a worker needs to know, all of it small.
 
     Attributes:
-        path: the compiled chunk. block: path of the shared block, of ``num_bytes``.
-        fixed: inputs that all chunks share; shared: buffers, which each chunk copies first.
-        of_chunks: for each chunk, the copies, the slots and the key. control: last but x and y.
-        x, y: of each chunk.
+        graph: of the chunk (``graph.table``). parts, scale: as ``ChunkProgram`` has them.
+        block: path of the shared block, of ``num_bytes``.
+        tensors: what the graph's inputs are, by kind. rows: of the chunks, in the order of
+            ``Rows.tensors``. batch: its parts.
         placement: where to run; ``None``: anywhere.
     """
 
-    path: str
+    graph: list[Row]
+    parts: list[Part]
+    scale: float
     block: str
     num_bytes: int
-    fixed: list[Place]
-    shared: list[Place]
-    of_chunks: list[list[Place]]
-    control: Place
-    x: list[Place]
-    y: list[Place]
+    tensors: dict[str, list[Place]]
+    rows: list[Place]
+    batch: list[Place]
     placement: WorkerPlacement | None
 
 
@@ -60,18 +61,9 @@ def _serve(connection: Connection, job: Job) -> None:
     descriptor = os.open(job.block, os.O_RDWR)
     block = opened(descriptor, job.num_bytes)
     os.close(descriptor)
-    shared = [place.view(block) for place in job.shared]
-    control = job.control.view(block)
-    programs, copies, batches = [], [], []
-    for places, x, y in zip(job.of_chunks, job.x, job.y, strict=True):
-        program = Program(Path(job.path), 1)
-        own = [place.view(block) for place in places]
-        program.bind([*(p.view(block) for p in job.fixed), *own, control], control, [])
-        programs.append(program)
-        copies.append(own[: len(shared)])
-        batches.append((x.view(block), y.view(block)))
+    program = _program(job, block)
     with contextlib.suppress(EOFError, OSError):
-        connection.send_bytes(ANSWER.pack(END, 0.0, 0.0))
+        connection.send_bytes(ANSWER.pack(END, 0.0))
         pause_s = 0
         while (chunk := REQUEST.unpack(connection.recv_bytes())[0]) != END:
             if chunk == DIE:
@@ -82,8 +74,18 @@ def _serve(connection: Connection, job: Job) -> None:
             if pause_s:
                 signal.pause()
             began_s = time.thread_time()
-            for copy, value in zip(copies[chunk], shared, strict=True):
-                copy.copy_(value)
-            loss = programs[chunk].run(*batches[chunk], None)
+            program.run(chunk)
             used_s = time.thread_time() - began_s
-            connection.send_bytes(ANSWER.pack(chunk, loss.item(), used_s))
+            connection.send_bytes(ANSWER.pack(chunk, used_s))
+
+
+def _program(job: Job, block: mmap.mmap) -> ChunkProgram:
+    """The chunk on the memory that all processes see."""
+
+    def views(places: list[Place]) -> list[torch.Tensor]:
+        return [place.view(block) for place in places]
+
+    tensors = {kind: views(places) for kind, places in job.tensors.items()}
+    chunk = Chunk(from_rows(job.graph), tensors, job.parts, [], [])
+    rows = Rows.from_tensors(job.parts, views(job.rows))
+    return ChunkProgram(chunk, tensors, rows, job.scale, views(job.batch))

@@ -8,19 +8,12 @@ guards        what changed in Python between two steps; the step took it for con
 guards_reach  finds it: code (what it names), places and tensors (a watch for each thing found)
 guards_memory where it shows: words of memory, compared in one call (tables)
 guards_watch  how values are compared and named; settings: of torch, and random numbers
+recorded_chunk  the same of a chunk of a batch, for workers; chunk: its graph, what it hands over
 updates       optimizer rules: which, their state, their scalars; update_nodes: in a recorded graph
 operations    where the time goes: products and convolutions, timed alone
 precision     precision auto: a probe on copies
 cuda          the step on a GPU, captured in a CUDA graph
 accumulator   GradientAccumulator
-
-For workers, whose chunks are compiled by Inductor:
-
-capture       forward, loss and backward as one graph; chunk: those of a part of a batch
-graph_file    a graph as plain values
-compile_worker  the process that compiles; compiler: the C++ compiler that it needs
-rehearsal     a small step captured before memory is predicted
-program       compiled code: load, bind, run
 """
 
 from .accumulator import GradientAccumulator

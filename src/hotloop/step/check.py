@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..graph.recording import NotRecordable
+
+LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def check_parts(model: Any, loss_fn: Any, optimizer: Any) -> None:
@@ -79,3 +82,22 @@ def check_classes(loss_fn: Callable[..., Any], output_shape: Any, num_classes: i
             got=f"output of shape {tuple(output_shape)}",
             next_step=f"make the last layer {num_classes} wide, or check the labels",
         )
+
+
+def refuse_hidden(model: nn.Module) -> None:
+    """Refuse what runs beside the mathematics and would be lost in a program.
+
+    Raises:
+        NotRecordable: hooks on a module or a parameter, or parameters still to be made.
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    for name, module in model.named_modules():
+        if any(getattr(module, kind) for kind in hooks):
+            raise NotRecordable(f"module {name or type(module).__name__} has hooks")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise NotRecordable(f"parameter {name} gets its shape in the first forward pass")
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise NotRecordable(f"parameter {name} has hooks")
+        if type(parameter) not in (nn.Parameter, torch.Tensor):
+            raise NotRecordable(f"parameter {name} is a {type(parameter).__name__}")

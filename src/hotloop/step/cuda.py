@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import nn, optim
 
+from ..graph.recording import NotRecordable
 from ..measure import least_seconds
-from .capture import LossFn, NotCapturable, refuse_hidden
+from .check import LossFn, refuse_hidden
 from .cuda_graph import record
 from .operations import Operation
 
@@ -49,7 +50,7 @@ class CudaStep:
         not_fused: why the compiler failed, if it did.
 
     Raises:
-        NotCapturable: why not.
+        NotRecordable: why not.
     """
 
     working_bytes: int | None = None  # On the GPU: not measured.
@@ -73,7 +74,7 @@ class CudaStep:
         devices = {t.device for t in [*model.parameters(), *model.buffers()]}
         if len(devices) != 1:
             names = ", ".join(sorted(str(d) for d in devices))
-            raise NotCapturable(f"the model's tensors are on several devices: {names}")
+            raise NotRecordable(f"the model's tensors are on several devices: {names}")
         (self.device,) = devices
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.whole = whole and type(optimizer) in _CAPTURABLE
@@ -323,7 +324,7 @@ def try_cuda(
     """A step that captures itself at the second batch, or ``None``; and the reason."""
     try:
         step = CudaStep(model, loss_fn, optimizer, x, y, **options)
-    except NotCapturable as verdict:
+    except NotRecordable as verdict:
         return None, str(verdict)
     kernels = ", of the compiler's kernels where those are faster" if options.get("fuse") else ""
     if step.whole:

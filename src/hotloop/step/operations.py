@@ -1,4 +1,4 @@
-"""Where a compiled step's time goes: each matrix product and convolution, timed alone.
+"""Where a program's time goes: each matrix product and convolution, timed alone.
 
 The times are those of the kernels by themselves, on data of their own at the graph's shapes, once
 for each machine; what they leave of a measured step is everything else (pointwise loops, pooling,
@@ -86,7 +86,7 @@ def operations(
     convolutions: Sequence[tuple[Convolution, Route]],
     num_threads: int,
 ) -> list[Operation]:
-    """The operations of a captured graph, the longest first.
+    """The operations of a graph, the longest first.
 
     Args:
         graph: after ``routes.route`` and ``convolutions.route``.
@@ -223,7 +223,7 @@ def _update_call(work: _Timed, num_threads: int) -> tuple[Callable[[], Any], flo
 
 def _convolution_call(work: _Timed) -> Callable[[], Any]:
     x, w, grad, *options, mask = work.sizes
-    # Adjacent channels are what the compiler gives convolutions of images.
+    # As a program lays images out.
     layout = torch.channels_last if len(x) == 4 else torch.contiguous_format
     image, weight = (_draw(*s).contiguous(memory_format=layout) for s in (x, w))
     given = [list(o) if isinstance(o, tuple) else o for o in options]

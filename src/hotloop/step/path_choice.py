@@ -13,12 +13,12 @@ from ..plan import Plan
 
 @dataclass(frozen=True)
 class PathChoice:
-    """How a step shall be run; what recording or capturing it may still refuse is not known here.
+    """How a step shall be run; what recording or capturing may still refuse is not known here.
 
     Attributes:
         path: ``"plain"``: as PyTorch runs it. ``"recorded"``: recorded, then a program.
-            ``"cuda_graph"``: captured on the GPU. ``"workers"``: chunks of it are compiled and run
-            by several workers.
+            ``"cuda_graph"``: captured on the GPU. ``"workers"``: chunks are recorded, then run by
+            several workers.
         reason: why the plain path; empty for the others.
         precision_reason: what this says of the precision; ``None``: nothing.
     """

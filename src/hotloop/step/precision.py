@@ -58,7 +58,7 @@ def probe(
     One copy at a time. torch's random state, the model and the optimizer stay as they are.
 
     Args:
-        make: gives the compiled step of a copied model and optimizer in a precision.
+        make: gives the step of a copied model and optimizer in a precision.
         batches: gives batches of the compiled shape; taken from the start again where they end.
     """
     losses, seconds = {}, {}

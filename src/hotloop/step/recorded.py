@@ -19,24 +19,24 @@ from torch import nn
 from ..errors import RunError
 from ..graph import choices, convolutions, copies, elementwise, losses, pooling, routes, rows
 from ..graph.compare import difference
-from ..graph.from_recording import graph_of
+from ..graph.from_recording import RecordedGraph, graph_of
 from ..graph.lower import lower
 from ..graph.memory_plan import Block
 from ..graph.program import Program
 from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
 from ..measure.clock import now
-from .capture import NotCapturable, refuse_hidden
+from .check import refuse_hidden
 from .guards import Guards
 from .guards_settings import PythonState
 from .operations import Operation, operations
 from .patience import Patience
 from .recorded_shape import (
     Shape,
+    change_of_layout,
     constants_changed,
     is_sparse,
     kind_of,
-    layout_of,
     reason_of_weights,
     sum_of,
 )
@@ -121,7 +121,7 @@ class RecordedStep:
     @property
     def has_program(self) -> bool:
         """Whether a batch of some shape runs as a program."""
-        return any(shape.graph is not None for shape in self._shapes.values())
+        return any(shape.is_fast for shape in self._shapes.values())
 
     @property
     def arena_bytes(self) -> int | None:
@@ -164,6 +164,10 @@ class RecordedStep:
         self._patience.steps = progress.get("patience")
         choices.go_on(progress.get("kernels", {}))
 
+    def recordings_of(self, key: Any) -> int:
+        """How often a shape was recorded so far."""
+        return self._shapes[key].recordings if key in self._shapes else 0
+
     def waits_for(self, key: Any) -> bool:
         """Whether a shape was recorded before the run was resumed, and not yet after it."""
         return repr(key) in self._resumed
@@ -199,9 +203,10 @@ class RecordedStep:
     def ready(self, key: Any, steps: int = 1) -> int:
         """How many of ``steps`` steps on batches of a shape may run as a program now."""
         shape = self._shapes.get(key)
-        if shape is None or shape.graph is None:
+        if shape is None or not shape.is_fast:
             return 0
         assert shape.guards is not None
+        assert shape.graph is not None
         change = shape.guards.changed() or constants_changed(shape.graph)
         if change is None:
             change = self._rebind(shape)
@@ -360,7 +365,7 @@ class RecordedStep:
             modules = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
             for module in modules:
                 refuse_hidden(module)
-        except NotCapturable as verdict:
+        except NotRecordable as verdict:
             return str(verdict)
         if any(t.requires_grad for t in batch):
             return "the batch needs a gradient of its own"
@@ -376,7 +381,7 @@ class RecordedStep:
         before, shape.recording = shape.recording, recording
         shape.recordings += 1
         differs = None if before is None else difference(before, recording)
-        audit = shape.graph is not None
+        audit = shape.is_fast
         if audit:
             shape.next_audit *= _AUDIT_FACTOR
             if refusal is None and differs is None:
@@ -411,13 +416,13 @@ class RecordedStep:
     @staticmethod
     def _drop(shape: Shape) -> None:
         shape.program = shape.graph = shape.guards = shape.recording = shape.update = None
-        shape.agreed = None
+        shape.agreed = shape.chunk = None
         shape.counters = []
 
     # ---- Building a program --------------------------------------------------------------------
 
     def build(self, update_s: float = 0.0) -> None:
-        """Make the programs of shapes whose recordings agree, gradients out of the way.
+        """Make the programs of shapes whose recordings agree.
 
         Args:
             update_s: what the optimizer's own step took, which a program may make too.
@@ -427,8 +432,9 @@ class RecordedStep:
             if guards is None or recording is None:
                 continue
             shape.agreed = None
-            for weight in self.weights:
-                weight.grad = None
+            if self.whole:  # Programs leave no gradients either.
+                for weight in self.weights:
+                    weight.grad = None
             began_s = now()
             try:
                 self._build(shape, recording, guards)
@@ -452,21 +458,26 @@ class RecordedStep:
             add_updates(graph, shape.update)
         else:
             add_sums(graph)
+        self._optimize(shape, graph)
         if graph.movable:
-            pooling.fuse(graph.graph)
-            threads = self.num_threads
-            shape.routes = routes.route(graph.graph, threads, rounds=shape.rounds)
-            shape.convolutions = convolutions.route(graph.graph, threads)
-            copies.remove(graph.graph)
-            losses.fuse(graph.graph)
-            rows.replace(graph.graph)
-            elementwise.fuse(graph.graph)
             update_early(graph)
         shape.graph, shape.guards = graph, guards
         shape.bound = None
         change = self._rebind(shape)
         if change is not None:
             raise NotRecordable(change)
+
+    def _optimize(self, shape: Shape, graph: RecordedGraph) -> None:
+        """The passes over a graph, where they may move its operations."""
+        if not graph.movable:
+            return
+        pooling.fuse(graph.graph)
+        shape.routes = routes.route(graph.graph, self.num_threads, rounds=shape.rounds)
+        shape.convolutions = convolutions.route(graph.graph, self.num_threads)
+        copies.remove(graph.graph)
+        losses.fuse(graph.graph)
+        rows.replace(graph.graph)
+        elementwise.fuse(graph.graph)
 
     def _rebind(self, shape: Shape) -> str | None:
         """Lower again where weights lie elsewhere or the optimizer's state was replaced.
@@ -521,12 +532,9 @@ class RecordedStep:
             None if kind == "batch" else tensors[kind][number].detach()
             for kind, number in graph.inputs
         ]
-        nodes = [n for n in graph.graph.graph.nodes if n.op == "placeholder"]
-        for (kind, _), node, tensor in zip(graph.inputs, nodes, inputs, strict=True):
-            if tensor is None or kind == "control" or node.meta["val"] is None:
-                continue
-            if layout_of(tensor) != layout_of(node.meta["val"]):
-                return f"a {kind} has another shape, layout or dtype than before"
+        change = change_of_layout(graph, inputs)
+        if change is not None:
+            return change
         shape.batch_parts = [number for kind, number in graph.inputs if kind == "batch"]
         shape.program = None  # It lies in memory that is used again.
         lowered = lower(graph.graph, inputs, self.num_threads, self._block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from ..graph.from_recording import RecordedGraph
 from ..graph.program import Program
 from ..graph.recording import Recording, extent_bytes, version_of
+from .chunk import Chunk
 from .guards import Guards
 from .updates import Update
 
 FIRST_AUDIT = 16
+# Inputs that are made for a program, and not recorded.
+_OWN = ("control", "key")
 
 
 @dataclass
@@ -35,6 +39,8 @@ class Shape:
     guards: Guards | None = None
     graph: RecordedGraph | None = None
     program: Program | None = None
+    # In place of a program, where workers run chunks.
+    chunk: Chunk | None = None
     bound: Any = None
     arena_bytes: int = 0
     # Parts of the batch that the program reads; x given as y too is one.
@@ -49,6 +55,11 @@ class Shape:
     convolutions: list[Any] = field(default_factory=list)
     # Products that the program rounds: it is recorded without autocast.
     rounds: bool = False
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether batches of this shape run as a program."""
+        return self.graph is not None
 
 
 def kind_of(tensor: torch.Tensor) -> Any:
@@ -67,6 +78,21 @@ def sum_of(weight: torch.Tensor) -> torch.Tensor:
 def layout_of(tensor: torch.Tensor) -> Any:
     """What a program takes for constant of a tensor that it reads."""
     return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def change_of_layout(graph: RecordedGraph, inputs: Sequence[torch.Tensor | None]) -> str | None:
+    """Whether a graph's inputs lie otherwise than when it was recorded.
+
+    Args:
+        inputs: a tensor for each; ``None``: part of the batch.
+    """
+    nodes = [n for n in graph.graph.graph.nodes if n.op == "placeholder"]
+    for (kind, _), node, tensor in zip(graph.inputs, nodes, inputs, strict=True):
+        if tensor is None or kind in _OWN or node.meta["val"] is None:
+            continue
+        if layout_of(tensor) != layout_of(node.meta["val"]):
+            return f"a {kind} has another shape, layout or dtype than before"
+    return None
 
 
 def is_sparse(gradient: torch.Tensor | None) -> bool:

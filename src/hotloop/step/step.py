@@ -15,7 +15,7 @@ from ..errors import ModelError
 from ..memory import TensorArena
 from ..memory.image_layout import preferred
 from ..plan import Plan
-from .check import check_parts
+from .check import LossFn, check_parts
 from .cuda import CudaStep, try_cuda
 from .operations import Operation
 from .path_choice import choose_path
@@ -23,7 +23,6 @@ from .precision import Batches, probe
 from .recorded import RecordedStep
 from .recorded_shape import shape_key
 
-LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # Called with loss, samples and seconds when gradients are there; gives the loss of all hosts.
 Between = Callable[[torch.Tensor, int, float], torch.Tensor]
 
@@ -153,8 +152,10 @@ class TrainStep:
 
     def _one(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         losses = self._fast_steps(x, y, 1, None)
-        if losses is not None:
-            return losses[0]
+        return self._slow_step(x, y) if losses is None else losses[0]
+
+    def _slow_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """One step that is not whole on the fast path."""
         self.optimizer.zero_grad(set_to_none=True)
         began_s = time.monotonic()
         micro = self.micro_batch_size or len(x)

@@ -21,7 +21,7 @@ def add_updates(recorded: RecordedGraph, update: Update) -> None:
     table come after the others.
     """
     graph = recorded.graph.graph
-    weights = _weights(graph)
+    weights = weight_nodes(graph)
     gradients = recorded.gradients
     update.used = [
         n for n, g in enumerate(gradients) if g is not None and update.has_group(update.weights[n])
@@ -37,8 +37,8 @@ def add_updates(recorded: RecordedGraph, update: Update) -> None:
             weight, mine = weights[number], states[number]
             target = getattr(torch.ops.hotloop, f"update{len(mine)}_").default
             group = update.group_of(update.weights[number])
-            alike = _alike(graph, gradient, weight)
-            graph.call_function(target, (weight, alike, *mine, control, scale, group))
+            laid_out = alike(graph, gradient, weight)
+            graph.call_function(target, (weight, laid_out, *mine, control, scale, group))
     output.args = ((recorded.loss,),)
     graph.eliminate_dead_code()
     if recorded.movable:
@@ -64,7 +64,7 @@ def update_early(recorded: RecordedGraph) -> None:
     recorded.graph.recompile()
 
 
-def _weights(graph: fx.Graph) -> dict[int, Any]:
+def weight_nodes(graph: fx.Graph) -> dict[int, Any]:
     """The placeholder of each weight, by its number."""
     inputs = [(n.meta["input"], n) for n in graph.nodes if n.op == "placeholder"]
     return {number: node for (kind, number), node in inputs if kind == "weight"}
@@ -118,7 +118,7 @@ def _values(tree: Any) -> Any:
     return tree
 
 
-def _alike(graph: fx.Graph, gradient: Any, weight: Any) -> Any:
+def alike(graph: fx.Graph, gradient: Any, weight: Any) -> Any:
     """The gradient laid out as its weight."""
     val = weight.meta["val"]
     if gradient.meta["val"].stride() == val.stride():
@@ -138,7 +138,7 @@ def add_sums(recorded: RecordedGraph) -> None:
     The graph then gives the loss alone; a gradient that is a product never exists as a whole.
     """
     graph = recorded.graph.graph
-    weights = _weights(graph)
+    weights = weight_nodes(graph)
     sums = []
     with graph.inserting_before(_first_call(graph)):
         for number, gradient in enumerate(recorded.gradients):
@@ -155,9 +155,9 @@ def add_sums(recorded: RecordedGraph) -> None:
                 node = graph.call_function(_aten.add_.Tensor, (total, gradient))
                 node.meta["val"] = total.meta["val"]
                 continue
-            alike = _alike(graph, gradient, total)
             target = torch.ops.hotloop.update0_.default
-            graph.call_function(target, (total, alike, control, None, 0))
+            laid_out = alike(graph, gradient, total)
+            graph.call_function(target, (total, laid_out, control, None, 0))
     output.args = ((recorded.loss,),)
     graph.eliminate_dead_code()
     if recorded.movable:

@@ -16,7 +16,6 @@ import numpy
 import torch
 from torch import optim
 
-from ..graph import operators
 from ..kernels.binding import ControlRow
 
 # Columns of a row of the table.
@@ -50,7 +49,7 @@ class Update:
             Adagrad.
         weights: trainable parameters, in the order of the graph.
         clip_norm, clip_value: limits of the gradient before the update.
-        used: numbers of the weights that get a gradient; known after ``trace``.
+        used: numbers of the weights that get a gradient; set by who builds the graph.
     """
 
     optimizer: optim.Optimizer
@@ -91,39 +90,6 @@ class Update:
     def control(self) -> torch.Tensor:
         """An empty table, float64 ``[groups, 16]``."""
         return torch.zeros(len(self.optimizer.param_groups), _ROW_DOUBLES, dtype=torch.float64)
-
-    def trace(
-        self,
-        weights: list[torch.Tensor],
-        gradients: list[torch.Tensor | None],
-        states: list[torch.Tensor],
-        control: torch.Tensor,
-    ) -> None:
-        """Put clipping and updates into the graph being traced."""
-        self.used = [
-            n
-            for n, (w, g) in enumerate(zip(self.weights, gradients, strict=True))
-            if g is not None and id(w) in self._group_of
-        ]
-        scale = None
-        if self.clip_value is not None:
-            gradients = [
-                g if g is None else g.clamp(-self.clip_value, self.clip_value) for g in gradients
-            ]
-        if self.clip_norm is not None:
-            norms = [torch.linalg.vector_norm(g) for g in gradients if g is not None]
-            total = torch.linalg.vector_norm(torch.stack(norms))
-            scale = (self.clip_norm / (total + 1e-6)).clamp(max=1.0)
-        left = list(states)
-        for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-            mine = [left.pop(0) for _ in self._names[number]]
-            if number not in self.used:
-                continue
-            assert gradient is not None
-            if gradient.stride() != weight.stride():
-                gradient = torch.empty_like(weight).copy_(gradient)
-            group = self._group_of[id(self.weights[number])]
-            operators.update(weight, gradient, mine, control, scale, group)
 
     def bind(self) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
         """State tensors in the order of the graph, step counters, and steps done; made if missing.

@@ -17,7 +17,7 @@ from .request import FitRequest
 from .resolve import Resolved
 from .run_data import RunData, first_batches
 
-# One call of the compiled step makes so many steps at most, on so many bytes of batches, which are
+# One call of the fast path makes so many steps at most, on so many bytes of batches, which are
 # filled between two calls.
 _MOST_STEPS = 16
 _CALL_BYTES = 4 * MIB

@@ -12,7 +12,7 @@ from torch import nn
 from ..data import GlobalSampler, PackedDataset, Prefetcher
 from ..memory import MemoryPool
 from ..memory.image_layout import preferred
-from ..step.step import LossFn
+from ..step.check import LossFn
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from ..parallel import Hosts, ParallelStep, default_chunk_size, default_num_work
 from ..parallel.placement import numa_cpus, place_workers
 from ..plan import Plan
 from ..step import TrainStep
+from ..step.check import LossFn
 from ..step.path_choice import choose_path
-from ..step.step import LossFn
 from .checkpoint import Checkpoint, CheckpointStore
 
 

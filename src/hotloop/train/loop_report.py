@@ -35,7 +35,9 @@ def report_of(
         step_s = loop.watch.seconds.get("step", 0.0) / calls
     operations = tuple(o.to_dict(step_s, ceiling) for o in loop.step.operations())
     if monitor is not None:
-        monitor.describe(operations=operations)
+        # Workers and programs begin with the third step.
+        path, reason = loop.step.path, loop.step.reason
+        monitor.describe(operations=operations, path=path, path_reason=reason)
     return TrainReport(
         model=type(loop.model).__name__,
         parameters=sum(p.numel() for p in loop.model.parameters()),

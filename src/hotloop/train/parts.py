@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..step.step import LossFn
+from ..step.check import LossFn
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..memory import Budget, largest_micro_batch
-from ..parallel import default_chunk_size
 from ..plan import Plan
 from ..step.check import check_classes
-from ..step.path_choice import choose_path
-from ..step.rehearsal import rehearse_capture
 from .request import FitRequest
 from .resolve import Resolved
 from .run_data import RunData
@@ -43,17 +40,11 @@ def predict(request: FitRequest, run: Resolved, data: RunData) -> Prediction:
 def _fitting_budget(request: FitRequest, run: Resolved, data: RunData) -> tuple[Plan, Budget]:
     plan, parts = run.plan, request.parts
 
-    def rehearsal(_: int | None) -> None:
-        # Capturing chunks for workers takes memory of its own.
-        if _has_workers(request, run, data):
-            rehearse_capture()
-
     options: dict[str, Any] = {
         "loss_fn": parts.loss_fn,
         "optimizer": parts.optimizer,
         "data_resident_bytes": data.resident_bytes,
         "machine": request.machine,
-        "rehearsal": rehearsal,
     }
     size, example = request.batch_size, data.example
     budget = Budget.predict(parts.model, example, size, "train", plan, **options)
@@ -65,17 +56,3 @@ def _fitting_budget(request: FitRequest, run: Resolved, data: RunData) -> tuple[
         budget.require_fit(limit, None if best is None else best[0])
     assert best is not None
     return plan.replace({"memory.micro_batch_size": best[0]}), best[1]
-
-
-def _has_workers(request: FitRequest, run: Resolved, data: RunData) -> bool:
-    if run.plan.parallel.num_workers is None:
-        return False
-    default = default_chunk_size(request.batch_size, request.machine.usable_cpus)
-    choice = choose_path(
-        request.parts.model,
-        data.batch[0],
-        run.plan,
-        chunk_size=run.plan.parallel.chunk_size or default,
-        several_hosts=run.hosts is not None,
-    )
-    return choice.path == "workers"

@@ -49,7 +49,7 @@ class TrainReport:
         prediction_error: predicted over measured, less 1; ``None``: one of them is unknown.
         arena: use of the tensor arena in bytes; ``None``: the system allocator was used.
         path: how steps were run, and path_reason why. precision: of forward and backward.
-        operations: matrix products and convolutions of the compiled step, the longest first: kind,
+        operations: matrix products and convolutions of the program, the longest first: kind,
             shape, count, kernel, ``s``, ``flop`` and ``modelled_bytes`` of one, ``flop_per_s``,
             ``share_of_ceiling``, ``time_share`` of a mean step, ``candidates_s``; timed alone
             (``step.operations``).

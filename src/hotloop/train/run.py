@@ -33,7 +33,7 @@ def run_fit(request: FitRequest, watch: Stopwatch) -> TrainReport:
         reset_peak_resident()
         with run_context(model, machine, predicted.plan, request.seed, notes) as context:
             built = build_step(request, run, data, predicted)
-            budget = refine_budget(request, data, predicted, built, context.arena)
+            budget = refine_budget(data, predicted, built)
             loop = make_loop(request, run, data, predicted, built, watch, context.stop, notes)
             with loop.pool, page_locked(loop.pool.memory, built.step.device):
                 run_monitored(loop, budget, context.arena, request.ceilings, machine)

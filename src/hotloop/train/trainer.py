@@ -14,8 +14,7 @@ from ..errors import InputError
 from ..machine import Ceilings, Machine
 from ..monitor import PerformanceMonitor
 from ..plan import Plan
-from ..step.check import check_parts
-from ..step.step import LossFn
+from ..step.check import LossFn, check_parts
 from .parts import TrainingParts
 from .progress import Progress, Stopwatch
 from .report import TrainReport

@@ -1,4 +1,4 @@
-// The table of an optimizer's scalars that a compiled step gets as an input.
+// The table of an optimizer's scalars of a step.
 #pragma once
 
 #include "abi.h"

@@ -56,6 +56,8 @@ void throw_out_of_memory(int64_t wanted_bytes) {
 
 HOTLOOP_EXPORT const char* hotloop_error() { return hotloop::last_error; }
 
+HOTLOOP_EXPORT void hotloop_set_error(const char* words) { hotloop::set_error(words); }
+
 HOTLOOP_EXPORT const char* hotloop_binding_hash() { return HOTLOOP_BINDING_HASH; }
 
 HOTLOOP_EXPORT const char* hotloop_build_hash() { return HOTLOOP_SOURCES_HASH; }

@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "chunk_program.h"
 #include "error.h"
+#include "hashing.h"
 #include "parallel.h"
 #include "team_update.h"
+#include "torch_interface.h"
 
 namespace hotloop {
 namespace {
@@ -22,7 +25,7 @@ constexpr int kFails = 1, kSleeps = 2;
 // before; asking brings that forward. MKL keeps a number of its own, 0: what the process has.
 class OneThread {
  public:
-  OneThread() : step_threads_(1) {
+  OneThread() {
     const TorchInterface& torch = torch_interface();
     uint32_t asked = 0;
     if (torch.torch_get_num_threads)
@@ -42,7 +45,6 @@ class OneThread {
     if (void* entry = torch_interface().MKL_Set_Num_Threads_Local) call_torch<int(int)>(entry, count);
   }
 
-  StepThreads step_threads_;
   int before_;
 };
 
@@ -58,25 +60,12 @@ void sleep_for(int64_t ns) {
   nanosleep(&pause, nullptr);
 }
 
-// `mix` of data/hashing.py.
-uint64_t mix_word(uint64_t word) {
-  word = (word ^ (word >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-  word = (word ^ (word >> 27)) * UINT64_C(0x94D049BB133111EB);
-  return word ^ (word >> 31);
-}
-
-uint64_t mix(uint64_t one, uint64_t other) {
-  constexpr uint64_t kGolden = UINT64_C(0x9E3779B97F4A7C15);
-  return mix_word(mix_word(mix_word(one + kGolden)) + mix_word(other + kGolden));
-}
-
 }  // namespace
 
 Team::Team(const TeamOpen& given)
     : workers_(static_cast<int>(given.num_workers)),
       states_(new WorkerState[given.num_workers]),
       meeting_(static_cast<int>(given.num_workers)) {
-  for (int w = 0; w < workers_; ++w) containers_.emplace_back(given.step);
   quota_.assign(static_cast<size_t>(workers_), 0);
   threads_.reserve(static_cast<size_t>(workers_));
   try {
@@ -113,16 +102,13 @@ void Team::detach() {
 }
 
 void Team::bind(const TeamBind& given) {
-  std::vector<std::vector<OwnedTensor>> bound;
-  for (int64_t chunk = 0; chunk < given.num_chunks; ++chunk)
-    bound.push_back(tensors_of(given.inputs + chunk * given.num_inputs, given.num_inputs));
-  bound_ = std::move(bound);
+  if (given.programs) programs_.assign(given.programs, given.programs + workers_);
   chunks_ = given.num_chunks;
   weights_.assign(given.weights, given.weights + given.num_weights);
   buffers_.assign(given.buffers, given.buffers + given.num_buffers);
-  shares_.assign(given.shares, given.shares + chunks_);
+  loss_share_ = given.loss_share;
   keys_ = given.keys;
-  chunk_losses_.resize(static_cast<size_t>(chunks_));
+  chunk_losses_ = given.losses;
   failed_.assign(static_cast<size_t>(chunks_), 0);
 }
 
@@ -130,10 +116,6 @@ void Team::balance(const int32_t* quota, int64_t steal_threshold, double hang_s)
   quota_.assign(quota, quota + workers_);
   steal_threshold_ = steal_threshold;
   hang_ns_ = static_cast<int64_t>(hang_s * 1e9);
-}
-
-void Team::set_losses(const float* losses) {
-  std::copy(losses, losses + chunk_losses_.size(), chunk_losses_.begin());
 }
 
 void Team::inject_fault(int worker, int kind, double seconds) {
@@ -261,11 +243,7 @@ void Team::run_chunk(int me, int64_t chunk, int64_t step) {
   if (run.keys)
     keys_[chunk] = static_cast<int64_t>(
         mix(static_cast<uint64_t>(run.keys[step]), static_cast<uint64_t>(chunk)));
-  for (const TeamBuffer& b : buffers_)
-    std::memcpy(b.copies + chunk * b.chunk_stride_bytes, b.shared, static_cast<size_t>(b.bytes));
-  const int64_t at = step * chunks_ + chunk;
-  chunk_losses_[chunk] = containers_[me].run(bound_[chunk], moved(run.x, at * run.x_chunk_bytes),
-                                             moved(run.y, at * run.y_chunk_bytes));
+  hotloop::run_chunk(programs_[static_cast<size_t>(me)], chunk, run.batch, step * chunks_ + chunk);
 }
 
 // For tests. True: the chunk fails.
@@ -290,11 +268,11 @@ void Team::finish_chunks(int64_t step) {
       }
     }
     failed_[chunk] = 0;
-    loss += shares_[chunk] * static_cast<double>(chunk_losses_[chunk]);
+    loss += loss_share_ * static_cast<double>(chunk_losses_[chunk]);
   }
   job_.run.losses[step] = static_cast<float>(loss);
   assign_chunks();
-  combine(buffers_, shares_);
+  combine(buffers_, chunks_);
 }
 
 bool Team::update(int me, int64_t step) {
@@ -362,10 +340,6 @@ HOTLOOP_EXPORT int32_t hotloop_team_bind(void* team, const hotloop::TeamBind* bi
 HOTLOOP_EXPORT void hotloop_team_balance(void* team, const int32_t* quota, int64_t steal_threshold,
                                          double hang_s) {
   static_cast<hotloop::Team*>(team)->balance(quota, steal_threshold, hang_s);
-}
-
-HOTLOOP_EXPORT void hotloop_team_set_losses(void* team, const float* losses) {
-  static_cast<hotloop::Team*>(team)->set_losses(losses);
 }
 
 HOTLOOP_EXPORT int32_t hotloop_team_fill(void* team, const hotloop::TeamFill* fills,

@@ -1,4 +1,4 @@
-// A team of threads that trains on chunks of a batch: each chunk runs the compiled forward and backward on one
+// A team of threads that trains on chunks of a batch: each chunk runs the program of forward and backward on one
 // thread, then every thread updates its share of the weights.
 //
 // Whatever the number of threads and whoever ran a chunk, sums are taken in the order of the chunks, so results
@@ -18,7 +18,6 @@
 #include "futex.h"
 #include "meeting.h"
 #include "worker_placement.h"
-#include "program.h"
 
 namespace hotloop {
 
@@ -32,7 +31,6 @@ class Team {
 
   void bind(const TeamBind& given);
   void balance(const int32_t* quota, int64_t steal_threshold, double hang_s);
-  void set_losses(const float* losses);
   void fill(const TeamFill* fills, int64_t count);
   void run(TeamRun* run);
   void inject_fault(int worker, int kind, double seconds);
@@ -82,18 +80,17 @@ class Team {
   Worker place_of(int me) const { return {me, workers_}; }
 
   const int workers_;
-  std::vector<Container> containers_;
   std::unique_ptr<WorkerState[]> states_;
   std::vector<pthread_t> threads_;
 
   int64_t chunks_ = 0;
-  std::vector<std::vector<OwnedTensor>> bound_;  // For each chunk, all inputs but x and y.
+  std::vector<ChunkProgram> programs_;  // For each worker; none where chunks run elsewhere.
   std::vector<TeamWeight> weights_;
   std::vector<TeamBuffer> buffers_;
-  std::vector<double> shares_;
+  double loss_share_ = 0;
   int64_t* keys_ = nullptr;
   std::vector<int32_t> quota_;
-  std::vector<float> chunk_losses_;
+  const float* chunk_losses_ = nullptr;
   std::vector<char> failed_;
   int64_t steal_threshold_ = 1, hang_ns_ = 0;
 

@@ -91,7 +91,8 @@ void update_share(const std::vector<TeamWeight>& weights, int64_t chunks, int wo
   }
 }
 
-void combine(const std::vector<TeamBuffer>& buffers, const std::vector<double>& shares) {
+void combine(const std::vector<TeamBuffer>& buffers, int64_t chunks) {
+  const double share = 1.0 / static_cast<double>(chunks);
   for (const TeamBuffer& b : buffers) {
     if (!b.is_float) {
       std::memcpy(b.shared, b.copies, static_cast<size_t>(b.bytes));
@@ -100,9 +101,9 @@ void combine(const std::vector<TeamBuffer>& buffers, const std::vector<double>& 
     float* shared = reinterpret_cast<float*>(b.shared);
     for (int64_t i = 0; i < b.bytes / static_cast<int64_t>(sizeof(float)); ++i) {
       double sum = 0;
-      for (size_t chunk = 0; chunk < shares.size(); ++chunk) {
-        const char* copy = b.copies + static_cast<int64_t>(chunk) * b.chunk_stride_bytes;
-        sum += shares[chunk] * reinterpret_cast<const float*>(copy)[i];
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const char* copy = b.copies + chunk * b.chunk_stride_bytes;
+        sum += share * reinterpret_cast<const float*>(copy)[i];
       }
       shared[i] = static_cast<float>(sum);
     }

@@ -13,7 +13,7 @@ namespace hotloop {
 void update_share(const std::vector<TeamWeight>& weights, int64_t chunks, int worker, int workers,
                   const ControlRow* table);
 
-// Each buffer becomes the mean of what the chunks made of it, or the first one's. `shares`: of the samples.
-void combine(const std::vector<TeamBuffer>& buffers, const std::vector<double>& shares);
+// Each buffer becomes the mean of what the chunks made of it, or the first one's.
+void combine(const std::vector<TeamBuffer>& buffers, int64_t chunks);
 
 }  // namespace hotloop

@@ -15,7 +15,7 @@ namespace hotloop {
 using Tensor = void*;
 
 // Codes of torch::headeronly::ScalarType and of layouts, devices.
-constexpr int32_t kUInt8 = 0, kFloat32 = 6;
+constexpr int32_t kFloat32 = 6;
 constexpr int32_t kCpu = 0, kStrided = 0;
 
 const TorchInterface& torch_interface();
@@ -50,34 +50,10 @@ Value* data_of(Tensor tensor) {
   return static_cast<Value*>(data);
 }
 
-inline const int64_t* sizes_of(Tensor tensor) {
-  int64_t* sizes = nullptr;
-  HOTLOOP_TORCH(aoti_torch_get_sizes, int32_t(Tensor, int64_t**), tensor, &sizes);
-  return sizes;
-}
-
-inline const int64_t* strides_of(Tensor tensor) {
-  int64_t* strides = nullptr;
-  HOTLOOP_TORCH(aoti_torch_get_strides, int32_t(Tensor, int64_t**), tensor, &strides);
-  return strides;
-}
-
-inline int64_t dims_of(Tensor tensor) {
-  int64_t dims = 0;
-  HOTLOOP_TORCH(aoti_torch_get_dim, int32_t(Tensor, int64_t*), tensor, &dims);
-  return dims;
-}
-
 inline int64_t numel_of(Tensor tensor) {
   int64_t count = 0;
   HOTLOOP_TORCH(aoti_torch_get_numel, int32_t(Tensor, int64_t*), tensor, &count);
   return count;
-}
-
-inline int64_t storage_offset_of(Tensor tensor) {
-  int64_t offset = 0;
-  HOTLOOP_TORCH(aoti_torch_get_storage_offset, int32_t(Tensor, int64_t*), tensor, &offset);
-  return offset;
 }
 
 // A handle that is ours to delete, until it is given away.
@@ -101,32 +77,5 @@ class OwnedTensor {
  private:
   Tensor handle_ = nullptr;
 };
-
-// A tensor of new memory on the CPU.
-inline OwnedTensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides,
-                                 int32_t dtype) {
-  Tensor made = nullptr;
-  using Signature = int32_t(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t,
-                            Tensor*);
-  HOTLOOP_TORCH(aoti_torch_empty_strided, Signature, dims, sizes, strides, dtype, kCpu, 0, &made);
-  return OwnedTensor(made);
-}
-
-// A tensor of memory that stays the caller's.
-inline OwnedTensor tensor_of(const TensorSpec& spec) {
-  Tensor made = nullptr;
-  using Signature = int32_t(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t,
-                            int32_t, int32_t, Tensor*);
-  HOTLOOP_TORCH(aoti_torch_create_tensor_from_blob, Signature, spec.data, spec.dims, spec.sizes,
-                spec.strides, 0, static_cast<int32_t>(spec.dtype), kCpu, 0, &made);
-  return OwnedTensor(made);
-}
-
-// Another handle of the same tensor.
-inline OwnedTensor another(Tensor tensor) {
-  Tensor made = nullptr;
-  HOTLOOP_TORCH(aoti_torch_new_tensor_handle, int32_t(Tensor, Tensor*), tensor, &made);
-  return OwnedTensor(made);
-}
 
 }  // namespace hotloop
