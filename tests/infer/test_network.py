@@ -242,11 +242,11 @@ def test_what_is_not_a_number_stays_so():
 def test_values_share_memory_and_a_large_batch_takes_no_more():
     model = nn.Sequential(*[nn.Linear(4096, 4096, bias=False) for _ in range(4)])
     _, network, signature = lowered(model, torch.randn(2, 4096))
-    places, floats = network.places()
+    offsets, floats = network.offsets()
     # Of four values one is the result; of the others no more than two live at once.
     assert floats == 2 * 4096
-    assert places[0] == -1
-    assert places[-1] == -2
+    assert offsets[0] == -1
+    assert offsets[-1] == -2
     engine = HotloopEngine(network, signature.inputs, signature.outputs)
     assert engine.working_bytes(1) == 2 * 4096 * 4
     assert 32 << 20 < engine.working_bytes(5000) <= 64 << 20

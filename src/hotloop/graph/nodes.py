@@ -1,0 +1,24 @@
+"""What passes ask of a graph's nodes."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def arguments(node: Any) -> dict[str, Any]:
+    """The arguments of a call by name, in the order of the operator, defaults filled in."""
+    expected = node.target._schema.arguments
+    given = dict(zip([a.name for a in expected], node.args, strict=False)) | node.kwargs
+    return {a.name: given.get(a.name, a.default_value) for a in expected}
+
+
+def parts(node: Any) -> dict[int, Any]:
+    """The results of a node that has several, by number; what nobody reads is missing."""
+    return {user.args[1]: user for user in node.users if user.target is operator.getitem}
+
+
+def only_reader(node: Any) -> Any:
+    """The one node that reads a value; ``None``: there are more, or the graph gives it."""
+    readers = list(node.users)
+    return readers[0] if len(readers) == 1 and readers[0].op != "output" else None
