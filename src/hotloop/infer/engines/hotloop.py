@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import kernels
-from ...errors import InputError, RunError
+from ...errors import RunError
 from ...kernels import binding
 from ...kernels.loader import failure
-from ..engine import TensorSpec, check_arrays
+from ..engine import TensorSpec, check_arrays, not_on_cpu
 from ..network import ACTIVATIONS, KINDS, Layer, Network
 
 if TYPE_CHECKING:
@@ -180,10 +180,7 @@ class HotloopEngine:
 
             self._tensor_of = torch.empty
         if not x.is_cpu:
-            raise InputError(
-                "the model is on the CPU, so must its input be", got=x.device,
-                next_step="pass x.cpu()",
-            )  # fmt: skip
+            raise not_on_cpu(x.device)
         if not x.is_contiguous():
             x = x.contiguous()
         batch = x.shape[0]
