@@ -270,6 +270,11 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert numpy.array_equal(runs[0], runs[2])
 
 
+class AlwaysDrops(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, training=True)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "rule"),
     [
@@ -278,9 +283,12 @@ def test_results_do_not_depend_on_the_number_of_threads():
         (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), (4, 5, 5), "ceil_mode"),
         (nn.GRU(4, 4, batch_first=True), (3, 4), "one output"),
         (nn.Linear(4, 2).double(), (4,), "float32"),
+        (AlwaysDrops(), (4,), "in eval mode"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+         (4, 5, 5), "batch norm with its statistics"),
     ],
-    ids=["tanh", "groups", "ceil", "gru", "double"],
-)
+    ids=["tanh", "groups", "ceil", "gru", "double", "dropout", "norm of the batch"],
+)  # fmt: skip
 def test_what_no_layer_does_is_named(model, shape, rule):
     x = torch.randn(3, *shape, dtype=next(iter(model.parameters()), torch.ones(1)).dtype)
     with pytest.raises(ModelError, match=rule):

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def arguments(node: Any) -> dict[str, Any]:
-    """The arguments of a call by name, in the order of the operator, defaults filled in."""
+    """The arguments of a call of ATen by name, in the operator's order, defaults filled in."""
     expected = node.target._schema.arguments
     given = dict(zip([a.name for a in expected], node.args, strict=False)) | node.kwargs
     return {a.name: given.get(a.name, a.default_value) for a in expected}

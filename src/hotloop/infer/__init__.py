@@ -13,7 +13,7 @@ check      differences from eager, accuracy
 report     what the race found
 remembered winners of earlier races
 runner     InferenceRunner
-folder     an export, read; folder_writer writes it, folder_format is what both know
+folder     an export, read; folder_writer writes it
 archive    .pt2 archives without pickle
 memory     the guide's inference table
 engine     what every backend looks like

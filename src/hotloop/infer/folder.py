@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InputError, ModelError
 from ..machine import Machine
 from .engine import Engine
-from .folder_format import DOCUMENT, FORMAT, FORMAT_VERSION, setting_of, sha256
+from .folder_writer import DOCUMENT, FORMAT, FORMAT_VERSION, setting_of, sha256
 from .opening import open_engine
 from .report import InferenceReport, Setting
 from .runner import InferenceRunner

@@ -1,8 +1,12 @@
-"""Writing an exported folder, whole or not at all. Imports no torch."""
+"""An exported folder: ``model.json`` and the files of each engine, written whole or not at all.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
@@ -14,13 +18,40 @@ from typing import TYPE_CHECKING, Any
 from ..errors import HotloopError, InputError, ModelError, StorageError
 from ..machine import Machine
 from ..version import VERSION
-from .folder_format import DOCUMENT, FORMAT, FORMAT_VERSION, files_of, setting_of, sha256
 from .remembered import versions
 from .report import InferenceReport, Setting
 from .signature import Signature
 
 if TYPE_CHECKING:
     from .artifacts import ArtifactBuilder
+
+DOCUMENT = "model.json"
+FORMAT = "hotloop-inference"
+FORMAT_VERSION = 1
+
+
+def setting_of(entry: Mapping[str, Any]) -> Setting:
+    """The setting of an engine's entry in the document."""
+    return Setting(**{f.name: entry[f.name] for f in dataclasses.fields(Setting)})
+
+
+def files_of(folder: Path, name: str) -> list[Path]:
+    """An engine's file, and the weights beside it."""
+    path = folder / name
+    sources = [path]
+    if path.suffix == ".xml":
+        sources.append(path.with_suffix(".bin"))
+    if path.suffix == ".onnx":
+        precision = "int8" if path.stem.endswith("int8") else "float32"
+        beside = folder / f"{precision}.onnx.data"
+        sources += [beside] if beside.exists() else []
+    return sources
+
+
+def sha256(path: Path) -> str:
+    """Hex digits of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_folder(

@@ -20,6 +20,7 @@ import torch
 
 from ..errors import ModelError
 from ..graph import batch_norm_folding, copies, epilogues, layers
+from ..graph.nodes import arguments
 from .network import Network
 from .views import View
 
@@ -156,7 +157,8 @@ class _Lowering:
             raise _refused(_LIMITS.get(node.target, "operators it has kernels for"), node.target)
         if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
             raise _refused("float32 values", f"{node.name}: {value.dtype}")
-        rule(self, node, *node.args, **node.kwargs)
+        aten = hasattr(node.target, "_schema")
+        rule(self, node, *(arguments(node).values() if aten else node.args))
 
     def _linear(self, node: Any, x: Any, w: Any, b: Any, addend: Any, activation: str) -> None:
         weight, value, rows = self._constant(w), self._value(x), None
@@ -200,22 +202,21 @@ class _Lowering:
         made = self.network.max_pool(self._image(x), *windows_and_activation)
         self._values[node] = _Value(made, last=True)
 
-    def _mean(self, node: Any, x: Any, dims: Any, keep: bool = False, **_: Any) -> None:
+    def _mean(self, node: Any, x: Any, dims: Any, *_: Any) -> None:
         shape = _sample(x)
-        sizes = len(shape) + 1
-        over = sorted(d % sizes for d in dims)
-        if sizes == 4 and over == [2, 3]:
+        over = sorted(d % (len(shape) + 1) for d in dims or ())
+        if len(shape) == 3 and over == [2, 3]:
             number = self._image(x)
-        elif sizes == 3 and over == [1]:  # Of rows: an image one pixel wide.
+        elif len(shape) == 2 and over == [1]:  # Of rows: an image one pixel wide.
             number = self.network.as_shape(self._plain(x), (shape[0], 1, shape[1]))
         else:
-            raise _refused("means over whole images or rows", list(dims))
+            raise _refused("means over whole images or rows", dims)
         self._values[node] = _Value(self.network.mean(number))
 
     def _adaptive(self, node: Any, x: Any, size: Sequence[int]) -> None:
         if list(size) != [1, 1]:
             raise _refused("adaptive pooling to one pixel", list(size))
-        self._values[node] = _Value(self.network.mean(self._image(x)))
+        self._mean(node, x, [2, 3])
 
     def _pointwise(self, node: Any, x: Any, addend: Any, activation: str) -> None:
         image = any(self._value(n).last for n in (x, addend) if n is not None)
@@ -225,33 +226,16 @@ class _Lowering:
         made = self.network.pointwise(value, other, activation)
         self._values[node] = _Value(made, last=image)
 
-    def _norm(
-        self,
-        node: Any,
-        x: Any,
-        shape: Any,
-        w: Any = None,
-        b: Any = None,
-        eps: float = 1e-5,
-        *_: Any,
-    ) -> None:
+    def _norm(self, node: Any, x: Any, shape: Any, w: Any, b: Any, eps: float, _: Any) -> None:
         if len(shape) != 1 or len(_sample(x)) > 2:
             raise _refused("layer norm of rows", list(shape))
         weight, bias = (self._kept(n, "norm") for n in (w, b))
         self._values[node] = _Value(self.network.layer_norm(self._plain(x), weight, bias, eps))
 
     def _attention(
-        self,
-        node: Any,
-        q: Any,
-        k: Any,
-        v: Any,
-        mask: Any = None,
-        dropout: float = 0.0,
-        causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> None:
+        self, node: Any, q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool,
+        scale: float | None, enable_gqa: bool,
+    ) -> None:  # fmt: skip
         where = [view for n in (q, k, v) if (view := self._view(n).heads()) is not None]
         if mask is not None or dropout or enable_gqa or len(where) < 3:
             raise _refused(
@@ -286,11 +270,11 @@ class _Lowering:
     def _select(self, node: Any, x: Any, dim: int, index: int) -> None:
         self._values[node] = self._part(x, dim, index, None)
 
-    def _unbind(self, node: Any, x: Any, dim: int = 0) -> None:
+    def _unbind(self, node: Any, x: Any, dim: int) -> None:
         count = len(node.meta["val"])
         self._lists[node] = [self._part(x, dim, place, None) for place in range(count)]
 
-    def _split(self, node: Any, x: Any, _: Any, dim: int = 0) -> None:
+    def _split(self, node: Any, x: Any, _: Any, dim: int) -> None:
         sizes = [int(value.shape[dim]) for value in node.meta["val"]]
         starts = [sum(sizes[:place]) for place in range(len(sizes))]
         self._lists[node] = [
@@ -300,7 +284,7 @@ class _Lowering:
     def _getitem(self, node: Any, x: Any, index: int) -> None:
         self._values[node] = self._lists[x][index]
 
-    def _softmax(self, node: Any, x: Any, dim: int, *_: Any, **__: Any) -> None:
+    def _softmax(self, node: Any, x: Any, dim: int, _: Any) -> None:
         sizes = len(_sample(x)) + 1
         if sizes > 3 or dim % sizes != sizes - 1:
             raise _refused("softmax over the last dimension of rows", dim)
