@@ -1,12 +1,11 @@
 """Graphs of ``torch.export`` run as they are, with the operators of ``graph.layers`` in PyTorch."""
 
-import copy
-
 import torch
 from torch import fx
 from torch.nn import functional as F
 
 from hotloop.graph import layers
+from hotloop.graph.from_export import graph_of
 
 ACTIVATIONS = {
     "none": lambda x: x,
@@ -47,12 +46,7 @@ def exported(model, *inputs):
     """The graph of a model for any batch size, and the tensors behind its placeholders."""
     dynamic = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
     program = torch.export.export(model.eval(), inputs, dynamic_shapes=dynamic, strict=False)
-    signature = program.graph_signature
-    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    stored = {**program.state_dict, **program.constants}
-    graph = copy.deepcopy(program.graph)
-    constants = {n: stored[targets[n.name]].detach() for n in graph.nodes if n.name in targets}
-    return graph, constants
+    return graph_of(program)
 
 
 class _Interpreter(fx.Interpreter):

@@ -6,6 +6,7 @@ A train step is recorded below autograd and run without it; a model's forward pa
 recording     what ATen was asked for in one step, and what that depends on
 compare       whether two recordings are the same step
 from_recording  a recording as a graph
+from_export   a graph of inference, and its passes
 lower         a graph as instructions on memory: hotloop's kernels, else ATen
 epilogues     what a kernel does with its result before it reaches memory
 batch_norm_folding  batch norm in eval mode into the weights before it

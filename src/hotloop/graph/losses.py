@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import fx
 
 from . import native
-from .nodes import parts
+from .nodes import add_parts, parts
 
 _aten: Any = torch.ops.aten
 _MEAN, _SUM = 1, 2
@@ -69,9 +68,8 @@ def _put(graph: fx.Graph, forward: Any, kernel: Any, args: Any, loss: Any, gradi
         new = graph.call_function(kernel, args)
     new.meta["val"] = (loss.meta["val"], gradient.meta["val"])
     with graph.inserting_after(new):
-        results = [graph.call_function(operator.getitem, (new, n)) for n in range(2)]
+        results = add_parts(new, 2)
     for part, old in zip(results, (loss, gradient), strict=True):
-        part.meta["val"] = old.meta["val"]
         old.replace_all_uses_with(part)
 
 

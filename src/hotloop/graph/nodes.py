@@ -18,6 +18,14 @@ def parts(node: Any) -> dict[int, Any]:
     return {user.args[1]: user for user in node.users if user.target is operator.getitem}
 
 
+def add_parts(node: Any, count: int) -> list[Any]:
+    """Nodes of the first results of a node that has several, where nodes are being inserted."""
+    made = [node.graph.call_function(operator.getitem, (node, n)) for n in range(count)]
+    for part, val in zip(made, node.meta["val"], strict=False):
+        part.meta["val"] = val
+    return made
+
+
 def only_reader(node: Any) -> Any:
     """The one node that reads a value; ``None``: there are more, or the graph gives it."""
     readers = list(node.users)

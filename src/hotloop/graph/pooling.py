@@ -8,14 +8,13 @@ quarter of the step.
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import torch
 from torch import fx
 
 from .epilogues import pool_window
-from .nodes import parts
+from .nodes import add_parts, parts
 
 _aten = torch.ops.aten
 
@@ -67,9 +66,7 @@ def _fuse(graph: fx.GraphModule, node: Any) -> None:
         options = (kh, kw, int(relu is not None), int(last))
         new = call(torch.ops.hotloop.pool.default, (start, *options))
         new.meta["val"] = torch.ops.hotloop.pool.default(start.meta["val"], *options)
-        results = [call(operator.getitem, (new, number)) for number in range(2)]
-        for number, result in enumerate(results):
-            result.meta["val"] = new.meta["val"][number]
+        results = add_parts(new, 2)
     for copied in [] if last else copies:
         copied.replace_all_uses_with(results[0])
     given[0].replace_all_uses_with(results[0])

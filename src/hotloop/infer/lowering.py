@@ -8,7 +8,6 @@ another way (views, permutations, parts) costs nothing: attention reads its head
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -17,9 +16,11 @@ from typing import Any
 
 import numpy
 import torch
+from torch import fx
 
 from ..errors import ModelError
-from ..graph import batch_norm_folding, copies, epilogues, layers
+from ..graph import layers
+from ..graph.from_export import Constants, layers_of
 from ..graph.nodes import arguments
 from .network import Network
 from .views import View
@@ -51,23 +52,15 @@ def lower(program: torch.export.ExportedProgram) -> Network:
     signature = program.graph_signature
     if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
         raise _refused("models of one input and one output", "more")
-    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    targets |= signature.inputs_to_lifted_tensor_constants
-    stored = {**program.state_dict, **program.constants}
-    graph = copy.deepcopy(program.graph)
-    nodes: list[Any] = list(graph.nodes)
-    constants = {n: stored[targets[n.name]].detach() for n in nodes if n.name in targets}
-    copies.remove_identities(graph)
-    batch_norm_folding.fold(graph, constants)
-    epilogues.fuse(graph)
-    return _Lowering(list(graph.nodes), constants).network
+    return _Lowering(*layers_of(program)).network
 
 
 class _Lowering:
-    def __init__(self, nodes: list[Any], constants: dict[Any, torch.Tensor]) -> None:
+    def __init__(self, graph: fx.Graph, constants: Constants) -> None:
         self._constants = constants
         self._values: dict[Any, _Value | View] = {}
         self._lists: dict[Any, list[View]] = {}
+        nodes: list[Any] = list(graph.nodes)
         for node in nodes:
             if node.op == "placeholder" and node not in constants:
                 self.network = Network(_sample(node))
