@@ -16,25 +16,13 @@ def linear(x: Any, weight: Any, bias: Any, addend: Any, activation: str) -> Any:
 
 
 def convolution(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    addend: Any,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    activation: str,
+    x: Any, weight: Any, bias: Any, addend: Any, stride: Any, padding: Any, activation: str,
     pooled: bool,
-) -> Any:
+) -> Any:  # fmt: skip
     """``activation(x * weight + bias + addend)``; ``pooled``: then the greatest of each 2x2."""
 
 
-def max_pool(
-    x: Any,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    activation: str,
-) -> Any:
+def max_pool(x: Any, kernel: Any, stride: Any, padding: Any, activation: str) -> Any:
     """``activation(the greatest of each window)``."""
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import MissingExtraError, ModelError
 from ..machine import Machine
 from ..machine.cache_dir import GRAPHS
-from .engine import TensorSpec, dtype_name
+from .engine import TensorSpec, dtype_name, first_line
 from .signature import Signature, arguments, flatten, unflatten
 
 # Above it a protobuf file cannot hold the weights; they go beside it.
@@ -214,10 +214,8 @@ def write_onnx(
             assert exported is not None
             exported.save(str(path), external_data=weight_bytes > _ONE_FILE_BYTES)
         except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise ModelError(
-                "torch.onnx must express the model", got=f"{type(error).__name__}: {first}"
-            ) from error
+            got = f"{type(error).__name__}: {first_line(error)}"
+            raise ModelError("torch.onnx must express the model", got=got) from error
 
 
 def compiled_package(

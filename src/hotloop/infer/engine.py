@@ -109,6 +109,11 @@ def check_arrays(inputs: Sequence[TensorSpec], arrays: Sequence[Any]) -> None:
             raise DataError(f"the input must be {spec.text()}", got=got)
 
 
+def first_line(error: Exception) -> str:
+    """Of a message that may have many; the error's type where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def not_on_cpu(device: Any) -> InputError:
     """A tensor is elsewhere."""
     return InputError(

@@ -14,7 +14,6 @@ from .engine import Engine
 from .folder import load_inference, local_path
 from .opening import open_engine
 from .report import Setting
-from .runner import InferenceRunner
 
 _ENGINE_OF = {
     ".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "eager", ".safetensors": "eager",
@@ -49,14 +48,12 @@ def load_engine(
     """
     path = local_path(path)
     if path.is_dir():
-        return ExportedEngine(
-            load_inference(
-                path,
-                num_threads=num_threads,
-                num_instances=num_instances,
-                spinning=spinning,
-                alike=True,
-            )
+        return load_inference(
+            path,
+            num_threads=num_threads,
+            num_instances=num_instances,
+            spinning=spinning,
+            alike=True,
         )
     if path.suffix not in _ENGINE_OF:
         known = ", ".join(_ENGINE_OF)
@@ -76,25 +73,3 @@ def load_engine(
         archive = path.suffix == ".pt2"
         source, signature = read_program(path) if archive else module_with_weights(path, factory)
     return open_engine(setting, source, signature)
-
-
-class ExportedEngine:
-    """All engines of an export behind one face: each batch goes to the one that is fastest there.
-
-    Args:
-        runner: of the export. ``name`` and ``precision`` are those of its main engine.
-    """
-
-    def __init__(self, runner: InferenceRunner) -> None:
-        self.runner = runner
-        self.name = runner.engine.name
-        self.precision = runner.engine.precision
-        self.inputs = runner.inputs
-        self.outputs = runner.outputs
-        self.num_threads = runner.engine.num_threads
-        self.num_instances = runner.engine.num_instances
-        self.run = runner.answer
-
-    def close(self) -> None:
-        """See ``Engine.close``."""
-        self.runner.close()

@@ -48,13 +48,13 @@ def batch(size):
     return arrays
 first = min(runner.exact, default=1) if not runner.by_batch_size else 1
 loaded = resident_bytes()
-runner.answer(batch(first))
+runner.run(batch(first))
 first_s = time.perf_counter() - start
 once = resident_bytes()
 for size in map(int, sys.argv[2:]):
     if runner.setting_for(size) is not None:
         for _ in range(3):
-            runner.answer(batch(size))
+            runner.run(batch(size))
 print(json.dumps({
     "loaded_bytes": loaded,
     "first_answer_bytes": once,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingExtraError, ModelError
 from ..machine import Machine
 from .capture import quiet
-from .engine import TensorSpec
+from .engine import TensorSpec, first_line
 
 if TYPE_CHECKING:
     import numpy
@@ -68,10 +68,9 @@ def write_int8(
                 extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
             )
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(
             "the model must be one that ONNX Runtime can quantize",
-            got=f"{type(error).__name__}: {first}",
+            got=f"{type(error).__name__}: {first_line(error)}",
         ) from error
     finally:
         prepared.unlink(missing_ok=True)

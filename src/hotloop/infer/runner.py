@@ -39,9 +39,11 @@ class InferenceRunner:
     Made by ``compile_inference`` and ``load_inference``. It holds the weights of the moment it was
     made; training the model on does not change it. Calls from several threads are allowed.
 
+    It is an ``Engine`` itself: ``name`` and the like are those of the main one.
+
     Attributes:
         report: what the race found.
-        engine: the engine of the batch size that the goal is about.
+        engine: the main one: of the batch size that the goal is about.
         signature: what goes in and comes out, and how. inputs, outputs: of it.
         engines: setting -> engine.
         by_batch_size: from this batch size on this setting; ``exact``: for this size alone (graphs
@@ -64,6 +66,9 @@ class InferenceRunner:
         self.engines = dict(engines)
         self.by_batch_size = dict(sorted(by_batch_size.items()))
         self.engine = self.engines[primary]
+        self.name, self.precision = self.engine.name, self.engine.precision
+        self.num_threads = self.engine.num_threads
+        self.num_instances = self.engine.num_instances
         self.signature = signature
         self.inputs, self.outputs = signature.inputs, signature.outputs
         self.exact = dict(exact or {})
@@ -160,7 +165,7 @@ class InferenceRunner:
         results = adapter.tensors(leaves) if as_torch else adapter.arrays(leaves)
         return unflatten(self.signature.output_structure, results)
 
-    def answer(self, arrays: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
+    def run(self, arrays: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
         """Inputs and results as flat lists of arrays, in the order of ``inputs``, ``outputs``.
 
         Raises:

@@ -15,7 +15,7 @@ from ..measure.neighbours import busy_elsewhere_s
 from ..plan import Plan
 from .artifacts import ArtifactBuilder
 from .check import Bounds, accuracy_loss, difference, fresh_inputs
-from .engine import Engine
+from .engine import Engine, first_line
 from .memory import predicted_memory
 from .report import InferenceReport, RaceRow, Setting
 from .runner import EngineAdapter, InferenceRunner
@@ -203,7 +203,7 @@ class EngineSelector:
         try:
             reason = self._check(setting, engine)
         except Exception as error:  # Whatever a backend raises, it must not end the others' race.
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
         if reason is not None:
             engine.close()
             return reason
