@@ -154,35 +154,35 @@ def fuse(graph: fx.Graph) -> None:
         graph: of inference, from ``torch.export``; changed in place. Calls that no layer takes
             stay as they are.
     """
-    there: set[Any] = set()
-    gone: set[Any] = set()
+    made_before: set[Any] = set()
+    absorbed: set[Any] = set()
     nodes: list[Any] = list(graph.nodes)
     for node in nodes:
-        rule = _RULES.get(node.target) if node not in gone else None
-        made = None if rule is None else rule(node, there)
+        rule = _RULES.get(node.target) if node not in absorbed else None
+        made = None if rule is None else rule(node, made_before)
         if made is not None:
             layer, args, found = made
-            gone.update(found.taken)
+            absorbed.update(found.taken)
             node = replace(graph, node, found, layer, args, before=node)
-        there.add(node)
+        made_before.add(node)
 
 
 # A layer, its arguments, and the nodes after it that it does as well.
 _Layer = tuple[Callable[..., Any], tuple[Any, ...], Epilogue]
 
 
-def _linear(node: Any, there: Collection[Any]) -> _Layer:
+def _linear(node: Any, made_before: Collection[Any]) -> _Layer:
     x, weight, bias = arguments(node).values()
-    found = epilogue_of(node, layers.ACTIVATIONS, addends=there)
+    found = epilogue_of(node, layers.ACTIVATIONS, addends=made_before)
     return layers.linear, (x, weight, bias, found.addend, found.activation), found
 
 
-def _convolution(node: Any, there: Collection[Any]) -> _Layer | None:
+def _convolution(node: Any, made_before: Collection[Any]) -> _Layer | None:
     x, weight, bias, stride, padding, dilation, groups = arguments(node).values()
     if groups != 1 or pair(dilation) != (1, 1):
         return None
     small = is_small_filter(tuple(weight.meta["val"].shape[2:]), stride, padding)
-    found = epilogue_of(node, addends=there, pools=small)
+    found = epilogue_of(node, addends=made_before, pools=small)
     windows = pair(stride), pair(padding)
     pooled = found.pool is not None
     args = (x, weight, bias, found.addend, *windows, found.activation, pooled)
