@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from hotloop.infer.capture import own_copy, read_signature
-from hotloop.infer.workshop import Workshop, settings_for
+from hotloop.infer.artifacts import ArtifactBuilder, settings_for
+from hotloop.infer.capture import own_copy, read_signature, resized
 from support import inference_models as models
 
 
-def workshop(model, example):
+def builder(model, example):
     twin = own_copy(model)
-    return Workshop(twin, *read_signature(twin, example))
+    return ArtifactBuilder(twin, *read_signature(twin, example))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -21,35 +21,35 @@ def test_the_graph_takes_any_batch_size(precision, batch):
         (models.Pair(), (torch.randn(batch, 5), torch.randn(batch, 3))),
         (models.Named(), {"ids": torch.randint(11, (batch, 6)), "mask": torch.ones(batch, 6)}),
     ):
-        shop = workshop(model, example)
-        program, fixed = shop.program(precision)
+        artifacts = builder(model, example)
+        program, fixed = artifacts.program(precision)
         assert fixed is None
-        tensors = shop.warm_inputs(5)
+        tensors = resized(artifacts.example, artifacts.signature.inputs, 5)
         with torch.inference_mode():
-            want = shop.signature.call(shop.model, tensors)
+            want = artifacts.signature.call(artifacts.model, tensors)
             flat = precision == "bfloat16"
             got = (
                 program.module()(*tensors)
                 if flat
-                else shop.signature.call(program.module(), tensors)
+                else artifacts.signature.call(program.module(), tensors)
             )
         for a, b in zip(got, want, strict=True):
             assert a.dtype == b.dtype
             if b.is_floating_point():
                 close = {"rtol": 0.1, "atol": 0.1} if flat else {"rtol": 1e-4, "atol": 1e-5}
                 torch.testing.assert_close(a, b, **close)
-        shop.close()
+        artifacts.close()
 
 
 def test_a_graph_bound_to_its_batch_size_says_so():
-    assert workshop(models.BoundToFour(), torch.randn(4, 6)).program()[1] == 4
+    assert builder(models.BoundToFour(), torch.randn(4, 6)).program()[1] == 4
 
 
-def test_files_go_with_the_workshop():
-    shop = workshop(models.perceptron(), torch.randn(2, 12))
-    path = shop.onnx()
+def test_files_go_with_the_builder():
+    artifacts = builder(models.perceptron(), torch.randn(2, 12))
+    path = artifacts.onnx()
     assert path.is_file()
-    shop.close()
+    artifacts.close()
     assert not path.parent.exists()
 
 

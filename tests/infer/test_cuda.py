@@ -17,7 +17,7 @@ from hotloop.infer.cuda import (
     CUDA_ENGINES,
     GRAPH,
     TF32_ERROR,
-    CudaWorkshop,
+    CudaArtifactBuilder,
     cuda_settings,
 )
 from support import inference_models as models
@@ -193,9 +193,9 @@ def test_engines_of_the_cpu_are_refused_on_a_gpu():
         _runner(models.perceptron().cuda(), torch.randn(4, 12), engines=["openvino"])
 
 
-def _workshop(model: nn.Module, example: torch.Tensor) -> CudaWorkshop:
+def _builder(model: nn.Module, example: torch.Tensor) -> CudaArtifactBuilder:
     signature, tensors = read_signature(model, example)
-    return CudaWorkshop(model, signature, tensors, torch.device("cpu"))
+    return CudaArtifactBuilder(model, signature, tensors, torch.device("cpu"))
 
 
 def test_candidates_of_a_gpu():
@@ -208,25 +208,25 @@ def test_candidates_of_a_gpu():
 
 
 def test_only_convolutions_may_differ_by_tf32():
-    linear = _workshop(models.perceptron(), torch.randn(4, 12))
-    images = _workshop(models.Residual(), torch.randn(4, 1, 9, 9))
+    linear = _builder(models.perceptron(), torch.randn(4, 12))
+    images = _builder(models.Residual(), torch.randn(4, 1, 9, 9))
     assert linear.float32_error == FLOAT32_ERROR
     assert images.float32_error == TF32_ERROR
 
 
-def test_a_workshop_for_a_gpu_compiles_once_and_writes_nothing():
-    workshop = _workshop(models.perceptron(), torch.randn(4, 12))
+def test_a_builder_for_a_gpu_compiles_once_and_writes_nothing():
+    artifacts = _builder(models.perceptron(), torch.randn(4, 12))
     plain, compiled = cuda_settings(CUDA_ENGINES, False)
-    assert not workshop.must_compile(plain)
-    assert workshop.must_compile(compiled)
-    workshop.build(compiled)
-    assert not workshop.must_compile(compiled)
-    assert workshop.fixed_batch_of(compiled) is None
-    assert workshop.weights_of(plain) == workshop.weights_of(compiled)
+    assert not artifacts.must_compile(plain)
+    assert artifacts.must_compile(compiled)
+    artifacts.build(compiled)
+    assert not artifacts.must_compile(compiled)
+    assert artifacts.fixed_batch_of(compiled) is None
+    assert artifacts.weights_of(plain) == artifacts.weights_of(compiled)
     with pytest.raises(ModelError, match="a model on the CPU"):
-        workshop.archive()
+        artifacts.archive()
     with pytest.raises(ModelError, match="a model on the CPU"):
-        workshop.onnx()
+        artifacts.onnx()
 
 
 def test_a_model_on_another_kind_of_device_is_refused():

@@ -359,7 +359,7 @@ def test_engines_of_a_server_have_the_threads_of_the_main_one(tmp_path, monkeypa
     with hotloop.load_inference(folder) as runner:
         assert [e.num_threads for e in runner.engines.values()] == [2, 1]
     engine = load_engine(folder)
-    (only,) = engine.runner.engines.values()
+    (only,) = engine.engines.values()
     assert (only.num_threads, only.num_instances) == (1, 2) == (
         engine.num_threads, engine.num_instances,
     )  # fmt: skip

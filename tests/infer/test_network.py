@@ -242,11 +242,11 @@ def test_what_is_not_a_number_stays_so():
 def test_values_share_memory_and_a_large_batch_takes_no_more():
     model = nn.Sequential(*[nn.Linear(4096, 4096, bias=False) for _ in range(4)])
     _, network, signature = lowered(model, torch.randn(2, 4096))
-    places, floats = network.places()
+    offsets, floats = network.offsets()
     # Of four values one is the result; of the others no more than two live at once.
     assert floats == 2 * 4096
-    assert places[0] == -1
-    assert places[-1] == -2
+    assert offsets[0] == -1
+    assert offsets[-1] == -2
     engine = HotloopEngine(network, signature.inputs, signature.outputs)
     assert engine.working_bytes(1) == 2 * 4096 * 4
     assert 32 << 20 < engine.working_bytes(5000) <= 64 << 20
@@ -270,6 +270,11 @@ def test_results_do_not_depend_on_the_number_of_threads():
     assert numpy.array_equal(runs[0], runs[2])
 
 
+class AlwaysDrops(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, training=True)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "rule"),
     [
@@ -278,9 +283,12 @@ def test_results_do_not_depend_on_the_number_of_threads():
         (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), (4, 5, 5), "ceil_mode"),
         (nn.GRU(4, 4, batch_first=True), (3, 4), "one output"),
         (nn.Linear(4, 2).double(), (4,), "float32"),
+        (AlwaysDrops(), (4,), "in eval mode"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+         (4, 5, 5), "batch norm with its statistics"),
     ],
-    ids=["tanh", "groups", "ceil", "gru", "double"],
-)
+    ids=["tanh", "groups", "ceil", "gru", "double", "dropout", "norm of the batch"],
+)  # fmt: skip
 def test_what_no_layer_does_is_named(model, shape, rule):
     x = torch.randn(3, *shape, dtype=next(iter(model.parameters()), torch.ones(1)).dtype)
     with pytest.raises(ModelError, match=rule):

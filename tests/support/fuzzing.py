@@ -97,7 +97,7 @@ def check(body, limits):
         taken += 1
         for spec, array in zip(SIGNATURE.inputs, parsed.arrays, strict=True):
             assert isinstance(array, np.ndarray)
-            assert spec.fits(str(array.dtype), array.shape)
+            assert spec.fits(array)
             assert len(array) == parsed.rows
     return taken
 

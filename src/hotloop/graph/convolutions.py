@@ -18,7 +18,11 @@ from ..kernels import calls as kernel_calls
 from ..machine.threads import num_threads as threads_set
 from ..measure import least_seconds
 from ..memory import TensorArena
+from . import epilogues
 from .choices import LIMIT_S, ROUNDS, Route, choose
+from .epilogues import epilogue_of
+from .nodes import parts
+from .windows import is_small_filter, pair
 
 _aten = torch.ops.aten
 _own = torch.ops.hotloop
@@ -77,19 +81,24 @@ def _shape(x: Any, w: Any, options: Any, part: str, num_threads: int) -> Convolu
     stride, padding, dilation, transposed, _, groups = options
     if image.dtype != torch.float32 or weight.dtype != torch.float32 or image.dim() != 4:
         return None
-    plain = not transposed and groups == 1 and {*stride, *dilation} == {1}
-    if not plain or list(weight.shape[2:]) != [3, 3] or max(padding) > 2:
+    plain = not transposed and groups == 1 and pair(dilation) == (1, 1)
+    if not plain or not is_small_filter(tuple(weight.shape[2:]), stride, padding):
         return None
     filters = weight.shape[0] * weight.shape[1]
     if weight.shape[0] < 8 or filters > _MOST_FILTERS or not _adjacent(x):
         return None
-    ph, pw = [*padding, *padding][:2]
-    found = Convolution(part, tuple(image.shape), tuple(weight.shape), (ph, pw), num_threads)
+    sizes = tuple(image.shape), tuple(weight.shape), pair(padding)
+    found = Convolution(part, *sizes, num_threads)
     return found if min(found.out) > 0 else None
 
 
 def _adjacent(node: Any) -> bool:
-    return bool(node.meta["val"].is_contiguous(memory_format=_LAST))
+    return _is_adjacent(node.meta["val"])
+
+
+def _is_adjacent(image: torch.Tensor) -> bool:
+    """Whether channels are adjacent."""
+    return image.is_contiguous(memory_format=_LAST)
 
 
 def _forward(graph: fx.GraphModule, node: Any, num_threads: int) -> list[tuple[Convolution, Route]]:
@@ -97,23 +106,17 @@ def _forward(graph: fx.GraphModule, node: Any, num_threads: int) -> list[tuple[C
     found = _shape(x, w, options, "convolution", num_threads)
     if found is None or not _adjacent(node):
         return []
-    users = list(node.users)
-    (user,) = users if len(users) == 1 else (None,)
-    relu = user is not None and user.target is _aten.relu.default
+    then = epilogue_of(node, pools=True)
+    relu = then.activation == "relu"
     found = found._replace(relu=relu)
     choice = fastest(found)
     if choice.kernel != "hotloop":
         return []
-    common = (x, w, bias, *found.padding)
-    target, args, last = _own.conv3x3.default, (*common, 0), node
-    if relu:
-        args, last = (*common, 1), user
-    elif user is not None and user.target is _own.pool.default and user.args[1:3] == (2, 2):
-        target, args, last = _own.conv3x3_pool.default, (*common, *user.args[3:5]), user
-    with graph.graph.inserting_before(last):
-        new = graph.graph.call_function(target, args)
-    new.meta.update(last.meta)
-    last.replace_all_uses_with(new)
+    target, options = _own.conv3x3.default, [int(relu)]
+    if then.pool is not None:
+        _, _, _, relu_first, channels_last = then.pool.args
+        target, options = _own.conv3x3_pool.default, [int(relu or relu_first), channels_last]
+    epilogues.replace(graph.graph, node, then, target, (x, w, bias, *found.padding, *options))
     return [(found, choice)]
 
 
@@ -121,7 +124,7 @@ def _backward(
     graph: fx.GraphModule, node: Any, num_threads: int
 ) -> list[tuple[Convolution, Route]]:
     g, x, w, sizes, *options, mask = node.args
-    results = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+    results = parts(node)
     found = _shape(x, w, options, "weight gradient", num_threads)
     if found is None or not _adjacent(g) or len(results) != len(node.users):
         return []
@@ -139,7 +142,7 @@ def _backward(
         return []
     ours = ["input gradient" in chosen, "weight gradient" in chosen, "weight gradient" in chosen]
     left = [wanted and not mine for wanted, mine in zip(mask, ours, strict=True)]
-    places, padding, call = None, found.padding, graph.graph.call_function
+    argmax, padding, call = None, found.padding, graph.graph.call_function
     with graph.graph.inserting_before(node):
         if any(left):
             rest = call(node.target, (g, x, w, sizes, *options, left))
@@ -150,20 +153,22 @@ def _backward(
             and g.args[4:6] == (2, 2)
             and (_adjacent(g.args[0]) or g.args[0].meta["val"].is_contiguous())
         ):
-            g, places = g.args[:2]
+            g, argmax = g.args[:2]
         if ours[1]:
             last = not results[1].meta["val"].is_contiguous()
-            new = call(_own.conv3x3_weight_gradient.default, (x, g, w, places, *padding, int(last)))
+            new = call(_own.conv3x3_weight_gradient.default, (x, g, w, argmax, *padding, int(last)))
             new.meta["val"] = _own.conv3x3_weight_gradient.default(
                 *(a.meta["val"] if isinstance(a, fx.Node) else a for a in new.args)
             )
             _hand_over(graph, new, {n: results[n] for n in results if n > 0}, 1)
     if ours[0]:
-        gate, end = _relu_behind(results[0])
-        with graph.graph.inserting_before(end):
-            new = call(_own.conv3x3_input_gradient.default, (x, g, w, places, gate, *padding))
-        new.meta.update(end.meta)
-        end.replace_all_uses_with(new)
+        shape = results[0].meta["val"].shape
+        then = epilogue_of(
+            results[0], (), fits_mask=lambda gate: gate.shape == shape and _is_adjacent(gate)
+        )
+        target = _own.conv3x3_input_gradient.default
+        args = (x, g, w, argmax, then.mask, *padding)
+        epilogues.replace(graph.graph, results[0], then, target, args)
     return list(chosen.values())
 
 
@@ -173,18 +178,6 @@ def _hand_over(graph: fx.GraphModule, new: Any, results: dict[int, Any], first: 
         mine = graph.graph.call_function(operator.getitem, (new, number - first))
         mine.meta.update(old.meta)
         old.replace_all_uses_with(mine)
-
-
-def _relu_behind(gradient: Any) -> tuple[Any, Any]:
-    """relu's result, where the gradient serves its backward only, and that; else the gradient."""
-    users = list(gradient.users)
-    if len(users) == 1 and users[0].target is _aten.threshold_backward.default:
-        _, gate, threshold = users[0].args
-        value = gate.meta["val"]
-        same = value.shape == gradient.meta["val"].shape and _adjacent(gate)
-        if users[0].args[0] is gradient and threshold == 0 and same:
-            return gate, users[0]
-    return None, gradient
 
 
 def fastest(work: Convolution) -> Route:

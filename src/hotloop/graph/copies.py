@@ -1,4 +1,4 @@
-"""Copies that a step does not need: of a value that may stay as it is, or be made as it is wanted.
+"""Copies that nobody needs: of a value that may stay as it is, or be made as it is wanted.
 
 PyTorch gives a gradient the layout of its weight by a copy. A kernel that can write in that layout
 does it at once.
@@ -14,9 +14,19 @@ from torch import fx
 
 from . import operators
 from .aten import EMPTY, writes
+from .nodes import arguments
 
 _aten: Any = torch.ops.aten
 _COPIES = (_aten.copy_.default, _aten.copy.default)
+# Give their argument where values have no layout and nothing is trained.
+_IDENTITIES = (
+    _aten.detach.default,
+    _aten.alias.default,
+    _aten.contiguous.default,
+    _aten.clone.default,
+    _aten._assert_tensor_metadata.default,
+)
+_DROPOUTS = (_aten.dropout.default, _aten.feature_dropout.default)
 
 
 def remove(graph: fx.GraphModule) -> None:
@@ -27,6 +37,16 @@ def remove(graph: fx.GraphModule) -> None:
             _remove(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def remove_identities(graph: fx.Graph) -> None:
+    """Take out of a graph of inference what changes no value, in place."""
+    nodes: list[Any] = list(graph.nodes)
+    for node in nodes:
+        dropout = node.target in _DROPOUTS and not arguments(node)["train"]
+        if dropout or node.target in _IDENTITIES:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _remove(node: Any) -> None:

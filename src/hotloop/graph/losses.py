@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import fx
 
 from . import native
+from .nodes import add_parts, parts
 
 _aten: Any = torch.ops.aten
 _MEAN, _SUM = 1, 2
@@ -28,7 +28,7 @@ def fuse(graph: fx.GraphModule) -> None:
 
 def _cross_entropy(graph: fx.Graph, forward: Any) -> None:
     logs, labels, weights, reduction, ignore = forward.args
-    loss, total = (_part(forward, n) for n in range(2))
+    loss, total = map(parts(forward).get, range(2))
     if logs.target is not _aten._log_softmax.default or loss is None or reduction == 0:
         return
     backwards = [n for n in logs.users if n.target is _aten.nll_loss_backward.default]
@@ -68,9 +68,8 @@ def _put(graph: fx.Graph, forward: Any, kernel: Any, args: Any, loss: Any, gradi
         new = graph.call_function(kernel, args)
     new.meta["val"] = (loss.meta["val"], gradient.meta["val"])
     with graph.inserting_after(new):
-        parts = [graph.call_function(operator.getitem, (new, n)) for n in range(2)]
-    for part, old in zip(parts, (loss, gradient), strict=True):
-        part.meta["val"] = old.meta["val"]
+        results = add_parts(new, 2)
+    for part, old in zip(results, (loss, gradient), strict=True):
         old.replace_all_uses_with(part)
 
 
@@ -81,11 +80,6 @@ def _seed(node: Any, loss: Any) -> float | None:
         factor *= node.args[1]
         node = node.args[0]
     return factor if node.target is _aten.ones_like.default else None
-
-
-def _part(node: Any, number: int) -> Any:
-    found = [u for u in node.users if u.target is operator.getitem and u.args[1] == number]
-    return found[0] if len(found) == 1 else None
 
 
 def _rows_of_floats(node: Any) -> bool:

@@ -22,6 +22,7 @@ from .aten import EMPTY, FILLED, WRITTEN_HERE, out_names, out_variant, python_fu
 from .late import Instruction, Late, Pendings, aten_instruction, has_late
 from .memory_plan import Block, Lifetime, plan_offsets
 from .native import NATIVE, is_update, update_call
+from .nodes import parts
 from .operators import PRODUCT_UPDATES, aliases, readers
 from .recording import extent_bytes
 
@@ -261,11 +262,11 @@ class _Lowering:
     def _outs(self, node: Any) -> list[torch.Tensor]:
         if isinstance(node.meta["val"], torch.Tensor):
             return [self._value[node]]
-        parts = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+        read = parts(node)
         outs = []
         for number, val in enumerate(node.meta["val"]):
-            if number in parts:
-                outs.append(self._value[parts[number]])
+            if number in read:
+                outs.append(self._value[read[number]])
             else:  # Nobody reads it.
                 outs.append(torch.empty_strided(val.shape, val.stride(), dtype=val.dtype))
         return outs

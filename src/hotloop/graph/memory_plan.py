@@ -1,4 +1,7 @@
-"""Where each temporary of a program lies: offsets in one block, by when it is made and read."""
+"""Where each temporary of a program lies: offsets in one block, by when it is made and read.
+
+Imports no torch: a network of inference is planned here too.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy
-import torch
 
 LINE_BYTES = 64
 
@@ -73,6 +75,8 @@ class Block:
     def reserve(self, num_bytes: int) -> memoryview:
         """At least so many bytes, aligned to a line; other memory where they were too few."""
         if self._memory is None or num_bytes > self.size_bytes:
+            import torch  # Here: plans are made in processes without it.
+
             self.release()
             whole = torch.empty(num_bytes + LINE_BYTES, dtype=torch.uint8)
             start = -whole.data_ptr() % LINE_BYTES

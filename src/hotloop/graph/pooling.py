@@ -6,11 +6,14 @@ result.
 
 from __future__ import annotations
 
-import operator
+import math
 from typing import Any
 
 import torch
 from torch import fx
+
+from .epilogues import pool_window
+from .nodes import add_parts, parts
 
 _aten = torch.ops.aten
 
@@ -26,15 +29,17 @@ def fuse(graph: fx.GraphModule) -> None:
 
 
 def _fuse(graph: fx.GraphModule, node: Any) -> None:
-    window = _window(*node.args)
+    window = pool_window(node)
     x = node.args[0]
     value = x.meta["val"]
-    if window is None or value.dtype != torch.float32 or value.dim() != 4:
+    if window is None or math.prod(window) >= 255:  # A place in a window is one byte.
         return
-    parts = {user.args[1]: user for user in node.users if user.target is operator.getitem}
-    if len(parts) != len(node.users) or 0 not in parts:
+    if value.dtype != torch.float32 or value.dim() != 4:
         return
-    backwards = _used(parts[1]) if 1 in parts else []
+    given = parts(node)
+    if len(given) != len(node.users) or 0 not in given:
+        return
+    backwards = _used(given[1]) if 1 in given else []
     if any(b.target is not _aten.max_pool2d_with_indices_backward.default for b in backwards):
         return
     relu = _relu_before(x)
@@ -53,19 +58,17 @@ def _fuse(graph: fx.GraphModule, node: Any) -> None:
     with graph.graph.inserting_before(node):
         start = x if relu is None else relu.args[0]
         # The results' layout is what the nodes after them were traced with.
-        last = parts[0].meta["val"].stride(1) == 1
+        last = given[0].meta["val"].stride(1) == 1
         # But a copy to the dense layout, as before a flatten, is written at once.
-        copies = [u for u in parts[0].users if _is_dense_copy(u)]
-        last = last and not (copies and len(copies) == len(parts[0].users))
+        copies = [u for u in given[0].users if _is_dense_copy(u)]
+        last = last and not (copies and len(copies) == len(given[0].users))
         options = (kh, kw, int(relu is not None), int(last))
         new = call(torch.ops.hotloop.pool.default, (start, *options))
         new.meta["val"] = torch.ops.hotloop.pool.default(start.meta["val"], *options)
-        results = [call(operator.getitem, (new, number)) for number in range(2)]
-        for number, result in enumerate(results):
-            result.meta["val"] = new.meta["val"][number]
+        results = add_parts(new, 2)
     for copied in [] if last else copies:
         copied.replace_all_uses_with(results[0])
-    parts[0].replace_all_uses_with(results[0])
+    given[0].replace_all_uses_with(results[0])
     height, width = value.shape[2:]
     for backward in backwards:
         end = masks[backward] if relu is not None else backward
@@ -76,22 +79,6 @@ def _fuse(graph: fx.GraphModule, node: Any) -> None:
             )
             mine.meta["val"] = end.meta["val"]
         end.replace_all_uses_with(mine)
-
-
-def _window(
-    _: Any,
-    kernel: Any,
-    stride: Any = (),
-    padding: Any = (0,),
-    dilation: Any = (1,),
-    ceil_mode: bool = False,
-) -> tuple[int, int] | None:
-    """Height and width of windows next to each other; ``None``: they overlap or are padded."""
-    kh, kw = [*kernel, *kernel][:2]
-    alike = not stride or [*stride, *stride][:2] == [kh, kw]
-    plain = not any(padding) and all(d == 1 for d in dilation) and not ceil_mode
-    # A place in a window is one byte.
-    return (kh, kw) if alike and plain and kh * kw < 255 else None
 
 
 def _is_dense_copy(node: Any) -> bool:

@@ -18,10 +18,13 @@ from ..kernels import calls as kernel_calls
 from ..machine.threads import num_threads as threads_set
 from ..measure import Timing, least_seconds
 from ..memory import TensorArena
+from . import epilogues
 from .choices import LIMIT_S, ROUNDS, Route, choose
+from .epilogues import Epilogue, epilogue_of
 from .operators import PRODUCTS, ROUNDED_UPDATES
 
 _aten = torch.ops.aten
+_own: Any = torch.ops.hotloop
 
 
 class Product(NamedTuple):
@@ -100,32 +103,17 @@ def _product(node: Any, num_threads: int) -> Product | None:
 def _replace(graph: fx.GraphModule, node: Any, kernel: str) -> None:
     bias = node.args[0] if node.target is _aten.addmm.default else None
     a, b = node.args[-2:]
-    call = graph.graph.call_function
     if kernel == "onednn":
-        with graph.graph.inserting_before(node):
-            new = call(torch.ops.hotloop.onednn.default, (a, b, bias))
-        new.meta.update(node.meta)
-        node.replace_all_uses_with(new)
-        graph.graph.erase_node(node)
+        epilogues.replace(graph.graph, node, Epilogue(node), _own.onednn.default, (a, b, bias))
         return
-    mask, act, last = None, 0, node
-    (user, *others) = list(node.users) or [None]
-    if user is not None and not others:
-        if user.target is _aten.relu.default:
-            act, last = 1, user
-        elif user.target is _aten.threshold_backward.default and bias is None:
-            gradient, output, threshold = user.args
-            dense = output.meta["val"].dim() == 2 and output.meta["val"].stride(1) == 1
-            if gradient is node and threshold == 0 and dense:
-                mask, last = output, user
-    own = torch.ops.hotloop.gemm_bf16 if kernel == "bfloat16" else torch.ops.hotloop.gemm
-    with graph.graph.inserting_before(last):
-        new = call(own.default, (a, b, bias, mask, act))
-        new.meta.update(last.meta)
-    last.replace_all_uses_with(new)
-    graph.graph.erase_node(last)
-    if last is not node:
-        graph.graph.erase_node(node)
+    found = epilogue_of(node, fits_mask=_has_adjacent_columns if bias is None else None)
+    target = (_own.gemm_bf16 if kernel == "bfloat16" else _own.gemm).default
+    args = (a, b, bias, found.mask, int(found.activation == "relu"))
+    epilogues.replace(graph.graph, node, found, target, args)
+
+
+def _has_adjacent_columns(value: torch.Tensor) -> bool:
+    return value.dim() == 2 and value.stride(1) == 1
 
 
 def race(product: Product) -> tuple[str, dict[str, float], bool]:

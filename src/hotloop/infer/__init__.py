@@ -1,16 +1,19 @@
 """Inference: the fastest engine for this model on this machine, by race. Importing loads no torch.
 
 compile    compile_inference: candidates built, checked against eager, raced
-workshop   the files engines read, each made once; all candidates of a race
+selector   one race: candidates built, checked, timed in turn
+artifacts  what engines read, each made once; all candidates of a race
+opening    an engine from its setting and what it runs
 capture    the model as a graph: torch.export, ONNX, AOTInductor
 network    a forward pass as layers for hotloop's own engine; kernels/ run it
-lowering   a captured graph to such layers
+lowering   a captured graph, after the passes of graph/, to such layers; views: values looked at
+           in another way
 quantize   8-bit integers, calibrated
 check      differences from eager, accuracy
 report     what the race found
 remembered winners of earlier races
 runner     InferenceRunner
-folder     an export, read; folder_writer writes it, folder_format is what both know
+folder     an export, read; folder_writer writes it
 archive    .pt2 archives without pickle
 memory     the guide's inference table
 engine     what every backend looks like

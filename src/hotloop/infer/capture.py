@@ -11,7 +11,6 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,11 @@ from torch import nn
 from ..errors import MissingExtraError, ModelError
 from ..machine import Machine
 from ..machine.cache_dir import GRAPHS
-from .engine import TensorSpec
-from .signature import arguments, flatten, unflatten
+from .engine import TensorSpec, dtype_name, first_line
+from .signature import Signature, arguments, flatten, unflatten
 
 # Above it a protobuf file cannot hold the weights; they go beside it.
 _ONE_FILE_BYTES = 1_500_000_000
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a model takes and gives.
-
-    Attributes:
-        input_structure, output_structure: see ``signature``; inputs are ``(args, kwargs)``.
-        inputs, outputs: ``None`` as first size where the batch goes.
-    """
-
-    input_structure: Any
-    output_structure: Any
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def call(self, model: nn.Module, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The model's result as a flat list."""
-        args, kwargs = unflatten(self.input_structure, tensors)
-        return flatten(model(*args, **kwargs), "the result")[0]
 
 
 def own_copy(model: nn.Module) -> nn.Module:
@@ -111,7 +90,7 @@ def _spec(name: str, tensor: torch.Tensor, batch: int) -> TensorSpec:
     shape: tuple[int | None, ...] = tuple(tensor.shape)
     if shape and shape[0] == batch:
         shape = (None, *shape[1:])
-    return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), shape)
+    return TensorSpec(name, dtype_name(tensor), shape)
 
 
 def _names(
@@ -131,7 +110,7 @@ def resized(tensors: Sequence[torch.Tensor], specs: Sequence[TensorSpec], batch:
     """The same inputs with another batch size: rows repeated or cut."""
     result = []
     for tensor, spec in zip(tensors, specs, strict=True):
-        if spec.shape and spec.shape[0] is None:
+        if spec.is_batched:
             repeats = -(-batch // max(1, tensor.shape[0]))
             tensor = tensor.repeat(repeats, *[1] * (tensor.dim() - 1))[:batch]
         result.append(tensor.contiguous())
@@ -185,7 +164,7 @@ def _export(
     shapes = None
     if dynamic:
         free = {0: torch.export.Dim.AUTO}
-        marks = [free if s.shape and s.shape[0] is None else {} for s in signature.inputs]
+        marks = [free if s.is_batched else {} for s in signature.inputs]
         positional, named = unflatten(signature.input_structure, marks)
         shapes = _by_parameter(model, positional, named)
     return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -235,10 +214,8 @@ def write_onnx(
             assert exported is not None
             exported.save(str(path), external_data=weight_bytes > _ONE_FILE_BYTES)
         except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise ModelError(
-                "torch.onnx must express the model", got=f"{type(error).__name__}: {first}"
-            ) from error
+            got = f"{type(error).__name__}: {first_line(error)}"
+            raise ModelError("torch.onnx must express the model", got=got) from error
 
 
 def compiled_package(
@@ -280,7 +257,7 @@ def compiled_package(
     return path
 
 
-class Lowered(nn.Module):
+class LowerPrecision(nn.Module):
     """A model in another dtype inside: floating inputs cast in, results cast back.
 
     Args:

@@ -44,7 +44,7 @@ def fresh_inputs(
     drawn = []
     for tensor, spec in zip(example, specs, strict=True):
         shape = list(tensor.shape)
-        if spec.shape and spec.shape[0] is None:
+        if spec.is_batched:
             shape[0] = batch
         if tensor.is_floating_point() and tensor.numel():
             values = tensor.double()
@@ -55,9 +55,9 @@ def fresh_inputs(
             drawn.append((noise * spread + mean).to(tensor.device, tensor.dtype))
         else:
             flat = tensor.reshape(-1)
-            places = torch.randint(max(1, flat.numel()), shape, generator=generator)
-            places = places.to(tensor.device)
-            drawn.append(flat[places] if flat.numel() else tensor.new_zeros(shape))
+            indices = torch.randint(max(1, flat.numel()), shape, generator=generator)
+            indices = indices.to(tensor.device)
+            drawn.append(flat[indices] if flat.numel() else tensor.new_zeros(shape))
     return drawn
 
 

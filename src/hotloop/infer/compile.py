@@ -14,11 +14,11 @@ from ..machine import Machine
 from ..measure import now
 from ..plan import Plan
 from . import remembered
+from .artifacts import ENGINES, ArtifactBuilder, settings_for
 from .capture import own_copy, read_signature
 from .check import Bounds
-from .contest import Contest, Samples
 from .runner import InferenceRunner
-from .workshop import ENGINES, Workshop, settings_for
+from .selector import EngineSelector, Samples
 
 GOALS = ("latency", "throughput")
 BATCH_SIZES = (1, 32, 64)
@@ -74,7 +74,7 @@ def compile_inference(
         ModelError: the model cannot take the example.
         MissingExtraError: an engine that was named is not installed.
     """
-    start = now()
+    start_s = now()
     bounds = _checked_bounds(goal, max_error, max_accuracy_loss, budget_s)
     tell = on_event or (lambda what: None)
     device = _device(model)
@@ -82,29 +82,31 @@ def compile_inference(
     signature, tensors = read_signature(twin, example, device)
     sizes = _sizes(batch_sizes, int(tensors[0].shape[0]))
     given = Samples(samples, signature, tensors, bounds)
-    workshop: Workshop
+    artifacts: ArtifactBuilder
     if device.type == "cpu":
         named = _engine_names(engines, ENGINES)
         precisions = ["float32", "bfloat16", "int8"] if bounds.allow_lower else ["float32"]
         images = any(isinstance(part, nn.Conv2d) for part in twin.modules())
         settings = settings_for(goal, named, precisions, _usable_cpus(plan), images)
         where = ""
-        workshop = Workshop(twin, signature, tensors, given.inputs)
+        artifacts = ArtifactBuilder(twin, signature, tensors, given.inputs)
     else:
-        from .cuda import CUDA_ENGINES, CudaWorkshop, cuda_settings
+        from .cuda import CUDA_ENGINES, CudaArtifactBuilder, cuda_settings
 
         named = _engine_names(engines, CUDA_ENGINES)
         settings = cuda_settings(named, bounds.allow_lower)
         where = torch.cuda.get_device_name(device)
-        workshop = CudaWorkshop(twin, signature, tensors, device)
+        artifacts = CudaArtifactBuilder(twin, signature, tensors, device)
     try:
-        contest = Contest(workshop, goal, sizes, bounds, given, budget_s, start, tell, plan)
+        selector = EngineSelector(
+            artifacts, goal, sizes, bounds, given, budget_s, start_s, tell, plan
+        )
         limits = bounds.max_error, bounds.max_accuracy_loss, where
         question = remembered.question(twin, signature, goal, sizes, settings, *limits)
         known = remembered.recall(question) if cache else None
-        report = contest.recall(known) if known else None
+        report = selector.recall(known) if known else None
         if report is None:
-            report = contest.hold(settings, required=engines is not None)
+            report = selector.select(settings, required=engines is not None)
             if cache and report.other_load is not None and report.other_load > BUSY:
                 report.notes.append(
                     f"other work kept {report.other_load:.1f} CPUs busy during the race: "
@@ -112,9 +114,9 @@ def compile_inference(
                 )
             elif cache:
                 remembered.remember(question, report)
-        return contest.runner(report)
+        return selector.runner(report)
     except BaseException:
-        workshop.close()
+        artifacts.close()
         raise
 
 

@@ -19,11 +19,12 @@ from torch import nn
 
 from ..errors import ModelError
 from ..step.cuda_graph import record
-from .capture import Lowered, Signature
+from .artifacts import ArtifactBuilder
+from .capture import LowerPrecision
 from .check import FLOAT32_ERROR
 from .engine import Engine, TensorSpec, check_arrays
 from .report import Setting
-from .workshop import Workshop
+from .signature import Signature
 
 GRAPH, COMPILED_GRAPH = "cuda graph", "cuda graph of inductor"
 CUDA_ENGINES = (GRAPH, COMPILED_GRAPH)
@@ -44,7 +45,7 @@ class CudaEngine:
 
     Args:
         call: the model; its tensors are on the device.
-        inputs, outputs: what goes in and comes out.
+        signature: of the model.
         device: such as ``cuda:0``.
         setting: what this engine is.
     """
@@ -55,15 +56,13 @@ class CudaEngine:
     def __init__(
         self,
         call: Call,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
+        signature: Signature,
         device: torch.device,
         setting: Setting,
     ) -> None:
         self.name = setting.engine
         self.precision = setting.precision
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
+        self.inputs, self.outputs = signature.inputs, signature.outputs
         self._call: Call | None = call
         self._device = device
         self._lock = threading.Lock()
@@ -123,11 +122,11 @@ class CudaEngine:
         return graph, buffers, list(results)
 
 
-class CudaWorkshop(Workshop):
+class CudaArtifactBuilder(ArtifactBuilder):
     """Makes engines of a model on a CUDA device; none of them has a file.
 
     Args:
-        device: where model and example are. Others: see ``Workshop``.
+        device: where model and example are. Others: see ``ArtifactBuilder``.
     """
 
     def __init__(
@@ -156,7 +155,7 @@ class CudaWorkshop(Workshop):
         return None
 
     def must_compile(self, setting: Setting) -> bool:
-        """See ``Workshop.must_compile``."""
+        """See ``ArtifactBuilder.must_compile``."""
         return setting.engine == COMPILED_GRAPH and setting.precision not in self._has_run
 
     def build(self, setting: Setting) -> Engine:
@@ -164,20 +163,20 @@ class CudaWorkshop(Workshop):
         signature = self.signature
         call: Call
         if setting.precision == "bfloat16":
-            lowered: nn.Module = self._once("lowered", self._lowered)
-            call = lambda tensors: lowered(*tensors)  # noqa: E731
+            lower: nn.Module = self._once(
+                "bfloat16",
+                lambda: LowerPrecision(self.model, torch.bfloat16, signature).eval(),
+            )
+            call = lambda tensors: lower(*tensors)  # noqa: E731
         else:
             call = lambda tensors: signature.call(self.model, tensors)  # noqa: E731
         if setting.engine == COMPILED_GRAPH:
             self._has_run.add(setting.precision)
             call = _compiled(call, signature.inputs)
-        return CudaEngine(call, signature.inputs, signature.outputs, self._device, setting)
-
-    def _lowered(self) -> nn.Module:
-        return Lowered(self.model, torch.bfloat16, self.signature).eval()
+        return CudaEngine(call, signature, self._device, setting)
 
     def weights_of(self, setting: Setting) -> tuple[str, str]:
-        """See ``Workshop.weights_of``."""
+        """See ``ArtifactBuilder.weights_of``."""
         return "cuda", "bfloat16" if setting.precision == "bfloat16" else "float32"
 
     def program(self, precision: str = "float32") -> Any:
@@ -207,7 +206,7 @@ def _compiled(call: Call, inputs: Sequence[TensorSpec]) -> Call:
         if compiled is None:
             compiled = torch.compile(lambda *given: tuple(call(given)))
         for tensor, spec in zip(tensors, inputs, strict=True):
-            if spec.shape and spec.shape[0] is None:
+            if spec.is_batched:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return compiled(*tensors)
 
@@ -218,12 +217,12 @@ def _compiled(call: Call, inputs: Sequence[TensorSpec]) -> Call:
 def _tf32() -> Iterator[None]:
     """What is captured inside multiplies float32 in TF32."""
     backends: Any = torch.backends
-    places = backends.cuda.matmul, backends.cudnn.conv
-    before = [place.fp32_precision for place in places]
+    settings = backends.cuda.matmul, backends.cudnn.conv
+    before = [setting.fp32_precision for setting in settings]
     try:
-        for place in places:
-            place.fp32_precision = "tf32"
+        for setting in settings:
+            setting.fp32_precision = "tf32"
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import DataError
+from ..errors import DataError, InputError
 
 if TYPE_CHECKING:
     import numpy
+
+
+def dtype_name(array: Any) -> str:
+    """Numpy's name for the dtype of an array or a tensor, such as ``"float32"``."""
+    return str(array.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -26,20 +31,21 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...]
 
-    def fits(self, dtype: str, shape: Sequence[int]) -> bool:
-        """Whether an array of this dtype and shape can be given."""
-        return (
-            dtype == self.dtype
-            and len(shape) == len(self.shape)
-            and all(
-                want is None or want == got for want, got in zip(self.shape, shape, strict=True)
-            )
-        )
+    @property
+    def is_batched(self) -> bool:
+        """Whether the first size is that of the batch."""
+        return bool(self.shape) and self.shape[0] is None
+
+    def fits(self, array: Any) -> bool:
+        """Whether an array or a tensor can be given."""
+        alike = dtype_name(array) == self.dtype and len(array.shape) == len(self.shape)
+        sizes = zip(self.shape, array.shape, strict=False)
+        return alike and all(want is None or want == got for want, got in sizes)
 
     def text(self) -> str:
         """``x float32 [batch, 1, 28, 28]``."""
         sizes = ["any" if size is None else str(size) for size in self.shape]
-        if sizes and self.shape[0] is None:
+        if self.is_batched:
             sizes[0] = "batch"
         return f"{self.name} {self.dtype} [{', '.join(sizes)}]"
 
@@ -87,7 +93,7 @@ class Engine(Protocol):
 
 
 def check_arrays(inputs: Sequence[TensorSpec], arrays: Sequence[Any]) -> None:
-    """Whether arrays (numpy's) can be given to an engine with these inputs.
+    """Whether arrays or tensors can be given to an engine with these inputs.
 
     Raises:
         DataError: names the first that cannot.
@@ -98,7 +104,18 @@ def check_arrays(inputs: Sequence[TensorSpec], arrays: Sequence[Any]) -> None:
             got=f"{len(arrays)} arrays",
         )
     for spec, array in zip(inputs, arrays, strict=True):
-        if not spec.fits(str(array.dtype), array.shape):
-            raise DataError(
-                f"the input must be {spec.text()}", got=f"{array.dtype} {list(array.shape)}"
-            )
+        if not spec.fits(array):
+            got = f"{dtype_name(array)} {list(array.shape)}"
+            raise DataError(f"the input must be {spec.text()}", got=got)
+
+
+def first_line(error: Exception) -> str:
+    """Of a message that may have many; the error's type where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def not_on_cpu(device: Any) -> InputError:
+    """A tensor is elsewhere."""
+    return InputError(
+        "the model is on the CPU, so must its input be", got=device, next_step="pass x.cpu()"
+    )

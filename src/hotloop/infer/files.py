@@ -1,4 +1,4 @@
-"""Engines from single files that need torch: ``.pt2`` archives and ``.safetensors`` weights."""
+"""Modules from single files: ``.pt2`` archives and ``.safetensors`` weights."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ from torch import nn
 from ..errors import InputError, ModelError
 from .archive import read_archive
 from .capture import own_copy, read_signature
-from .engine import Engine, TensorSpec
-from .engines.torch import EagerEngine
+from .engine import TensorSpec, dtype_name
+from .signature import Signature
 
 
-def program_engine(path: Path, num_threads: int, num_instances: int) -> Engine:
-    """The program of a ``.pt2`` archive, run operator by operator.
+def read_program(path: Path) -> tuple[nn.Module, Signature]:
+    """The program of a ``.pt2`` archive.
 
     Raises:
         ModelError: damaged, or it could run code when it is read.
     """
     program = read_archive(path)
     structure, inputs = _inputs_of(program)
-    outputs = _outputs_of(program)
-    return EagerEngine(
-        program.module(), structure, inputs, outputs,
-        num_threads=num_threads, num_instances=num_instances,
-    )  # fmt: skip
+    # Results come as one flat list.
+    return program.module(), Signature(structure, None, inputs, _outputs_of(program))
 
 
-def weights_engine(path: Path, factory: str | None, num_threads: int, num_instances: int) -> Engine:
-    """A module from a factory with the weights of a ``.safetensors`` file, run eagerly.
+def module_with_weights(path: Path, factory: str | None) -> tuple[nn.Module, Signature]:
+    """A module from a factory with the weights of a ``.safetensors`` file.
 
     The factory gives ``(module, example)``, or a module with an attribute ``example_input``: what
     goes in cannot be read off the weights.
@@ -59,11 +56,7 @@ def weights_engine(path: Path, factory: str | None, num_threads: int, num_instan
         )  # fmt: skip
     load_weights(model, path)
     model = own_copy(model)
-    signature, _ = read_signature(model, example)
-    return EagerEngine(
-        model, signature.input_structure, signature.inputs, signature.outputs,
-        num_threads=num_threads, num_instances=num_instances,
-    )  # fmt: skip
+    return model, read_signature(model, example)[0]
 
 
 def call_factory(spec: str) -> Any:
@@ -108,23 +101,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from None  # fmt: skip
 
 
-def _inputs_of(program: torch.export.ExportedProgram) -> tuple[Any, list[TensorSpec]]:
+def _inputs_of(program: torch.export.ExportedProgram) -> tuple[Any, tuple[TensorSpec, ...]]:
     user = list(program.graph_signature.user_inputs)
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     if not all(isinstance(name, str) for name in user):
         raise ModelError("all inputs must be tensors", got=user)
-    specs = [_spec(str(name), nodes[str(name)].meta["val"]) for name in user]
+    specs = tuple(_spec(str(name), nodes[str(name)].meta["val"]) for name in user)
     tree = program.call_spec.in_spec
     assert tree is not None
     args, kwargs = torch.utils._pytree.tree_unflatten(["*"] * len(user), tree)
     return {"tuple": [_structure(args), _structure(kwargs)]}, specs
 
 
-def _outputs_of(program: torch.export.ExportedProgram) -> list[TensorSpec]:
+def _outputs_of(program: torch.export.ExportedProgram) -> tuple[TensorSpec, ...]:
     values = next(node for node in program.graph.nodes if node.op == "output").args[0]
     names = {spec.arg.name for spec in program.graph_signature.output_specs}
     kept = [node for node in values if node.name in names]
-    return [_spec(f"output_{i}" if i else "output", n.meta["val"]) for i, n in enumerate(kept)]
+    named = ((f"output_{i}" if i else "output", node) for i, node in enumerate(kept))
+    return tuple(_spec(name, node.meta["val"]) for name, node in named)
 
 
 def _structure(value: Any) -> Any:
@@ -139,4 +133,4 @@ def _spec(name: str, value: Any) -> TensorSpec:
     if not isinstance(value, torch.Tensor):
         raise ModelError("inputs and outputs must be tensors", got=f"{name}: {value}")
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)
+    return TensorSpec(name, dtype_name(value), shape)

@@ -14,10 +14,12 @@ from typing import Any
 
 from ..errors import InputError, ModelError
 from ..machine import Machine
-from .engine import Engine, TensorSpec
-from .folder_format import DOCUMENT, FORMAT, FORMAT_VERSION, setting_of, sha256
+from .engine import Engine
+from .folder_writer import DOCUMENT, FORMAT, FORMAT_VERSION, setting_of, sha256
+from .opening import open_engine
 from .report import InferenceReport, Setting
 from .runner import InferenceRunner
+from .signature import Signature
 
 _MAX_DOCUMENT_BYTES = 64 * 1024**2
 
@@ -71,13 +73,10 @@ def load_inference(
     usable = Machine.probe().usable_cpus
     try:
         found = [setting_of(entry) for entry in document["engines"]]
-        inputs = [TensorSpec.from_dict(spec) for spec in document["inputs"]]
-        outputs = [TensorSpec.from_dict(spec) for spec in document["outputs"]]
+        files = [(_plain_name(e["file"]), dict(e["sha256"])) for e in document["engines"]]
+        signature = Signature.from_dict(document)
         ranges = {int(n): found[int(i)] for n, i in document["by_batch_size"]}
         exact = {int(n): found[int(i)] for n, i in document["exact"]}
-        structures = document["input_structure"], document["output_structure"]
-        names = [_plain_name(entry["file"]) for entry in document["engines"]]
-        hashes = [dict(entry["sha256"]) for entry in document["engines"]]
         report = InferenceReport(
             goal=str(document["goal"]),
             winners=dict(sorted((ranges | exact).items())),
@@ -92,22 +91,25 @@ def load_inference(
         report.notes.append("raced on another machine: export it here for this one's fastest")
     primary = report.winners[(max if report.goal == "throughput" else min)(report.winners)]
     if alike and primary.num_instances > 1:
-        found, names, hashes = _made_alike(found, names, hashes, primary)
+        # Settings that then are one engine are opened once.
+        found = [_as(setting, primary) for setting in found]
         ranges = {n: _as(setting, primary) for n, setting in ranges.items()}
         exact = {n: _as(setting, primary) for n, setting in exact.items()}
     engines: dict[Setting, Engine] = {}
-    for setting, name, wanted in zip(found, names, hashes, strict=True):
+    for setting, (name, wanted) in zip(found, files, strict=True):
+        if setting in engines:
+            continue
         _verify(folder, name, wanted)
-        instances = min(num_instances or setting.num_instances, usable)
-        threads = min(num_threads or setting.num_threads, usable)
-        opened = setting if spinning is None else dataclasses.replace(setting, spinning=spinning)
-        engines[setting] = _open(
-            folder / name, opened, threads, instances, inputs, outputs, structures[0]
+        opened = dataclasses.replace(
+            setting,
+            num_threads=min(num_threads or setting.num_threads, usable),
+            num_instances=min(num_instances or setting.num_instances, usable),
+            spinning=setting.spinning if spinning is None else spinning,
         )
+        engines[setting] = open_engine(opened, _source(folder / name, setting), signature)
     return InferenceRunner(
-        engines, ranges, inputs, outputs, *structures, report,
-        primary=primary, exact=exact, source=folder,
-    )  # fmt: skip
+        engines, ranges, signature, report, primary=primary, exact=exact, source=folder
+    )
 
 
 def _as(setting: Setting, main: Setting) -> Setting:
@@ -116,60 +118,18 @@ def _as(setting: Setting, main: Setting) -> Setting:
     )
 
 
-def _made_alike(
-    found: list[Setting], names: list[str], hashes: list[dict[str, str]], main: Setting
-) -> tuple[list[Setting], list[str], list[dict[str, str]]]:
-    """Settings with the main one's threads; those that then are one engine are opened once."""
-    kept: dict[Setting, tuple[str, dict[str, str]]] = {}
-    for setting, name, wanted in zip(found, names, hashes, strict=True):
-        kept.setdefault(_as(setting, main), (name, wanted))
-    return list(kept), [name for name, _ in kept.values()], [w for _, w in kept.values()]
-
-
-def _open(
-    path: Path,
-    setting: Setting,
-    threads: int,
-    instances: int,
-    inputs: list[TensorSpec],
-    outputs: list[TensorSpec],
-    structure: Any,
-) -> Engine:
-    shared: dict[str, Any] = {
-        "num_threads": threads, "num_instances": instances, "precision": setting.precision,
-    }  # fmt: skip
-    if setting.engine == "onnxruntime":
-        from .engines.onnxruntime import OnnxRuntimeEngine
-
-        return OnnxRuntimeEngine(path, spinning=setting.spinning, **shared)
-    if setting.engine == "openvino":
-        from .engines.openvino import OpenVinoEngine
-
-        return OpenVinoEngine(path, **shared)
-    if setting.engine == "hotloop":
-        from .engines.hotloop import HotloopEngine
-
-        return HotloopEngine(
-            path, inputs, outputs,
-            num_threads=threads, num_instances=instances, spinning=setting.spinning,
-        )  # fmt: skip
+def _source(path: Path, setting: Setting) -> Any:
+    """What ``open_engine`` takes: the file, or what an archive holds."""
     if setting.engine not in ("eager", "inductor"):
-        raise ModelError("the engine must be one that this version knows", got=setting.engine)
+        return path
     from .archive import read_archive
 
     program = read_archive(path)
-    if setting.engine == "inductor":
-        from .capture import compiled_package
-        from .engines.torch import InductorEngine
+    if setting.engine == "eager":
+        return program.module()
+    from .capture import compiled_package
 
-        package = compiled_package(program, path, setting.precision)
-        return InductorEngine(package, inputs, outputs, **shared)
-    from .engines.torch import EagerEngine
-
-    return EagerEngine(
-        program.module(), structure, inputs, outputs,
-        channels_last=setting.layout == "channels_last", **shared,
-    )  # fmt: skip
+    return compiled_package(program, path, setting.precision)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -1,53 +1,76 @@
-"""Writing an exported folder, whole or not at all. Imports no torch."""
+"""An exported folder: ``model.json`` and the files of each engine, written whole or not at all.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HotloopError, InputError, ModelError, StorageError
 from ..machine import Machine
 from ..version import VERSION
-from .engine import TensorSpec
-from .folder_format import DOCUMENT, FORMAT, FORMAT_VERSION, files_of, setting_of, sha256
 from .remembered import versions
 from .report import InferenceReport, Setting
+from .signature import Signature
 
 if TYPE_CHECKING:
-    from .workshop import Workshop
+    from .artifacts import ArtifactBuilder
+
+DOCUMENT = "model.json"
+FORMAT = "hotloop-inference"
+FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """What a folder is written from; see ``InferenceRunner`` for each.
+def setting_of(entry: Mapping[str, Any]) -> Setting:
+    """The setting of an engine's entry in the document."""
+    return Setting(**{f.name: entry[f.name] for f in dataclasses.fields(Setting)})
 
-    Attributes:
-        settings: one engine each.
-        workshop: makes the engines' files. source: the folder that a runner was loaded from, whose
+
+def files_of(folder: Path, name: str) -> list[Path]:
+    """An engine's file, and the weights beside it."""
+    path = folder / name
+    sources = [path]
+    if path.suffix == ".xml":
+        sources.append(path.with_suffix(".bin"))
+    if path.suffix == ".onnx":
+        precision = "int8" if path.stem.endswith("int8") else "float32"
+        beside = folder / f"{precision}.onnx.data"
+        sources += [beside] if beside.exists() else []
+    return sources
+
+
+def sha256(path: Path) -> str:
+    """Hex digits of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_folder(
+    folder: Path,
+    *,
+    engines: Sequence[Setting],
+    by_batch_size: Mapping[int, Setting],
+    exact: Mapping[int, Setting],
+    signature: Signature,
+    report: InferenceReport,
+    artifacts: ArtifactBuilder | None,
+    source: Path | None,
+) -> Path:
+    """See ``InferenceRunner.save``; for all but these see ``InferenceRunner``.
+
+    Args:
+        artifacts: makes the engines' files. source: the folder that a runner was loaded from, whose
             files are copied. Without either there is nothing to keep.
     """
-
-    settings: tuple[Setting, ...]
-    by_batch_size: Mapping[int, Setting]
-    exact: Mapping[int, Setting]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    input_structure: Any
-    output_structure: Any
-    report: InferenceReport
-    workshop: Workshop | None
-    source: Path | None
-
-
-def write_folder(export: Export, folder: Path) -> Path:
-    """See ``InferenceRunner.save``."""
     if folder.exists() and not (folder / DOCUMENT).is_file() and any(_listed(folder)):
         raise InputError(
             "the folder must be new, empty or an earlier export", got=folder,
@@ -56,7 +79,25 @@ def write_folder(export: Export, folder: Path) -> Path:
     aside = folder.with_name(f".{folder.name}-{secrets.token_hex(6)}")
     try:
         aside.mkdir(parents=True)
-        document = _document(export, aside)
+        entries, notes = _write_engines(engines, report, artifacts, source, aside)
+        kept = [setting_of(entry) for entry in entries]
+
+        def numbered(table: Mapping[int, Setting]) -> list[list[int]]:
+            return [[size, kept.index(s)] for size, s in table.items() if s in kept]
+
+        document = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "hotloop": VERSION,
+            "goal": report.goal,
+            **signature.to_dict(),
+            "engines": entries,
+            "by_batch_size": numbered(by_batch_size),
+            "exact": numbered(exact),
+            "versions": versions(),
+            "machine": Machine.probe().fingerprint(),
+            "report": {**report.to_dict(), "notes": notes},
+        }
         (aside / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         for path in aside.iterdir():
             _sync(path)
@@ -102,98 +143,78 @@ def _put_in_place(aside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _document(export: Export, folder: Path) -> dict[str, Any]:
-    engines: list[dict[str, Any]] = []
-    kept: list[Setting] = []
-    notes = list(export.report.notes)
-    failures = []
-    for setting in export.settings:
+def _write_engines(
+    engines: Sequence[Setting],
+    report: InferenceReport,
+    artifacts: ArtifactBuilder | None,
+    source: Path | None,
+    folder: Path,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Entries of the engines whose files could be written, and notes of the report."""
+    entries: list[dict[str, Any]] = []
+    notes, failures = list(report.notes), []
+    for setting in engines:
         try:
-            name = _write_engine(export, setting, folder)
+            if source is not None:
+                name = _copy_engine(source, setting, folder)
+            elif artifacts is not None:
+                name = _make_engine(artifacts, setting, folder)
+            else:
+                raise ModelError("this runner has no file to keep", got=setting.title)
         except HotloopError as why:
             failures.append(why)
             notes.append(f"{setting.title} is left out: {why}")
             continue
-        digest = {f.name: sha256(f) for f in files_of(folder, name)}
-        errors = [
-            (row.error, row.accuracy_loss) for row in export.report.rows if row.setting == setting
-        ]
-        error, loss = errors[0] if errors else (None, None)
-        engines.append(
+        row = next((row for row in report.rows if row.setting == setting), None)
+        entries.append(
             {
                 **dataclasses.asdict(setting),
                 "file": name,
-                "sha256": digest,
-                "error": error,
-                "accuracy_loss": loss,
+                "sha256": {f.name: sha256(f) for f in files_of(folder, name)},
+                "error": row and row.error,
+                "accuracy_loss": row and row.accuracy_loss,
             }
         )
-        kept.append(setting)
-    if not kept:
+    if not entries:
         raise failures[0]
-
-    def numbered(table: Mapping[int, Setting]) -> list[list[int]]:
-        return [[size, kept.index(s)] for size, s in table.items() if s in kept]
-
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "hotloop": VERSION,
-        "goal": export.report.goal,
-        "inputs": [spec.to_dict() for spec in export.inputs],
-        "outputs": [spec.to_dict() for spec in export.outputs],
-        "input_structure": export.input_structure,
-        "output_structure": export.output_structure,
-        "engines": engines,
-        "by_batch_size": numbered(export.by_batch_size),
-        "exact": numbered(export.exact),
-        "versions": versions(),
-        "machine": Machine.probe().fingerprint(),
-        "report": {**export.report.to_dict(), "notes": notes},
-    }
+    return entries, notes
 
 
-def _write_engine(export: Export, setting: Setting, folder: Path) -> str:
-    if export.source is not None:
-        name = json.loads((export.source / DOCUMENT).read_text(encoding="utf-8"))
-        entry = next(e for e in name["engines"] if setting_of(e) == setting)
-        for path in files_of(export.source, entry["file"]):
-            shutil.copyfile(path, folder / path.name)
-        return str(entry["file"])
-    workshop = export.workshop
-    if workshop is None:
-        raise ModelError("this runner has no file to keep", got=setting.title)
-    return _make_engine(workshop, setting, folder)
+def _copy_engine(source: Path, setting: Setting, folder: Path) -> str:
+    document = json.loads((source / DOCUMENT).read_text(encoding="utf-8"))
+    entry = next(e for e in document["engines"] if setting_of(e) == setting)
+    for path in files_of(source, entry["file"]):
+        shutil.copyfile(path, folder / path.name)
+    return str(entry["file"])
 
 
-def _make_engine(workshop: Workshop, setting: Setting, folder: Path) -> str:
-    int8 = setting.precision == "int8"
+def _make_engine(artifacts: ArtifactBuilder, setting: Setting, folder: Path) -> str:
     if setting.engine == "hotloop":
         name = "network.safetensors"
-        workshop.network().save(folder / name)
+        artifacts.network().save(folder / name)
         return name
     if setting.engine in ("eager", "inductor"):
         inner = setting.precision if setting.engine == "inductor" else "float32"
-        if setting.engine == "eager" and workshop.fixed_batch("float32") is not None:
+        if setting.engine == "eager" and artifacts.fixed_batch("float32") is not None:
             raise ModelError(
                 "eager can be kept where torch.export captures the model for any batch size",
                 got="a graph for one batch size",
                 next_step="keep the weights as .safetensors and load them with factory",
             )
         name = "model.pt2" if inner == "float32" else f"model-{inner}.pt2"
-        shutil.copyfile(workshop.archive(inner), folder / name)
+        shutil.copyfile(artifacts.archive(inner), folder / name)
         return name
-    source = workshop.onnx("int8" if int8 else "float32")
+    int8 = setting.precision == "int8"
+    source = artifacts.onnx("int8" if int8 else "float32")
+    stem = "model-int8" if int8 else "model"
     if setting.engine == "openvino":
         from .engines.openvino import write_model
 
-        name = "model-int8.xml" if int8 else "model.xml"
-        write_model(source, folder / name)
-        return name
-    name = "model-int8.onnx" if int8 else "model.onnx"
-    shutil.copyfile(source, folder / name)
+        write_model(source, folder / f"{stem}.xml")
+        return f"{stem}.xml"
+    shutil.copyfile(source, folder / f"{stem}.onnx")
     beside = source.with_name(source.name + ".data")
     if beside.exists():
         # The graph names this file, so the name stays.
         shutil.copyfile(beside, folder / beside.name)
-    return name
+    return f"{stem}.onnx"

@@ -6,14 +6,18 @@ Never a pickle, never an address on the network. Torch is imported only where th
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..machine import Machine
 from .engine import Engine
 from .folder import load_inference, local_path
-from .runner import InferenceRunner
+from .opening import open_engine
+from .report import Setting
 
-SUFFIXES = (".onnx", ".xml", ".pt2", ".safetensors")
+_ENGINE_OF = {
+    ".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "eager", ".safetensors": "eager",
+}  # fmt: skip
 
 
 def load_engine(
@@ -44,61 +48,28 @@ def load_engine(
     """
     path = local_path(path)
     if path.is_dir():
-        return _exported(
-            load_inference(
-                path,
-                num_threads=num_threads,
-                num_instances=num_instances,
-                spinning=spinning,
-                alike=True,
-            )
+        return load_inference(
+            path,
+            num_threads=num_threads,
+            num_instances=num_instances,
+            spinning=spinning,
+            alike=True,
         )
+    if path.suffix not in _ENGINE_OF:
+        known = ", ".join(_ENGINE_OF)
+        raise InputError(f"a model is a folder of hotloop export, or a file {known}", got=path.name)
     instances = num_instances or 1
-    threads = num_threads or max(1, Machine.probe().usable_cpus // instances)
-    if path.suffix == ".onnx":
-        from .engines.onnxruntime import OnnxRuntimeEngine
-
-        return OnnxRuntimeEngine(
-            path, num_threads=threads, num_instances=instances, spinning=spinning is not False
-        )
-    if path.suffix == ".xml":
-        from .engines.openvino import OpenVinoEngine
-
-        return OpenVinoEngine(path, num_threads=threads, num_instances=instances)
-    if path.suffix == ".pt2":
-        from .files import program_engine
-
-        return program_engine(path, threads, instances)
-    if path.suffix == ".safetensors":
-        from .files import weights_engine
-
-        return weights_engine(path, factory, threads, instances)
-    raise InputError(
-        "a model is a folder of hotloop export, or a file " + ", ".join(SUFFIXES), got=path.name
+    setting = Setting(
+        engine=_ENGINE_OF[path.suffix],
+        num_threads=num_threads or max(1, Machine.probe().usable_cpus // instances),
+        num_instances=instances,
+        spinning=spinning is not False,
     )
+    source: Any = path
+    signature = None
+    if setting.engine == "eager":
+        from .files import module_with_weights, read_program
 
-
-class ExportedEngine:
-    """All engines of an export behind one face: each batch goes to the one that is fastest there.
-
-    Args:
-        runner: of the export. ``name`` and ``precision`` are those of its main engine.
-    """
-
-    def __init__(self, runner: InferenceRunner) -> None:
-        self.runner = runner
-        self.name = runner.engine.name
-        self.precision = runner.engine.precision
-        self.inputs = runner.inputs
-        self.outputs = runner.outputs
-        self.num_threads = runner.engine.num_threads
-        self.num_instances = runner.engine.num_instances
-        self.run = runner.answer
-
-    def close(self) -> None:
-        """See ``Engine.close``."""
-        self.runner.close()
-
-
-def _exported(runner: InferenceRunner) -> Engine:
-    return ExportedEngine(runner)
+        archive = path.suffix == ".pt2"
+        source, signature = read_program(path) if archive else module_with_weights(path, factory)
+    return open_engine(setting, source, signature)

@@ -1,9 +1,9 @@
-"""A captured graph to a ``Network``: which layers hotloop's own kernels run, and what they fuse.
+"""A captured graph to a ``Network``, layer by layer.
 
-Batch norm goes into the weights of what it follows; bias, a sum with another value, relu or gelu
-and 2x2 pooling into the layer whose result they take. Images get their channels adjacent, and a
-flattened image's order goes into the weight that reads it. What only looks at a value in another
-way (views, permutations, parts) costs nothing: attention reads its heads where they lie.
+Passes of ``graph/`` say which layers there are and what each does in one pass. Here each becomes a
+layer of the network, and values are followed to where they lie: images get their channels adjacent,
+a flattened image's order goes into the weight that reads it, and what only looks at a value in
+another way (views, permutations, parts) costs nothing: attention reads its heads where they lie.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import numpy
 import torch
 from torch import fx
 
-from .following import ACTS, RELUS, Following, act_of, pair, refused
+from ..errors import ModelError
+from ..graph import layers
+from ..graph.from_export import Constants, layers_of
+from ..graph.nodes import arguments
 from .network import Network
 from .views import View
 
@@ -46,34 +49,29 @@ def lower(program: torch.export.ExportedProgram) -> Network:
     Raises:
         ModelError: the graph holds what no layer does; names the first.
     """
-    return _Lowering(program).network
+    signature = program.graph_signature
+    if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
+        raise _refused("models of one input and one output", "more")
+    return _Lowering(*layers_of(program)).network
 
 
 class _Lowering:
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
-        signature = program.graph_signature
-        if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
-            raise refused("models of one input and one output", "more")
-        self._tensors: dict[str, torch.Tensor] = {}
-        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        stored = {**program.state_dict, **program.constants}
-        for node, target in {**named, **signature.inputs_to_lifted_tensor_constants}.items():
-            self._tensors[node] = stored[target].detach()
-        self._values: dict[fx.Node, _Value | View] = {}
-        self._lists: dict[fx.Node, list[View]] = {}
-        self._following = Following(self._constant)
-        nodes: list[Any] = list(program.graph.nodes)
+    def __init__(self, graph: fx.Graph, constants: Constants) -> None:
+        self._constants = constants
+        self._values: dict[Any, _Value | View] = {}
+        self._lists: dict[Any, list[View]] = {}
+        nodes: list[Any] = list(graph.nodes)
         for node in nodes:
-            if node.op == "placeholder" and node.name not in self._tensors:
+            if node.op == "placeholder" and node not in constants:
                 self.network = Network(_sample(node))
                 self._batch = node.meta["val"].shape[0].node.hint
                 self._values[node] = _Value(0)
-            elif node.op == "call_function" and node not in self._following.taken:
+            elif node.op == "call_function":
                 self._lower(node)
             elif node.op == "output":
                 self._finish(node.args[0][0])
 
-    def _finish(self, result: fx.Node) -> None:
+    def _finish(self, result: Any) -> None:
         network = self.network
         number = self._plain(result)
         if number == 0 or number != len(network.shapes) - 1:
@@ -86,7 +84,7 @@ class _Lowering:
 
     def _value(self, node: Any) -> _Value | View:
         if node not in self._values:
-            raise refused("layers on the input", getattr(node, "name", node))
+            raise _refused("layers on the input", getattr(node, "name", node))
         return self._values[node]
 
     def _plain(self, node: Any) -> int:
@@ -95,7 +93,7 @@ class _Lowering:
         if isinstance(value, View):
             whole = math.prod(shape) == math.prod(self.network.shapes[value.number])
             if not value.is_dense or not whole or len(shape) > 3:
-                raise refused("values whose elements lie side by side", node.name)
+                raise _refused("values whose elements lie side by side", node.name)
             value = _Value(value.number)
         elif value.last or value.flattened:
             value = _Value(self.network.nhwc_to_nchw(value.number))
@@ -115,8 +113,10 @@ class _Lowering:
         value = self._value(node)
         if value.last:
             return value.number
-        number = self._plain(node)
-        c, h, w = _sizes(_sample(node), 3)
+        number, shape = self._plain(node), _sample(node)
+        if len(shape) != 3:
+            raise _refused("images of 3 sizes", list(shape))
+        c, h, w = shape
         if c == 1 or h * w == 1:
             number = self.network.as_shape(number, (h, w, c))
         else:
@@ -124,202 +124,119 @@ class _Lowering:
         self._values[node] = _Value(number, last=True)
         return number
 
-    def _constant(self, node: Any) -> torch.Tensor | None:
-        if node is None:
-            return None
-        if node.name not in self._tensors:
-            raise refused("weights that are constants", node.name)
-        return self._tensors[node.name]
+    def _constant(self, node: Any) -> torch.Tensor:
+        if node not in self._constants:
+            raise _refused("weights that are constants", node.name)
+        return self._constants[node]
 
-    def _keep(self, tensor: torch.Tensor | None, name: str) -> str | None:
-        if tensor is None:
-            return None
+    def _keep(self, tensor: torch.Tensor, name: str) -> str:
         if tensor.dtype != torch.float32:
-            raise refused("weights in float32", tensor.dtype)
+            raise _refused("weights in float32", tensor.dtype)
         name = f"{len(self.network.arrays)}.{name}"
         self.network.arrays[name] = numpy.ascontiguousarray(tensor.numpy())
         return name
 
+    def _kept(self, node: Any, name: str) -> str | None:
+        return None if node is None else self._keep(self._constant(node), name)
+
     # Layers ---------------------------------------------------------------------------------
 
     def _lower(self, node: Any) -> None:
-        if isinstance(node.meta.get("val"), (torch.SymInt, int)):
+        value = node.meta.get("val")
+        if isinstance(value, (torch.SymInt, int)):
             return  # A size; shapes tell it.
         rule = _RULES.get(node.target)
         if rule is None:
-            raise refused("operators it has kernels for", node.target)
-        _check_float(node)
-        rule(self, node, *node.args, **node.kwargs)
+            raise _refused(_LIMITS.get(node.target, "operators it has kernels for"), node.target)
+        if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+            raise _refused("float32 values", f"{node.name}: {value.dtype}")
+        aten = hasattr(node.target, "_schema")
+        rule(self, node, *(arguments(node).values() if aten else node.args))
 
-    def _same(self, node: Any, x: Any, *_: Any, **__: Any) -> None:
-        self._values[node] = self._value(x)
-
-    def _drop(self, node: Any, x: Any, p: float = 0.5, train: bool = False) -> None:
-        if train:
-            raise refused("a model in eval mode", "dropout in training")
-        self._same(node, x)
-
-    def _linear(self, node: Any, x: Any, w: Any, b: Any = None) -> None:
-        weight, bias = self._constant(w), self._constant(b)
-        assert weight is not None
-        value, last = self._value(x), node
+    def _linear(self, node: Any, x: Any, w: Any, b: Any, addend: Any, activation: str) -> None:
+        weight, value, rows = self._constant(w), self._value(x), None
+        if weight.dim() != 2:
+            raise _refused("weights of two sizes for linear layers", list(weight.shape))
+        outputs, depth = weight.shape
         if isinstance(value, View) and not value.is_dense:
-            self._linear_of_rows(value, node, weight, bias)
-            return
-        if value.flattened:
+            # The same rows in whatever order they stand, as ``nn.MultiheadAttention`` has them.
+            whole = value.elements == math.prod(self.network.shapes[value.number])
+            if addend is not None or not whole or not value.rows(depth):
+                raise _refused("values whose elements lie side by side", node.name)
+            rows = value
+            number = self.network.as_shape(value.number, (value.elements // depth, depth))
+        elif value.flattened:
             # The image lies with channels adjacent: so does each row of the weight then.
             h, width, c = self.network.shapes[value.number]
-            shaped = weight.reshape(-1, c, h, width).permute(0, 2, 3, 1)
-            weight = shaped.reshape(len(weight), -1)
-            number = self.network.as_shape(value.number, (h * width * c,))
+            weight = weight.reshape(-1, c, h, width).permute(0, 2, 3, 1).reshape(outputs, -1)
+            number = self.network.as_shape(value.number, (depth,))
         else:
             number = self._plain(x)
             if len(_sample(x)) == 3:
-                raise refused("rows for linear layers", _sample(x))
-        if len(_sample(node)) == 1:  # Of rows, batch norm would take each row for a channel.
-            last, weight, bias = self._following.norm(node, weight, bias)
-        last, other = self._sum_after(last, image=False)
-        last, act = self._following.act(last, ACTS)
+                raise _refused("rows for linear layers", _sample(x))
+        other = None if addend is None else self._plain(addend)
         made = self.network.linear(
-            number, self._keep(weight, "weight") or "", self._keep(bias, "bias"), other, act
+            number, self._keep(weight, "weight"), self._kept(b, "bias"), other, activation
         )
-        self._done(node, last, _Value(made))
-
-    def _linear_of_rows(
-        self, view: View, node: Any, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> None:
-        """The same rows in whatever order they stand, as ``nn.MultiheadAttention`` has them."""
-        outputs, depth = weight.shape
-        whole = view.elements == math.prod(self.network.shapes[view.number])
-        if not whole or not view.rows(depth):
-            raise refused("values whose elements lie side by side", node.name)
-        number = self.network.as_shape(view.number, (view.elements // depth, depth))
-        last, act = self._following.act(node, ACTS)
-        made = self.network.linear(
-            number, self._keep(weight, "weight") or "", self._keep(bias, "bias"), None, act
-        )
-        self._done(node, last, view.with_rows(made, depth, outputs))
+        self._values[node] = _Value(made) if rows is None else rows.with_rows(made, depth, outputs)
 
     def _convolution(
-        self,
-        node: Any,
-        x: Any,
-        w: Any,
-        b: Any = None,
-        stride: Sequence[int] = (1,),
-        padding: Sequence[int] = (0,),
-        dilation: Sequence[int] = (1,),
-        groups: int = 1,
+        self, node: Any, x: Any, w: Any, b: Any, addend: Any, *windows_and_rest: Any
     ) -> None:
-        weight, bias = self._constant(w), self._constant(b)
-        assert weight is not None
-        if groups != 1 or {*dilation} != {1} or weight.dim() != 4 or isinstance(padding, str):
-            raise refused("convolutions without groups and dilation", node.name)
         number = self._image(x)
-        last, weight, bias = self._following.norm(node, weight, bias)
-        last, other = self._sum_after(last, image=True)
-        last, act = self._following.act(last, RELUS)
-        filters = weight.permute(0, 2, 3, 1)
-        pooled = False
-        small = filters.shape[1:3] == (3, 3) and {*stride} == {1} and max(padding) <= 2
-        if small and other is None and (pool := self._following.pool(last)) is not None:
-            last, pooled = pool, True
-            if act == "none":
-                last, act = self._following.act(last, RELUS)
+        other = None if addend is None else self._image(addend)
+        filters = self._keep(self._constant(w).permute(0, 2, 3, 1), "weight")
         made = self.network.convolution(
-            number, self._keep(filters, "weight") or "", self._keep(bias, "bias"), other,
-            pair(stride), pair(padding), act, pooled,
-        )  # fmt: skip
-        self._done(node, last, _Value(made, last=True))
-
-    def _max_pool(
-        self,
-        node: Any,
-        x: Any,
-        kernel: Sequence[int],
-        stride: Sequence[int] = (),
-        padding: Sequence[int] = (0,),
-        dilation: Sequence[int] = (1,),
-        ceil_mode: bool = False,
-    ) -> None:
-        if {*dilation} != {1} or ceil_mode:
-            raise refused("pooling without dilation and ceil_mode", node.name)
-        number = self._image(x)
-        last, act = self._following.act(node, ACTS)
-        made = self.network.max_pool(
-            number, pair(kernel), pair(stride or kernel), pair(padding), act
+            number, filters, self._kept(b, "bias"), other, *windows_and_rest
         )
-        self._done(node, last, _Value(made, last=True))
+        self._values[node] = _Value(made, last=True)
 
-    def _mean(self, node: Any, x: Any, dims: Any, keep: bool = False, **_: Any) -> None:
+    def _max_pool(self, node: Any, x: Any, *windows_and_activation: Any) -> None:
+        made = self.network.max_pool(self._image(x), *windows_and_activation)
+        self._values[node] = _Value(made, last=True)
+
+    def _mean(self, node: Any, x: Any, dims: Any, *_: Any) -> None:
         shape = _sample(x)
-        sizes = len(shape) + 1
-        over = sorted(d % sizes for d in dims)
-        if sizes == 4 and over == [2, 3]:
+        over = sorted(d % (len(shape) + 1) for d in dims or ())
+        if len(shape) == 3 and over == [2, 3]:
             number = self._image(x)
-        elif sizes == 3 and over == [1]:  # Of rows: an image one pixel wide.
+        elif len(shape) == 2 and over == [1]:  # Of rows: an image one pixel wide.
             number = self.network.as_shape(self._plain(x), (shape[0], 1, shape[1]))
         else:
-            raise refused("means over whole images or rows", list(dims))
+            raise _refused("means over whole images or rows", dims)
         self._values[node] = _Value(self.network.mean(number))
 
     def _adaptive(self, node: Any, x: Any, size: Sequence[int]) -> None:
         if list(size) != [1, 1]:
-            raise refused("adaptive pooling to one pixel", list(size))
-        self._values[node] = _Value(self.network.mean(self._image(x)))
+            raise _refused("adaptive pooling to one pixel", list(size))
+        self._mean(node, x, [2, 3])
 
-    def _sum(self, node: Any, a: Any, b: Any, alpha: float = 1) -> None:
-        both = isinstance(a, fx.Node) and isinstance(b, fx.Node)
-        alike = both and _sample(a) == _sample(b) and _same_batch(a, b)
-        if not alike or alpha != 1:
-            raise refused("sums of two values of one shape", node.name)
-        last, act = self._following.act(node, ACTS)
-        image = self._value(a).last or self._value(b).last
-        place = self._image if image else self._plain
-        made = self.network.pointwise(place(a), place(b), act)
-        self._done(node, last, _Value(made, last=image))
+    def _pointwise(self, node: Any, x: Any, addend: Any, activation: str) -> None:
+        image = any(self._value(n).last for n in (x, addend) if n is not None)
+        number = self._image if image else self._plain
+        value = number(x)
+        other = None if addend is None else number(addend)
+        made = self.network.pointwise(value, other, activation)
+        self._values[node] = _Value(made, last=image)
 
-    def _alone(self, node: Any, x: Any, *_: Any, **__: Any) -> None:
-        act = act_of(node)
-        if act is None:
-            raise refused("relu and gelu", node.name)
-        value = self._value(x)
-        number = value.number if value.last else self._plain(x)
-        self._values[node] = _Value(self.network.pointwise(number, None, act), last=value.last)
-
-    def _norm(
-        self,
-        node: Any,
-        x: Any,
-        shape: Any,
-        w: Any = None,
-        b: Any = None,
-        eps: float = 1e-5,
-        *_: Any,
-    ) -> None:
+    def _norm(self, node: Any, x: Any, shape: Any, w: Any, b: Any, eps: float, _: Any) -> None:
         if len(shape) != 1 or len(_sample(x)) > 2:
-            raise refused("layer norm of rows", list(shape))
-        weight, bias = (self._keep(self._constant(n), "norm") for n in (w, b))
+            raise _refused("layer norm of rows", list(shape))
+        weight, bias = (self._kept(n, "norm") for n in (w, b))
         self._values[node] = _Value(self.network.layer_norm(self._plain(x), weight, bias, eps))
 
     def _attention(
-        self,
-        node: Any,
-        q: Any,
-        k: Any,
-        v: Any,
-        mask: Any = None,
-        dropout: float = 0.0,
-        causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> None:
+        self, node: Any, q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool,
+        scale: float | None, enable_gqa: bool,
+    ) -> None:  # fmt: skip
         where = [view for n in (q, k, v) if (view := self._view(n).heads()) is not None]
         if mask is not None or dropout or enable_gqa or len(where) < 3:
-            raise refused("attention over [batch, heads, rows, elements] without a mask", node.name)
+            raise _refused(
+                "attention over [batch, heads, rows, elements] without a mask", node.name
+            )
         (heads, queries, size), (_, keys, made) = _sample(q), _sample(v)
         if len({_sample(n)[0] for n in (q, k, v)}) > 1:
-            raise refused("as many heads of queries, keys and values", node.name)
+            raise _refused("as many heads of queries, keys and values", node.name)
         number = self.network.attention(
             where, heads, (queries, keys), (size, made), scale or size**-0.5, causal
         )
@@ -340,17 +257,17 @@ class _Lowering:
         view = self._view(x)
         part = view.part(dim % len(view.dims), start, count)
         if part is None:
-            raise refused("parts of a sample along one dimension", getattr(x, "name", x))
+            raise _refused("parts of a sample along one dimension", getattr(x, "name", x))
         return part
 
     def _select(self, node: Any, x: Any, dim: int, index: int) -> None:
         self._values[node] = self._part(x, dim, index, None)
 
-    def _unbind(self, node: Any, x: Any, dim: int = 0) -> None:
+    def _unbind(self, node: Any, x: Any, dim: int) -> None:
         count = len(node.meta["val"])
         self._lists[node] = [self._part(x, dim, place, None) for place in range(count)]
 
-    def _split(self, node: Any, x: Any, _: Any, dim: int = 0) -> None:
+    def _split(self, node: Any, x: Any, _: Any, dim: int) -> None:
         sizes = [int(value.shape[dim]) for value in node.meta["val"]]
         starts = [sum(sizes[:place]) for place in range(len(sizes))]
         self._lists[node] = [
@@ -360,10 +277,10 @@ class _Lowering:
     def _getitem(self, node: Any, x: Any, index: int) -> None:
         self._values[node] = self._lists[x][index]
 
-    def _softmax(self, node: Any, x: Any, dim: int, *_: Any, **__: Any) -> None:
+    def _softmax(self, node: Any, x: Any, dim: int, _: Any) -> None:
         sizes = len(_sample(x)) + 1
         if sizes > 3 or dim % sizes != sizes - 1:
-            raise refused("softmax over the last dimension of rows", dim)
+            raise _refused("softmax over the last dimension of rows", dim)
         logarithm = node.target is _aten.log_softmax.int
         self._values[node] = _Value(self.network.softmax(self._plain(x), logarithm))
 
@@ -379,7 +296,7 @@ class _Lowering:
                 return
         view = self._view(x).reshaped([self._wanted(size) for size in node.meta["val"].shape])
         if view is None:
-            raise refused("reshapes that copy nothing", node.name)
+            raise _refused("reshapes that copy nothing", node.name)
         self._values[node] = view
 
     def _wanted(self, size: Any) -> tuple[bool, int]:
@@ -388,34 +305,15 @@ class _Lowering:
             return False, size
         return True, size.node.hint // self._batch
 
-    def _done(self, node: Any, last: Any, value: _Value | View) -> None:
-        self._values[node] = value
-        self._values[last] = value
-
-    def _sum_after(self, node: Any, image: bool) -> tuple[Any, int | None]:
-        """A sum with a value made before, which the layer then adds itself."""
-        user = self._following.next(node)
-        if user is None or user.target not in _SUMS or user.kwargs or len(user.args) != 2:
-            return node, None
-        other = user.args[1] if user.args[0] is node else user.args[0]
-        if other is node or not isinstance(other, fx.Node) or other not in self._values:
-            return node, None
-        value = self._value(other)
-        alike = _sample(other) == _sample(node) and _same_batch(other, node)
-        if not alike or value.flattened or isinstance(value, View):
-            return node, None
-        number = self._image(other) if image else self._plain(other)
-        return self._following.take(user), number
-
 
 def _sample(node: Any) -> tuple[int, ...]:
     """Shape of one sample of a node's value."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or not value.dim():
-        raise refused("tensors with a batch", getattr(node, "name", node))
+        raise _refused("tensors with a batch", getattr(node, "name", node))
     sizes = tuple(value.shape[1:])
     if not all(isinstance(size, int) for size in sizes):
-        raise refused("samples of one size", [str(size) for size in value.shape])
+        raise _refused("samples of one size", [str(size) for size in value.shape])
     return sizes
 
 
@@ -423,23 +321,24 @@ def _same_batch(node: Any, x: Any) -> bool:
     return str(node.meta["val"].shape[0]) == str(x.meta["val"].shape[0])
 
 
-def _check_float(node: Any) -> None:
-    value = node.meta.get("val")
-    if isinstance(value, torch.Tensor) and value.dtype != torch.float32:
-        raise refused("float32 values", f"{node.name}: {value.dtype}")
+def _refused(rule: str, got: Any) -> ModelError:
+    """Why a graph cannot be a network."""
+    return ModelError(f"hotloop's own engine takes {rule}", got=got)
 
 
-def _sizes(shape: tuple[int, ...], count: int) -> tuple[int, ...]:
-    if len(shape) != count:
-        raise refused(f"images of {count} sizes", list(shape))
-    return shape
-
-
-_SUMS = (_aten.add.Tensor, _aten.add_.Tensor)
+# What is asked of operators that a pass makes layers of, where it could not.
+_LIMITS: dict[Any, str] = {
+    _aten.conv2d.default: "convolutions without groups and dilation",
+    _aten.max_pool2d.default: "pooling without dilation and ceil_mode",
+    _aten.batch_norm.default: "batch norm with its statistics behind a layer",
+    _aten.add.Tensor: "sums of two values of one shape",
+    _aten.dropout.default: "a model in eval mode",
+}
 _RULES: dict[Any, Callable[..., None]] = {
-    _aten.linear.default: _Lowering._linear,
-    _aten.conv2d.default: _Lowering._convolution,
-    _aten.max_pool2d.default: _Lowering._max_pool,
+    layers.linear: _Lowering._linear,
+    layers.convolution: _Lowering._convolution,
+    layers.max_pool: _Lowering._max_pool,
+    layers.pointwise: _Lowering._pointwise,
     _aten.mean.dim: _Lowering._mean,
     _aten.adaptive_avg_pool2d.default: _Lowering._adaptive,
     _aten.softmax.int: _Lowering._softmax,
@@ -453,17 +352,9 @@ _RULES: dict[Any, Callable[..., None]] = {
     _aten.split.Tensor: _Lowering._split,
     _aten.chunk.default: _Lowering._split,
     operator.getitem: _Lowering._getitem,
-    **dict.fromkeys(_SUMS, _Lowering._sum),
-    **dict.fromkeys(ACTS, _Lowering._alone),
     **dict.fromkeys(
         (_aten.flatten.using_ints, _aten.view.default, _aten.reshape.default,
          _aten.unflatten.int, _aten.squeeze.dims, _aten.squeeze.dim, _aten.unsqueeze.default),
         _Lowering._reshape,
-    ),
-    **dict.fromkeys((_aten.dropout.default, _aten.feature_dropout.default), _Lowering._drop),
-    **dict.fromkeys(
-        (_aten.detach.default, _aten.alias.default, _aten.contiguous.default, _aten.clone.default,
-         _aten._assert_tensor_metadata.default),
-        _Lowering._same,
     ),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from .report import Setting
 
 if TYPE_CHECKING:
     from ..plan import Plan
-    from .workshop import Workshop
+    from .artifacts import ArtifactBuilder
 
 _BYTES_OF = {"float32": 1.0, "tf32": 1.0, "bfloat16": 0.5, "int8": 0.25}
 _TIMEOUT_S = 300.0
@@ -48,13 +48,13 @@ def batch(size):
     return arrays
 first = min(runner.exact, default=1) if not runner.by_batch_size else 1
 loaded = resident_bytes()
-runner.answer(batch(first))
+runner.run(batch(first))
 first_s = time.perf_counter() - start
 once = resident_bytes()
 for size in map(int, sys.argv[2:]):
     if runner.setting_for(size) is not None:
         for _ in range(3):
-            runner.answer(batch(size))
+            runner.run(batch(size))
 print(json.dumps({
     "loaded_bytes": loaded,
     "first_answer_bytes": once,
@@ -66,7 +66,10 @@ print(json.dumps({
 
 
 def predicted_memory(
-    workshop: Workshop, settings: Iterable[Setting], batch_size: int, plan: Plan | None = None
+    artifacts: ArtifactBuilder,
+    settings: Iterable[Setting],
+    batch_size: int,
+    plan: Plan | None = None,
 ) -> dict[str, int | None]:
     """Bytes by the guide's components for a process that serves these engines.
 
@@ -84,22 +87,22 @@ def predicted_memory(
 
     settings = list(settings)
     instances = max(setting.num_instances for setting in settings)
-    files = {workshop.weights_of(setting) for setting in settings}
-    own_weights, own_working = workshop.own_bytes or (0, lambda batch: 0)
+    files = {artifacts.weights_of(setting) for setting in settings}
+    own_weights, own_working = artifacts.own_bytes or (0, lambda batch: 0)
     weights = sum(
-        own_weights if engine == "hotloop" else int(workshop.weight_bytes * _BYTES_OF[precision])
+        own_weights if engine == "hotloop" else int(artifacts.weight_bytes * _BYTES_OF[precision])
         for engine, precision in files
     )
-    specs = [*workshop.signature.inputs, *workshop.signature.outputs]
+    specs = [*artifacts.signature.inputs, *artifacts.signature.outputs]
     batch = sum(_spec_bytes(spec.dtype, spec.shape, batch_size) for spec in specs)
     working: int | None = None
     if {engine for engine, _ in files} == {"hotloop"}:
         working = own_working(batch_size)
     try:
-        _, named = workshop.signature.input_structure["tuple"]
+        _, named = artifacts.signature.input_structure["tuple"]
         if working is None and not named["dict"]:
             budget = Budget.predict(
-                workshop.model, tuple(workshop.example), batch_size, phase="infer", plan=plan
+                artifacts.model, tuple(artifacts.example), batch_size, phase="infer", plan=plan
             )
             working = budget.working_memory_bytes
     except (HotloopError, RuntimeError, TypeError, ValueError):

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from ..graph.memory_plan import Lifetime, plan_offsets
+from ..graph.windows import is_small_filter
 
 if TYPE_CHECKING:
     import numpy
@@ -31,9 +33,8 @@ KINDS = (
 _FORMER_KINDS = {"turn_in": "nchw_to_nhwc", "turn_out": "nhwc_to_nchw"}
 # What may follow a layer, in the order of ``Activation`` in epilogue.h.
 ACTIVATIONS = ("none", "relu", "gelu", "tanh_gelu")
-# Floats; values of the arena begin at whole cache lines.
-_GRAIN = 16
-_LARGEST = 2**40
+_FLOAT_BYTES = 4
+_LARGEST = 2**40  # Floats.
 
 
 # Part of a value: its number, where it begins, how far heads and rows are apart (in floats).
@@ -85,8 +86,8 @@ class Layer:
     @property
     def is_small_filter(self) -> bool:
         """Whether it is a convolution that 3x3 filters with stride 1 have a kernel for."""
-        ours = self.kernel == (3, 3) and self.stride == (1, 1) and max(self.padding) <= 2
-        return self.kind == "convolution" and ours
+        windows = self.kernel, self.stride, self.padding
+        return self.kind == "convolution" and is_small_filter(*windows)
 
 
 class Network:
@@ -304,32 +305,22 @@ class Network:
         self._calls.append({"call": layer.kind} | call)
         return len(self.shapes) - 1
 
-    def places(self) -> tuple[list[int], int]:
-        """Where each value lies, and the arena's size: floats for one sample.
+    def offsets(self) -> tuple[list[int], int]:
+        """Where each value lies in the arena, and the arena's size: floats for one sample.
 
-        Each takes the first gap that nothing needs while it lives; -1 and -2 are input and output.
+        -1 and -2 stand for the memory of the input and of the result.
         """
         source = [self._alias.get(v, v) for v in range(len(self.shapes))]
-        last: dict[int, int] = {}
-        for number, layer in enumerate(self.layers):
-            for value in layer.reads:
-                last[source[value]] = number
-        result = source[-1]
-        taken: list[tuple[int, int, int]] = []  # Begin, end, last use.
-        where: dict[int, int] = {0: -1, result: -2}
-        size = 0
-        for number, layer in enumerate(self.layers):
-            if layer.out in where:
-                continue
-            need = -(-math.prod(self.shapes[layer.out]) // _GRAIN) * _GRAIN
-            begin = 0
-            for start, end, until in sorted(taken):
-                if until >= number and start < begin + need and end > begin:
-                    begin = end
-            taken.append((begin, begin + need, last.get(layer.out, number)))
-            where[layer.out] = begin
-            size = max(size, begin + need)
-        return [where[source[v]] for v in range(len(self.shapes))], size
+        last = {source[v]: n for n, layer in enumerate(self.layers) for v in layer.reads}
+        offset = {0: -1, source[-1]: -2}
+        made = {layer.out: n for n, layer in enumerate(self.layers) if layer.out not in offset}
+        lifetimes = [
+            Lifetime(_FLOAT_BYTES * math.prod(self.shapes[value]), first, last.get(value, first))
+            for value, first in made.items()
+        ]
+        found, total_bytes = plan_offsets(lifetimes)
+        offset |= {v: at // _FLOAT_BYTES for v, at in zip(made, found, strict=True)}
+        return [offset[v] for v in source], total_bytes // _FLOAT_BYTES
 
     def save(self, path: Path) -> None:
         """A safetensors file whose header describes the layers; an export is whole as a folder."""

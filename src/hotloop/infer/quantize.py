@@ -1,4 +1,4 @@
-"""8-bit integers: ONNX Runtime's static quantization, calibrated on samples. Imports no torch.
+"""8-bit integers: ONNX Runtime's static quantization, calibrated on samples.
 
 Weights: one scale for each output channel, symmetric. Activations: one scale a tensor from the
 smallest and largest value seen. Both engines that read ONNX run the result in integer kernels.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError, ModelError
 from ..machine import Machine
-from .engine import TensorSpec
+from .capture import quiet
+from .engine import TensorSpec, first_line
 
 if TYPE_CHECKING:
     import numpy
@@ -53,7 +52,7 @@ def write_int8(
     prepared = target.with_name("prepared.onnx")
     isa = Machine.probe().isa
     try:
-        with _silence():
+        with quiet(), contextlib.redirect_stdout(io.StringIO()):
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             quantization.quantize_static(
                 str(prepared),
@@ -69,25 +68,12 @@ def write_int8(
                 extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
             )
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(
             "the model must be one that ONNX Runtime can quantize",
-            got=f"{type(error).__name__}: {first}",
+            got=f"{type(error).__name__}: {first_line(error)}",
         ) from error
     finally:
         prepared.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _silence() -> Any:
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 class _Batches:

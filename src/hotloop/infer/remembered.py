@@ -15,7 +15,7 @@ from .report import InferenceReport, Setting
 if TYPE_CHECKING:
     from torch import nn
 
-    from .capture import Signature
+    from .signature import Signature
 
 LIBRARIES = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino")
 

@@ -21,17 +21,16 @@ import numpy
 
 from ..errors import DataError, InputError
 from ..machine import Machine
-from .engine import Engine, TensorSpec, check_arrays
-from .folder_writer import Export, write_folder
+from .engine import Engine, check_arrays, not_on_cpu
+from .folder_writer import write_folder
 from .report import InferenceReport, Setting
-from .signature import LEAF, flatten, unflatten
+from .signature import LEAF, Signature, flatten, unflatten
 
 if TYPE_CHECKING:
-    from .workshop import Workshop
+    from .artifacts import ArtifactBuilder
 
 # Batch sizes below it are looked up in a list.
 _LISTED = 1025
-_ONE_INPUT = {"tuple": [{"tuple": [LEAF]}, {"dict": {}}]}
 
 
 class InferenceRunner:
@@ -40,11 +39,12 @@ class InferenceRunner:
     Made by ``compile_inference`` and ``load_inference``. It holds the weights of the moment it was
     made; training the model on does not change it. Calls from several threads are allowed.
 
+    It is an ``Engine`` itself: ``name`` and the like are those of the main one.
+
     Attributes:
         report: what the race found.
-        engine: the engine of the batch size that the goal is about.
-        inputs, outputs: what goes in and comes out.
-        input_structure, output_structure: how, see ``signature``.
+        engine: the main one: of the batch size that the goal is about.
+        signature: what goes in and comes out, and how. inputs, outputs: of it.
         engines: setting -> engine.
         by_batch_size: from this batch size on this setting; ``exact``: for this size alone (graphs
             bound to one).
@@ -54,36 +54,36 @@ class InferenceRunner:
         self,
         engines: Mapping[Setting, Engine],
         by_batch_size: Mapping[int, Setting],
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        input_structure: Any,
-        output_structure: Any,
+        signature: Signature,
         report: InferenceReport,
         *,
         primary: Setting,
         exact: Mapping[int, Setting] | None = None,
-        workshop: Workshop | None = None,
+        artifacts: ArtifactBuilder | None = None,
         source: Path | None = None,
     ) -> None:
         self.report = report
         self.engines = dict(engines)
         self.by_batch_size = dict(sorted(by_batch_size.items()))
         self.engine = self.engines[primary]
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
-        self.input_structure = input_structure
-        self.output_structure = output_structure
+        self.name, self.precision = self.engine.name, self.engine.precision
+        self.num_threads = self.engine.num_threads
+        self.num_instances = self.engine.num_instances
+        self.signature = signature
+        self.inputs, self.outputs = signature.inputs, signature.outputs
         self.exact = dict(exact or {})
-        self.workshop = workshop
+        self.artifacts = artifacts
         self.source = source
         self._sizes = list(self.by_batch_size)
         self._settings = list(self.by_batch_size.values())
         self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
-        self._lanes = {setting: _Lane(engine) for setting, engine in self.engines.items()}
+        self._adapters = {
+            setting: EngineAdapter(engine) for setting, engine in self.engines.items()
+        }
         found = map(self.setting_for, range(_LISTED))
-        self._by_size = [None if s is None else self._lanes[s] for s in found]
-        self._single = input_structure == _ONE_INPUT and output_structure == LEAF
+        self._by_size = [None if s is None else self._adapters[s] for s in found]
+        self._single = signature.takes_one and signature.output_structure == LEAF
         spec = self.inputs[0]
         self._tail = tuple(spec.shape[1:])
         self._dtype = numpy.dtype(spec.dtype) if _is_numpy(spec.dtype) else None
@@ -125,18 +125,18 @@ class InferenceRunner:
                 shape = x.shape
                 if x.dtype is self._torch_dtype and shape[1:] == self._tail and shape:
                     size = shape[0]
-                    lane = self._by_size[size] if size < _LISTED else None
-                    return (lane or self._lane(size)).tensor(x)
+                    adapter = self._by_size[size] if size < _LISTED else None
+                    return (adapter or self._adapter(size)).tensor(x)
             elif kind is numpy.ndarray and x.dtype == self._dtype and x.ndim:
                 shape = x.shape
                 if shape[1:] == self._tail:
                     size = shape[0]
-                    lane = self._by_size[size] if size < _LISTED else None
-                    return (lane or self._lane(size)).array(x)
+                    adapter = self._by_size[size] if size < _LISTED else None
+                    return (adapter or self._adapter(size)).array(x)
         return self._general(args, kwargs)
 
-    def _lane(self, size: int) -> _Lane:
-        if not self._lanes:
+    def _adapter(self, size: int) -> EngineAdapter:
+        if not self._adapters:
             raise InputError("the runner must be open", next_step="compile or load it again")
         setting = self.setting_for(size)
         if setting is None:
@@ -144,11 +144,11 @@ class InferenceRunner:
                 f"the model takes batches of {', '.join(map(str, self.exact))} alone", got=size,
                 next_step="export it with an example of another size, or pad the batch",
             )  # fmt: skip
-        return self._lanes[setting]
+        return self._adapters[setting]
 
     def _general(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves, structure = flatten((args, kwargs), "the input")
-        if structure != self.input_structure:
+        if structure != self.signature.input_structure:
             raise DataError(
                 f"the model takes {'; '.join(spec.text() for spec in self.inputs)}",
                 got=f"{len(leaves)} arrays in another arrangement",
@@ -157,24 +157,23 @@ class InferenceRunner:
         as_torch = any(type(leaf).__module__.startswith("torch") for leaf in leaves)
         if as_torch and self._tensor is None:
             self._find_torch()
-        plain = [_Shown(leaf) for leaf in leaves]
-        check_arrays(self.inputs, plain)
-        sizes = {p.shape[0] for p, s in zip(plain, self.inputs, strict=True) if _is_batched(s)}
+        check_arrays(self.inputs, leaves)
+        sizes = {x.shape[0] for x, s in zip(leaves, self.inputs, strict=True) if s.is_batched}
         if len(sizes) > 1:
             raise DataError("all inputs must have one batch size", got=sorted(sizes))
-        lane = self._lane(sizes.pop() if sizes else 1)
-        results = lane.tensors(leaves) if as_torch else lane.arrays(leaves)
-        return unflatten(self.output_structure, results)
+        adapter = self._adapter(sizes.pop() if sizes else 1)
+        results = adapter.tensors(leaves) if as_torch else adapter.arrays(leaves)
+        return unflatten(self.signature.output_structure, results)
 
-    def answer(self, arrays: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
+    def run(self, arrays: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
         """Inputs and results as flat lists of arrays, in the order of ``inputs``, ``outputs``.
 
         Raises:
             DataError: not what the model takes.
         """
         check_arrays(self.inputs, arrays)
-        batched = [a for a, s in zip(arrays, self.inputs, strict=True) if _is_batched(s)]
-        return self._lane(len(batched[0]) if batched else 1).engine.run(arrays)
+        batched = [a for a, s in zip(arrays, self.inputs, strict=True) if s.is_batched]
+        return self._adapter(len(batched[0]) if batched else 1).engine.run(arrays)
 
     def map(self, batches: Iterable[Any], *, pin: bool = True) -> Iterator[Any]:
         """Answers many batches by all instances at once, in the order they came.
@@ -238,19 +237,16 @@ class InferenceRunner:
             ModelError: the winner cannot be kept in a file.
             StorageError: the folder cannot be written.
         """
-        export = Export(
-            settings=tuple(self.engines),
+        return write_folder(
+            Path(folder),
+            engines=list(self.engines),
             by_batch_size=self.by_batch_size,
             exact=self.exact,
-            inputs=self.inputs,
-            outputs=self.outputs,
-            input_structure=self.input_structure,
-            output_structure=self.output_structure,
+            signature=self.signature,
             report=self.report,
-            workshop=self.workshop,
+            artifacts=self.artifacts,
             source=self.source,
         )
-        return write_folder(export, Path(folder))
 
     def close(self) -> None:
         """Give memory and threads back; no call may follow."""
@@ -259,29 +255,17 @@ class InferenceRunner:
         for engine in self.engines.values():
             engine.close()
         self.engines.clear()
-        self._lanes.clear()
+        self._adapters.clear()
         self._by_size.clear()
         self._single = False
-        if self.workshop is not None:
-            self.workshop.close()
+        if self.artifacts is not None:
+            self.artifacts.close()
 
     def __enter__(self) -> InferenceRunner:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class _Shown:
-    """Dtype and shape of an array or a tensor, as numpy writes them."""
-
-    def __init__(self, leaf: Any) -> None:
-        self.dtype = str(leaf.dtype).removeprefix("torch.")
-        self.shape = tuple(leaf.shape)
-
-
-def _is_batched(spec: TensorSpec) -> bool:
-    return bool(spec.shape) and spec.shape[0] is None
 
 
 def _is_numpy(dtype: str) -> bool:
@@ -292,8 +276,12 @@ def _is_numpy(dtype: str) -> bool:
     return True
 
 
-class _Lane:
-    """An engine's ways in: arrays or tensors, one or many."""
+class EngineAdapter:
+    """An engine's ways in: arrays or tensors, one or many.
+
+    Attributes:
+        array, tensor: answer one of them, where one goes in and one comes out.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -323,9 +311,11 @@ class _Lane:
         return call(x)
 
     def arrays(self, leaves: Sequence[Any]) -> list[Any]:
+        """Results as arrays."""
         return self.engine.run([numpy.asarray(leaf) for leaf in leaves])
 
     def tensors(self, leaves: Sequence[Any]) -> list[Any]:
+        """Results as tensors."""
         import torch
 
         tensors = [torch.as_tensor(leaf).detach() for leaf in leaves]
@@ -337,8 +327,5 @@ class _Lane:
 
 def _on_cpu(tensor: Any) -> Any:
     if tensor.device.type != "cpu":
-        raise InputError(
-            "the model is on the CPU, so must its input be", got=tensor.device,
-            next_step="pass x.cpu()",
-        )  # fmt: skip
+        raise not_on_cpu(tensor.device)
     return tensor.detach().resolve_conj().resolve_neg()

@@ -6,12 +6,57 @@ A structure is plain JSON: ``"*"`` one array, ``null`` None, ``{"tuple": [...]}`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ModelError
+from .engine import TensorSpec
 
 LEAF = "*"
+_ONE_ARGUMENT = {"tuple": [{"tuple": [LEAF]}, {"dict": {}}]}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives.
+
+    Attributes:
+        input_structure, output_structure: inputs are ``(args, kwargs)``.
+        inputs, outputs: ``None`` as first size where the batch goes.
+    """
+
+    input_structure: Any
+    output_structure: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def takes_one(self) -> bool:
+        """Whether one positional argument is all that goes in."""
+        return bool(self.input_structure == _ONE_ARGUMENT)
+
+    def call(self, model: Callable[..., Any], leaves: Sequence[Any]) -> list[Any]:
+        """The model's result as a flat list, for flat inputs."""
+        args, kwargs = unflatten(self.input_structure, leaves)
+        return flatten(model(*args, **kwargs), "the result")[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        specs = {"inputs": self.inputs, "outputs": self.outputs}
+        return {
+            **{name: [spec.to_dict() for spec in found] for name, found in specs.items()},
+            "input_structure": self.input_structure,
+            "output_structure": self.output_structure,
+        }
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Signature:
+        """What ``to_dict`` gave."""
+        inputs, outputs = (
+            tuple(map(TensorSpec.from_dict, document[name])) for name in ("inputs", "outputs")
+        )
+        return cls(document["input_structure"], document["output_structure"], inputs, outputs)
 
 
 def flatten(value: Any, what: str) -> tuple[list[Any], Any]:

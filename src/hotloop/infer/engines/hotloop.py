@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import kernels
-from ...errors import InputError, RunError
+from ...errors import RunError
 from ...kernels import binding
 from ...kernels.loader import failure
-from ..engine import TensorSpec, check_arrays
+from ..engine import TensorSpec, check_arrays, not_on_cpu
 from ..network import ACTIVATIONS, KINDS, Layer, Network
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ class HotloopEngine:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self._result = network.output_shape
-        places, self._arena_floats = network.places()
+        offsets, self._arena_floats = network.offsets()
         self._kept: list[numpy.ndarray] = []  # Alive: the layers hold addresses.
-        rows = [self._laid_out(network, layer, places) for layer in network.layers]
+        rows = [self._laid_out(network, layer, offsets) for layer in network.layers]
         self._layers = (binding.Layer * len(rows))(*rows)
         self._network = binding.Network(
             ctypes.addressof(self._layers), len(rows), self._arena_floats, num_threads
@@ -99,12 +99,12 @@ class HotloopEngine:
         self._tensor_of: Callable[..., Any] | None = None
         self.weight_bytes = sum(array.nbytes for array in self._kept)
 
-    def _laid_out(self, network: Network, layer: Layer, places: list[int]) -> Any:
+    def _laid_out(self, network: Network, layer: Layer, offsets: list[int]) -> Any:
         h, w, c = layer.shape
         made = layer.made if len(layer.made) == 3 else (1, 1, layer.made[-1])
         row = binding.Layer(
-            kind=KINDS.index(layer.kind), input=places[layer.value], output=places[layer.out],
-            addend=_ABSENT if layer.other is None else places[layer.other],
+            kind=KINDS.index(layer.kind), input=offsets[layer.value], output=offsets[layer.out],
+            addend=_ABSENT if layer.other is None else offsets[layer.other],
             windows=binding.Windows(
                 0, c, h, w, *made[:2], *layer.kernel, *layer.stride, *layer.padding
             ),
@@ -112,7 +112,7 @@ class HotloopEngine:
             max_pool_2x2=bool(layer.pooled), logarithm=bool(layer.logarithm),
         )  # fmt: skip
         if layer.kind == "attention":
-            row.attention = _attention(network, layer, places)
+            row.attention = _attention(network, layer, offsets)
         if layer.bias is not None:
             row.bias = self._keep(network.arrays[layer.bias])
         if layer.kind == "layer_norm":
@@ -180,10 +180,7 @@ class HotloopEngine:
 
             self._tensor_of = torch.empty
         if not x.is_cpu:
-            raise InputError(
-                "the model is on the CPU, so must its input be", got=x.device,
-                next_step="pass x.cpu()",
-            )  # fmt: skip
+            raise not_on_cpu(x.device)
         if not x.is_contiguous():
             x = x.contiguous()
         batch = x.shape[0]
@@ -199,12 +196,12 @@ class HotloopEngine:
         self._run = _closed
 
 
-def _attention(network: Network, layer: Layer, places: list[int]) -> Any:
+def _attention(network: Network, layer: Layer, offsets: list[int]) -> Any:
     queries, keys, head_size = layer.shape
     heads, value_size = layer.made
     operands = (binding.AttentionOperand * 3)(
         *(
-            binding.AttentionOperand(places[value], *steps, math.prod(network.shapes[value]))
+            binding.AttentionOperand(offsets[value], *steps, math.prod(network.shapes[value]))
             for value, *steps in layer.views
         )
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import MissingExtraError, ModelError, RunError
-from ..engine import TensorSpec, check_arrays
+from ..engine import TensorSpec, check_arrays, first_line
 
 if TYPE_CHECKING:
     import numpy
@@ -72,7 +72,7 @@ class OnnxRuntimeEngine:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # The library's own types, not one of which is public.
-            raise ModelError(f"{path} must be an ONNX model", got=_first_line(error)) from None
+            raise ModelError(f"{path} must be an ONNX model", got=first_line(error)) from None
         self.precision = precision
         self.num_threads = num_threads
         self.num_instances = num_instances
@@ -92,7 +92,7 @@ class OnnxRuntimeEngine:
             return self._run(self._output_names, feed, None)  # type: ignore[no-any-return]
         except Exception as error:
             check_arrays(self.inputs, arrays)
-            raise RunError("ONNX Runtime must answer", got=_first_line(error)) from None
+            raise RunError("ONNX Runtime must answer", got=first_line(error)) from None
 
     def run_one(self, array: numpy.ndarray) -> numpy.ndarray:
         """``run`` for a model of one input and one output."""
@@ -100,7 +100,7 @@ class OnnxRuntimeEngine:
             return self._run(self._output_names, {self._names[0]: array}, None)[0]  # type: ignore[no-any-return]
         except Exception as error:
             check_arrays(self.inputs, [array])
-            raise RunError("ONNX Runtime must answer", got=_first_line(error)) from None
+            raise RunError("ONNX Runtime must answer", got=first_line(error)) from None
 
     def close(self) -> None:
         """See ``Engine.close``."""
@@ -113,7 +113,3 @@ def _spec(node: Any) -> TensorSpec:
         raise ModelError("an input or output must be a dense tensor of numbers", got=node.type)
     shape = tuple(size if isinstance(size, int) else None for size in node.shape)
     return TensorSpec(node.name, _DTYPES[kind], shape)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

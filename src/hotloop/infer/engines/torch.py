@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ...errors import ModelError, RunError
-from ..engine import TensorSpec, check_arrays
-from ..signature import flatten, unflatten
+from ..engine import check_arrays
+from ..signature import Signature, flatten
 
 if TYPE_CHECKING:
     import numpy
@@ -25,15 +25,14 @@ class TorchEngine:
 
     def __init__(
         self,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
+        signature: Signature,
         *,
-        num_threads: int,
-        num_instances: int,
-        precision: str,
+        num_threads: int = 1,
+        num_instances: int = 1,
+        precision: str = "float32",
     ) -> None:
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
+        self.signature = signature
+        self.inputs, self.outputs = signature.inputs, signature.outputs
         self.num_threads = num_threads
         self.num_instances = num_instances
         self.precision = precision
@@ -81,33 +80,21 @@ class EagerEngine(TorchEngine):
 
     Args:
         model: in eval mode, the engine's own.
-        input_structure: of ``(args, kwargs)``, see ``signature``.
+        signature: of the model.
         channels_last: images and the weights of convolutions with channels adjacent.
+        shared: threads, instances and precision, see ``Engine``.
     """
 
     name = "eager"
 
     def __init__(
-        self,
-        model: nn.Module,
-        input_structure: Any,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        *,
-        num_threads: int = 1,
-        num_instances: int = 1,
-        precision: str = "float32",
-        channels_last: bool = False,
+        self, model: nn.Module, signature: Signature, *, channels_last: bool = False, **shared: Any
     ) -> None:
-        super().__init__(
-            inputs, outputs,
-            num_threads=num_threads, num_instances=num_instances, precision=precision,
-        )  # fmt: skip
+        super().__init__(signature, **shared)
         self._model = model
-        self._structure = input_structure
         self._channels_last = channels_last
-        self._single = input_structure == {"tuple": [{"tuple": ["*"]}, {"dict": {}}]}
-        self._dtypes = [getattr(torch, spec.dtype) for spec in outputs]
+        self._takes_one = signature.takes_one
+        self._dtypes = [getattr(torch, spec.dtype) for spec in self.outputs]
 
     def _call(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         if self._channels_last:
@@ -118,12 +105,12 @@ class EagerEngine(TorchEngine):
         lower = self.precision == "bfloat16"
         context = torch.autocast("cpu", torch.bfloat16) if lower else contextlib.nullcontext()
         with context:
-            if self._single:
+            if self._takes_one:
                 result = self._model(tensors[0])
+                tensor = isinstance(result, torch.Tensor)
+                leaves = [result] if tensor else flatten(result, "the result")[0]
             else:
-                args, kwargs = unflatten(self._structure, tensors)
-                result = self._model(*args, **kwargs)
-        leaves = [result] if isinstance(result, torch.Tensor) else flatten(result, "the result")[0]
+                leaves = self.signature.call(self._model, tensors)
         if lower:
             leaves = [leaf.to(dtype) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
         return leaves
@@ -138,29 +125,18 @@ class InductorEngine(TorchEngine):
 
     Args:
         package: the compiled package. It is machine code: only ever from hotloop's own cache.
+        signature: of the model. shared: as for ``EagerEngine``.
     """
 
     name = "inductor"
 
-    def __init__(
-        self,
-        package: str | Path,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        *,
-        num_threads: int = 1,
-        num_instances: int = 1,
-        precision: str = "float32",
-    ) -> None:
-        super().__init__(
-            inputs, outputs,
-            num_threads=num_threads, num_instances=num_instances, precision=precision,
-        )  # fmt: skip
+    def __init__(self, package: str | Path, signature: Signature, **shared: Any) -> None:
+        super().__init__(signature, **shared)
         try:
             # Below ``aoti_load_package``, whose wrapper walks argument trees on every call and
             # cannot be told how many calls may run at once. They share the weights.
             self._loader = torch._C._aoti.AOTIModelPackageLoader(
-                str(package), "model", False, num_instances, -1
+                str(package), "model", False, self.num_instances, -1
             )
         except Exception as error:
             raise ModelError("the compiled model must load", got=error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,14 +13,13 @@ from ..machine import Machine
 from ..measure import Candidate, Standing, now, race, steadiest
 from ..measure.neighbours import busy_elsewhere_s
 from ..plan import Plan
-from .capture import Signature
+from .artifacts import ArtifactBuilder
 from .check import Bounds, accuracy_loss, difference, fresh_inputs
-from .engine import Engine
+from .engine import Engine, first_line
 from .memory import predicted_memory
 from .report import InferenceReport, RaceRow, Setting
-from .runner import InferenceRunner
-from .signature import arguments
-from .workshop import Workshop
+from .runner import EngineAdapter, InferenceRunner
+from .signature import Signature, arguments
 
 # A second engine holds a second copy of the weights: only where it is faster by this much.
 _WORTH_ANOTHER = 1.01
@@ -49,8 +49,7 @@ class Samples:
         if len(values) == count + 1 and not kwargs:
             self.labels = values.pop()
         fits = len(values) == count and all(
-            spec.fits(str(v.dtype).removeprefix("torch."), v.shape)
-            for v, spec in zip(values, signature.inputs, strict=True)
+            spec.fits(v) for v, spec in zip(values, signature.inputs, strict=True)
         )
         rows = {len(value) for value in values if value.dim()}
         if self.labels is not None:
@@ -72,41 +71,38 @@ class Samples:
         return [[t[i : i + size] for t in self.inputs] for i in range(0, end, size)]
 
 
-class Contest:
-    """Candidates of one call: built, checked and raced."""
+@dataclass
+class EngineSelector:
+    """Candidates of one call: built, checked and raced.
 
-    def __init__(
-        self,
-        workshop: Workshop,
-        goal: str,
-        sizes: list[int],
-        bounds: Bounds,
-        samples: Samples,
-        budget_s: float,
-        start: float,
-        tell: Callable[[str], None],
-        plan: Plan | None,
-    ) -> None:
-        self.plan = plan
-        self.workshop = workshop
-        self.goal = goal
-        self.sizes = sizes
-        self.bounds = bounds
-        self.samples = samples
-        self.budget_s = budget_s
-        self.start = start
-        self.tell = tell
-        self.engines: dict[Setting, Engine] = {}
-        self.errors: dict[Setting, tuple[float | None, float | None]] = {}
-        self._wanted: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        self._scores: dict[int | None, torch.Tensor] = {}
+    Attributes:
+        artifacts: makes the candidates. goal, bounds, plan: of ``compile_inference``.
+        sizes: of batches. samples: for bounds.
+        budget_s: to spend, from ``start_s`` on. tell: is told what is being done.
+        engines: those that may race.
+        errors: of candidates: difference from eager, accuracy loss.
+    """
 
-    def hold(self, settings: list[Setting], *, required: bool) -> InferenceReport:
+    artifacts: ArtifactBuilder
+    goal: str
+    sizes: list[int]
+    bounds: Bounds
+    samples: Samples
+    budget_s: float
+    start_s: float
+    tell: Callable[[str], None]
+    plan: Plan | None
+    engines: dict[Setting, Engine] = field(default_factory=dict)
+    errors: dict[Setting, tuple[float | None, float | None]] = field(default_factory=dict)
+    _wanted: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=dict)
+    _scores: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def select(self, settings: list[Setting], *, required: bool) -> InferenceReport:
         """Race all; the report."""
         report = InferenceReport(goal=self.goal)
         refused: dict[Setting, str] = {}
         # Compilers last: the budget is spent on what is cheap to try first.
-        for setting in sorted(settings, key=self.workshop.must_compile):
+        for setting in sorted(settings, key=self.artifacts.must_compile):
             reason = self._admit(setting, required)
             if reason is not None:
                 refused[setting] = reason
@@ -159,21 +155,17 @@ class Contest:
             self.engines.pop(setting).close()
         exact = {n: s for n, s in report.winners.items() if self._fixed(s) is not None}
         ranges = {n: s for n, s in report.winners.items() if n not in exact}
-        signature = self.workshop.signature
         primary = report.winners.get(self._in_order()[0]) or next(iter(report.winners.values()))
-        report.elapsed_s = now() - self.start
-        report.memory = predicted_memory(self.workshop, list(kept), max(report.winners), self.plan)
+        report.elapsed_s = now() - self.start_s
+        report.memory = predicted_memory(self.artifacts, list(kept), max(report.winners), self.plan)
         return InferenceRunner(
             self.engines,
             ranges,
-            signature.inputs,
-            signature.outputs,
-            signature.input_structure,
-            signature.output_structure,
+            self.artifacts.signature,
             report,
             primary=primary,
             exact=exact,
-            workshop=self.workshop,
+            artifacts=self.artifacts,
         )
 
     def _in_order(self) -> list[int]:
@@ -188,20 +180,20 @@ class Contest:
 
     def _fixed(self, setting: Setting) -> int | None:
         """The one batch size an engine takes; ``None``: any."""
-        return self.workshop.fixed_batch_of(setting)
+        return self.artifacts.fixed_batch_of(setting)
 
     def _is_fixed(self, setting: Setting, size: int) -> bool:
         return self._fixed(setting) not in (None, size)
 
     def _admit(self, setting: Setting, required: bool, *, patient: bool = False) -> str | None:
         """Build and check a candidate; ``None``, or why it cannot race."""
-        spent = now() - self.start
+        spent = now() - self.start_s
         late = not patient and spent > _COMPILE_UNTIL * self.budget_s
-        if late and self.workshop.must_compile(setting):
+        if late and self.artifacts.must_compile(setting):
             return f"not compiled: {spent:.0f} s of {self.budget_s:.0f} s were spent"
         self.tell(f"building {setting.title}")
         try:
-            engine = self.workshop.build(setting)
+            engine = self.artifacts.build(setting)
         except MissingExtraError as error:
             if required:
                 raise
@@ -211,7 +203,7 @@ class Contest:
         try:
             reason = self._check(setting, engine)
         except Exception as error:  # Whatever a backend raises, it must not end the others' race.
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
         if reason is not None:
             engine.close()
             return reason
@@ -242,7 +234,7 @@ class Contest:
             else None
         )
         self.errors[setting] = (worst, loss)
-        limit = self.bounds.max_error if lower else self.workshop.float32_error
+        limit = self.bounds.max_error if lower else self.artifacts.float32_error
         if limit is not None and not worst <= limit:
             return f"error {worst:.1e} is above {limit:.1e}"
         bound = self.bounds.max_accuracy_loss
@@ -253,14 +245,14 @@ class Contest:
     def _want(self, size: int, *, real: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Inputs of this size and what eager makes of them; empty where it refuses the size."""
         if (size, real) not in self._wanted:
-            specs = self.workshop.signature.inputs
-            inputs = fresh_inputs(self.workshop.example, specs, size, seed=size)
+            specs = self.artifacts.signature.inputs
+            inputs = fresh_inputs(self.artifacts.example, specs, size, seed=size)
             if real and self.samples.inputs is not None and len(self.samples.inputs[0]) >= size:
                 # Ranges of int8 come from samples: noise of the example's spread lies outside.
                 inputs = [t[-size:].contiguous() for t in self.samples.inputs]
             try:
                 with torch.inference_mode():
-                    want = self.workshop.signature.call(self.workshop.model, inputs)
+                    want = self.artifacts.signature.call(self.artifacts.model, inputs)
             except Exception:
                 want = []
             self._wanted[size, real] = inputs, want
@@ -272,7 +264,7 @@ class Contest:
             return None
         if fixed not in self._scores:
             with torch.inference_mode():
-                model, signature = self.workshop.model, self.workshop.signature
+                model, signature = self.artifacts.model, self.artifacts.signature
                 scores = [signature.call(model, batch)[0] for batch in batches]
             self._scores[fixed] = torch.cat(scores)
         want = self._scores[fixed]
@@ -322,21 +314,15 @@ def _fill(row: RaceRow, standing: Standing) -> None:
 
 
 def _answer(engine: Engine, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    run_tensors = getattr(engine, "run_tensors", None)
-    if run_tensors is not None:
-        return list(run_tensors(inputs))
-    return [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
+    return EngineAdapter(engine).tensors(inputs)
 
 
 def _caller(engine: Engine, inputs: list[torch.Tensor]) -> Callable[[], object]:
     """A call as the runner makes it: tensors in, tensors out; on a GPU to the end of its work."""
-    run_tensors = getattr(engine, "run_tensors", None)
+    adapter = EngineAdapter(engine)
     wait = getattr(engine, "wait", None)
-    if run_tensors is not None and wait is not None:
-        return lambda: (run_tensors(inputs), wait())
-    if run_tensors is not None:
-        return lambda: run_tensors(inputs)
-    run_one = getattr(engine, "run_one", None)
-    if run_one is not None and len(inputs) == len(engine.outputs) == 1:
-        return lambda: torch.from_numpy(run_one(inputs[0].numpy()))
-    return lambda: [torch.from_numpy(y) for y in engine.run([t.numpy() for t in inputs])]
+    if wait is not None:
+        return lambda: (adapter.tensors(inputs), wait())
+    if len(inputs) == len(engine.outputs) == 1:
+        return lambda: adapter.tensor(inputs[0])
+    return lambda: adapter.tensors(inputs)

@@ -1,7 +1,9 @@
-"""Makes the files that engines read, each once, and engines from settings."""
+"""What engines read, made once for each model: graphs, archives, ONNX files; and engines of it."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,17 +16,18 @@ from torch import nn
 from ..errors import HotloopError, ModelError
 from .archive import write_archive
 from .capture import (
-    Lowered,
-    Signature,
+    LowerPrecision,
     compiled_package,
     export_program,
-    resized,
+    own_copy,
     write_onnx,
 )
 from .check import FLOAT32_ERROR
 from .engine import Engine
 from .network import Network
+from .opening import open_engine
 from .report import Setting
+from .signature import Signature
 
 Program = tuple[torch.export.ExportedProgram, int | None]
 _ENGINES_OF = {
@@ -32,11 +35,11 @@ _ENGINES_OF = {
     "bfloat16": ("eager", "inductor", "openvino"),
     "int8": ("onnxruntime", "openvino"),
 }
-ENGINES = ("hotloop", "eager", "inductor", "onnxruntime", "openvino")
+ENGINES = _ENGINES_OF["float32"]
 
 
-class Workshop:
-    """One model's files in a temporary folder that lives as long as the workshop.
+class ArtifactBuilder:
+    """One model's files in a temporary folder that lives as long as the builder.
 
     Args:
         model: a copy in eval mode, see ``capture.own_copy``.
@@ -84,16 +87,14 @@ class Workshop:
             raise made
         return made
 
-    def program(
-        self, precision: str = "float32"
-    ) -> tuple[torch.export.ExportedProgram, int | None]:
+    def program(self, precision: str = "float32") -> Program:
         """The graph and the batch size it is bound to, see ``capture.export_program``."""
 
         def make() -> Any:
             if precision == "float32":
                 return export_program(self.model, self.signature, self.example)
-            lowered = Lowered(self.model, torch.bfloat16, self.signature).eval()
-            return export_program(lowered, lowered.flat_signature(), self.example)
+            lower = LowerPrecision(self.model, torch.bfloat16, self.signature).eval()
+            return export_program(lower, lower.flat_signature(), self.example)
 
         result: Program = self._once(("program", precision), make)
         return result
@@ -156,8 +157,8 @@ class Workshop:
         """The only batch size that an engine of this setting takes, ``None``: any."""
         if setting.engine == "eager":
             return None
-        lowered = setting.engine == "inductor" and setting.precision == "bfloat16"
-        return self.fixed_batch("bfloat16" if lowered else "float32")
+        lower = setting.engine == "inductor" and setting.precision == "bfloat16"
+        return self.fixed_batch("bfloat16" if lower else "float32")
 
     def must_compile(self, setting: Setting) -> bool:
         """Whether a compiler has to run before there is an engine of this setting."""
@@ -173,63 +174,33 @@ class Workshop:
         Raises:
             HotloopError: a library is missing, or the model cannot go there.
         """
-        shared: dict[str, Any] = {
-            "num_threads": setting.num_threads,
-            "num_instances": setting.num_instances,
-            "precision": setting.precision,
-        }
-        if setting.engine == "onnxruntime":
-            from .engines.onnxruntime import OnnxRuntimeEngine, library
-
-            library()
-            onnx = self.onnx("int8" if setting.precision == "int8" else "float32")
-            return OnnxRuntimeEngine(onnx, spinning=setting.spinning, **shared)
-        if setting.engine == "openvino":
-            from .engines.openvino import OpenVinoEngine, library
-
-            library()
-            onnx = self.onnx("int8" if setting.precision == "int8" else "float32")
-            return OpenVinoEngine(onnx, **shared)
-        signature = self.signature
+        engine = open_engine(setting, self._source(setting), self.signature)
         if setting.engine == "hotloop":
-            from .engines.hotloop import HotloopEngine
+            self.own_bytes = engine.weight_bytes, engine.working_bytes  # type: ignore[attr-defined]
+        return engine
 
-            engine = HotloopEngine(
-                self.network(), signature.inputs, signature.outputs,
-                num_threads=setting.num_threads, num_instances=setting.num_instances,
-            )  # fmt: skip
-            self.own_bytes = (engine.weight_bytes, engine.working_bytes)
-            return engine
+    def _source(self, setting: Setting) -> Any:
+        """What ``open_engine`` takes."""
+        if setting.engine in ("onnxruntime", "openvino"):
+            # Before a graph is written that nobody could read.
+            importlib.import_module(f"{__package__}.engines.{setting.engine}").library()
+            return self.onnx("int8" if setting.precision == "int8" else "float32")
+        if setting.engine == "hotloop":
+            return self.network()
         if setting.engine == "inductor":
-            from .engines.torch import InductorEngine
-
-            program, _ = self.program(setting.precision)
-            package = self._once(
-                ("package", setting.precision),
-                lambda: compiled_package(
-                    program, self.archive(setting.precision), setting.precision
-                ),
+            precision = setting.precision
+            program, _ = self.program(precision)
+            return self._once(
+                ("package", precision),
+                lambda: compiled_package(program, self.archive(precision), precision),
             )
-            return InductorEngine(package, signature.inputs, signature.outputs, **shared)
-        from .engines.torch import EagerEngine
-
-        model = self.model
         if setting.layout == "channels_last":
-            model = self._once("channels_last", self._channels_last)
-        return EagerEngine(
-            model, signature.input_structure, signature.inputs, signature.outputs,
-            channels_last=setting.layout == "channels_last", **shared,
-        )  # fmt: skip
+            return self._once("channels_last", self._channels_last)
+        return self.model
 
     def _channels_last(self) -> nn.Module:
-        from .capture import own_copy
-
         # torch's signature of `to` has no overload for the memory format alone.
         return own_copy(self.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-    def warm_inputs(self, batch: int) -> list[torch.Tensor]:
-        """The example at another batch size."""
-        return resized(self.example, self.signature.inputs, batch)
 
 
 def settings_for(
@@ -259,13 +230,7 @@ def settings_for(
                 )  # fmt: skip
                 found.append(base)
                 if engine == "onnxruntime" and threads > 1:
-                    found.append(_but(base, spinning=False))
+                    found.append(dataclasses.replace(base, spinning=False))
                 if engine == "eager" and images and threads == every:
-                    found.append(_but(base, layout="channels_last"))
+                    found.append(dataclasses.replace(base, layout="channels_last"))
     return found
-
-
-def _but(setting: Setting, **changes: Any) -> Setting:
-    import dataclasses
-
-    return dataclasses.replace(setting, **changes)

@@ -1,0 +1,32 @@
+"""What passes ask of a graph's nodes."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def arguments(node: Any) -> dict[str, Any]:
+    """The arguments of a call of ATen by name, in the operator's order, defaults filled in."""
+    expected = node.target._schema.arguments
+    given = dict(zip([a.name for a in expected], node.args, strict=False)) | node.kwargs
+    return {a.name: given.get(a.name, a.default_value) for a in expected}
+
+
+def parts(node: Any) -> dict[int, Any]:
+    """The results of a node that has several, by number; what nobody reads is missing."""
+    return {user.args[1]: user for user in node.users if user.target is operator.getitem}
+
+
+def add_parts(node: Any, count: int) -> list[Any]:
+    """Nodes of the first results of a node that has several, where nodes are being inserted."""
+    made = [node.graph.call_function(operator.getitem, (node, n)) for n in range(count)]
+    for part, val in zip(made, node.meta["val"], strict=False):
+        part.meta["val"] = val
+    return made
+
+
+def only_reader(node: Any) -> Any:
+    """The one node that reads a value; ``None``: there are more, or the graph gives it."""
+    readers = list(node.users)
+    return readers[0] if len(readers) == 1 and readers[0].op != "output" else None
