@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from torch.testing._internal.common_optimizers import optim_db
 
 # Importing them forbids setting torch's flags, for every other test of this process.
-torch.backends.__allow_nonbracketed_mutation_flag = True
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 if not kernels.is_available():
     pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
