@@ -171,10 +171,24 @@ def test_without_the_arena_the_prediction_says_what_it_does_not_cover(monkeypatc
     assert said(plan) == []
 
 
-def test_a_recurrent_layer_keeps_its_own_weights():
-    layer = nn.GRU(8, 12)
-    model = nn.Sequential(layer)
+class Caching(nn.Module):
+    """Keeps what it makes in its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale, self.known, self.calls = nn.GRU(8, 12), None, {}, []
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = torch.arange(12).float()
+        self.calls.append(self.known.setdefault(len(x), torch.ones(12)))
+        return self.layer(x)[0] * self.scale + self.known[len(x)]
+
+
+def test_a_prediction_leaves_nothing_in_the_model():
+    model = Caching()
+    own = list(model.layer.parameters())
     hotloop.Budget.predict(model, torch.zeros(4, 2, 8), 4, "infer")
-    own = list(layer.parameters())
-    assert all(a is b for a, b in zip(layer._flat_weights, own, strict=True))
-    assert all(a() is b for a, b in zip(layer._flat_weight_refs, own, strict=True))
+    assert (model.scale, model.known, model.calls) == (None, {}, [])
+    assert all(a is b for a, b in zip(model.layer._flat_weights, own, strict=True))
+    assert all(a() is b for a, b in zip(model.layer._flat_weight_refs, own, strict=True))

@@ -50,6 +50,19 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x.flatten(1, 2))[0].cumsum(1)[:, -1] + self.offset)
 
 
+class Caching(nn.Module):
+    """Makes something in its first call that later ones find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(64, 5), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.scale is None:
+            self.scale = torch.arange(5).add(1).float()
+        return self.linear(x.flatten(1)) * self.scale
+
+
 def data(steps: int = STEPS) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(3)
     y = torch.randint(0, 5, (steps * BATCH,), generator=draw)
@@ -294,7 +307,7 @@ def test_the_last_worker_cannot_be_given_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "make"), [(1, perceptron), (3, Recurrent), (3, with_norm_and_dropout)]
+    ("workers", "make"), [(1, perceptron), (3, Recurrent), (3, with_norm_and_dropout), (2, Caching)]
 )
 def test_a_trainer_with_workers_resumes_with_any_number(
     workers: int, make: Callable[[], nn.Module], tmp_path: pathlib.Path

@@ -1148,6 +1148,7 @@ TeamRun = structure(
     """`steps` steps of a team.
 
     batch: where each part of it lies, chunk after chunk, as far apart as the programs' copies say.
+    It must stay as it is where a worker hangs.
     tables: [steps][groups]. keys: of each step; null where chunks draw nothing. times: for each
     worker. steps_done: the weights are those after so many steps, whatever the status. hangs: 1
     where a worker did not come back in time; the team must be closed then.""",

@@ -201,7 +201,10 @@ class RecordedStep:
         with torch.no_grad():
             buffers = [(b, b.clone()) for b in self._tensors["buffer"]]
         held = [(w, w.grad) for w in self.weights]
-        for _ in range(recordings):
+        for number in range(_MOST_RECORDINGS):
+            # Where there was a program, until two agree: the first one may make a cache again.
+            if shape.agreed is not None if programs_run else number == recordings:
+                break
             with torch.random.fork_rng(devices=[]):
                 self.record(key, batch, plain)
             with torch.no_grad():

@@ -288,9 +288,10 @@ class Bound {
     row.lr = kRate;
     const std::vector<ControlRow> tables(2 * steps, row);
     float* counters[] = {&model_.counter};
-    const char* batch[] = {reinterpret_cast<const char*>(data.x.data()), reinterpret_cast<const char*>(data.y.data())};
+    batch_[0] = reinterpret_cast<const char*>(data.x.data());
+    batch_[1] = reinterpret_cast<const char*>(data.y.data());
     TeamRun run{};
-    run.batch = batch;
+    run.batch = batch_;
     run.steps = steps;
     run.tables = tables.data();
     run.groups = 2;
@@ -316,6 +317,7 @@ class Bound {
   Model& model_;
   const int workers_;
   std::vector<Program> programs_;
+  const char* batch_[2] = {};  // A thread that hangs reads it when the call is over.
 };
 
 void require_times(const Bound& bound, int64_t chunks) {
