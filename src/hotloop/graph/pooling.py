@@ -39,20 +39,20 @@ def _fuse(graph: fx.GraphModule, node: Any) -> None:
     given = parts(node)
     if len(given) != len(node.users) or 0 not in given:
         return
-    backwards = _used(given[1]) if 1 in given else []
+    backwards = list(given[1].users) if 1 in given else []
     if any(b.target is not _aten.max_pool2d_with_indices_backward.default for b in backwards):
         return
-    relu = _relu_before(x)
+    relu = x if x.target is _aten.relu.default else None
     masks: dict[Any, Any] = {}
     if relu is not None:
         # Only where nothing else needs what lies between: pooling, and relu's own backward.
-        for user in _used(relu):
-            if user.target is _aten.threshold_backward.default and _source(user.args[1]) is relu:
-                masks[_source(user.args[0])] = user
+        for user in relu.users:
+            if user.target is _aten.threshold_backward.default and user.args[1] is relu:
+                masks[user.args[0]] = user
             elif user is not node and user not in backwards:
                 relu = None
                 break
-    if relu is not None and not all(b in masks and len(_used(b)) == 1 for b in backwards):
+    if relu is not None and not all(b in masks and len(b.users) == 1 for b in backwards):
         relu = None
     call, (kh, kw) = graph.graph.call_function, window
     with graph.graph.inserting_before(node):
@@ -84,23 +84,3 @@ def _fuse(graph: fx.GraphModule, node: Any) -> None:
 def _is_dense_copy(node: Any) -> bool:
     dense = node.kwargs.get("memory_format") is torch.contiguous_format
     return node.target is _aten.clone.default and dense
-
-
-def _source(node: Any) -> Any:
-    """The node itself, through ``detach``."""
-    while isinstance(node, fx.Node) and node.target is _aten.detach.default:
-        node = node.args[0]
-    return node
-
-
-def _relu_before(node: Any) -> Any:
-    node = _source(node)
-    return node if isinstance(node, fx.Node) and node.target is _aten.relu.default else None
-
-
-def _used(node: Any) -> list[Any]:
-    """Users, through ``detach``."""
-    found: list[Any] = []
-    for user in node.users:
-        found += _used(user) if user.target is _aten.detach.default else [user]
-    return found
