@@ -113,6 +113,48 @@ def test_layer_norm_gradient_is_torchs():
 
 @settings(max_examples=examples(60), deadline=None)
 @given(
+    rows=few_rows, cols=columns, affine=st.booleans(),
+    wanted=st.lists(st.booleans(), min_size=2, max_size=2),
+)  # fmt: skip
+def test_rms_norm(rows, cols, affine, wanted):
+    x, gradient = drawn(rows, cols, seed=cols), drawn(rows, cols, seed=1)
+    weight = drawn(cols, seed=2) if affine else None
+    out, rstd = torch.zeros_like(x), torch.zeros(rows)
+    found = same_with_any_threads(
+        lambda n: calls.rms_norm(x, weight, out, rstd, epsilon=1e-6, num_threads=n), out, rstd
+    )
+    exact = x.double()
+    want_rstd = (exact.square().mean(1) + 1e-6).rsqrt()
+    scale = 1.0 if weight is None else weight.double()
+    for one, other in zip(found, (exact * want_rstd[:, None] * scale, want_rstd), strict=True):
+        close(one, other)
+    outs = [torch.zeros_like(x), torch.zeros(cols)]
+    outs = [t if keep else None for t, keep in zip(outs, wanted, strict=True)]
+    found = same_with_any_threads(
+        lambda n: calls.rms_norm_gradient(gradient, x, rstd, weight, outs, num_threads=n),
+        *(t for t in outs if t is not None),
+    )
+    normal, g = exact * want_rstd[:, None], gradient.double() * scale
+    to_x = want_rstd[:, None] * (g - normal * (g * normal).mean(1, keepdim=True))
+    kept = [to_x, (gradient.double() * normal).sum(0)]
+    for one, other in zip(found, [t for t, k in zip(kept, wanted, strict=True) if k], strict=True):
+        size = float(other.abs().max()) if other.numel() else 0.0
+        close(one, other, 2e-5 * max(1.0, size))
+
+
+@settings(max_examples=examples(30), deadline=None)
+@given(rows=few_rows, cols=columns | st.sampled_from([100_000]), mean=st.booleans())
+def test_sums_of_rows(rows, cols, mean):
+    x = drawn(min(rows, 3) if cols > 2000 else rows, cols, seed=cols) + 1
+    out = torch.zeros(len(x))
+    (found,) = same_with_any_threads(
+        lambda n: calls.row_sums(x, out, divisor=cols if mean else 1, num_threads=n), out
+    )
+    close(found, x.double().mean(1) if mean else x.double().sum(1), 1e-5, 1e-6)
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(
     count=st.sampled_from([0, 1, 30, 700]), rows=st.sampled_from([1, 2, 50, 1000]),
     cols=st.integers(0, 130) | st.sampled_from([512]), padding=st.sampled_from([-1, 0, 1]),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from support.levels import usable_levels
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("cmake", "ninja", "g++")
-NUMERIC = ("images_check", "layers_check", "products_check")
+NUMERIC = ("images_check", "layers_check", "products_check", "training_check")
 USABLE = usable_levels()
 
 pytestmark = [

@@ -256,6 +256,23 @@ ProductCall = structure(
 )
 function("hotloop_product", product=pointer("const ProductCall"))
 function("hotloop_has_bfloat16")
+BatchProductCall = structure(
+    "BatchProductCall",
+    """out[i] [m, n] = a[i] [m, k] b[i] [k, n] for each i of the batch; columns of out adjacent.""",
+    batch=int64,
+    m=int64,
+    n=int64,
+    k=int64,
+    a=value(Matrix),
+    b=value(Matrix),
+    a_batch_stride=int64,
+    b_batch_stride=int64,
+    out=pointer("float"),
+    out_batch_stride=int64,
+    out_row_stride=int64,
+    num_threads=int64,
+)
+function("hotloop_batch_product", call=pointer("const BatchProductCall"))
 TorchProductCall = structure(
     "TorchProductCall",
     """out = a b (+ bias), of torch's own tensors, by torch.
@@ -559,12 +576,15 @@ function("hotloop_random", call=pointer("const RandomCall"))
 
 SoftmaxCall = structure(
     "SoftmaxCall",
-    "out = softmax of each row of x [rows, cols], dense, or its logarithm; out may be x.",
+    """out = softmax of each row of x [rows, cols], dense, or its logarithm; out may be x.
+
+    is_safe: 0 for a row of negative infinity, which else gives NaN; no logarithm then.""",
     rows=int64,
     cols=int64,
     x=pointer("const float"),
     out=pointer("float"),
     logarithm=int32,
+    is_safe=int32,
     num_threads=int64,
 )
 function("hotloop_softmax", call=pointer("const SoftmaxCall"))
@@ -613,6 +633,154 @@ LayerNormGradientCall = structure(
     num_threads=int64,
 )
 function("hotloop_layer_norm_gradient", call=pointer("const LayerNormGradientCall"))
+RmsNormCall = structure(
+    "RmsNormCall",
+    """out = x rstd weight, rstd = 1 / sqrt(mean of x^2 + epsilon), of each row of x [rows, cols].
+
+    weight: [cols]. rstd: [rows], what the gradient needs. Either may be null.""",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    weight=pointer("const float"),
+    out=pointer("float"),
+    rstd=pointer("float"),
+    epsilon=float32,
+    num_threads=int64,
+)
+function("hotloop_rms_norm", call=pointer("const RmsNormCall"))
+RmsNormGradientCall = structure(
+    "RmsNormGradientCall",
+    "Gradients of an RMS norm; weight and each of the results may be null.",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    gradient=pointer("const float"),
+    rstd=pointer("const float"),
+    weight=pointer("const float"),
+    input_gradient=pointer("float"),
+    weight_gradient=pointer("float"),
+    num_threads=int64,
+)
+function("hotloop_rms_norm_gradient", call=pointer("const RmsNormGradientCall"))
+RowSumsCall = structure(
+    "RowSumsCall",
+    "out [rows] = sums of the rows of x [rows, cols], dense, / divisor.",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    out=pointer("float"),
+    divisor=float32,
+    num_threads=int64,
+)
+function("hotloop_row_sums", call=pointer("const RowSumsCall"))
+BatchNormCall = structure(
+    "BatchNormCall",
+    """out = relu((x - mean) rstd weight + bias + addend), x [rows, cols], dense; mean of a column.
+
+    weight, bias: [cols]; addend: as x; each may be null. mean, rstd: [cols], what the gradient
+    needs. running_mean, running_var: [cols], which take over the share `momentum` of the batch's
+    mean and unbiased variance; may be null. relu: 0: none.""",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    weight=pointer("const float"),
+    bias=pointer("const float"),
+    addend=pointer("const float"),
+    out=pointer("float"),
+    mean=pointer("float"),
+    rstd=pointer("float"),
+    running_mean=pointer("float"),
+    running_var=pointer("float"),
+    momentum=float64,
+    epsilon=float64,
+    relu=int32,
+    num_threads=int64,
+)
+function("hotloop_batch_norm", call=pointer("const BatchNormCall"))
+BatchNormGradientCall = structure(
+    "BatchNormGradientCall",
+    """Gradients of a batch norm from `gradient`, 0 where mask is not above 0.
+
+    mask: what relu after it gave; masked_gradient: where the gradient goes that relu leaves, with a
+    mask alone. weight, mask and each of the results may be null.""",
+    rows=int64,
+    cols=int64,
+    x=pointer("const float"),
+    gradient=pointer("const float"),
+    mask=pointer("const float"),
+    mean=pointer("const float"),
+    rstd=pointer("const float"),
+    weight=pointer("const float"),
+    masked_gradient=pointer("float"),
+    input_gradient=pointer("float"),
+    weight_gradient=pointer("float"),
+    bias_gradient=pointer("float"),
+    num_threads=int64,
+)
+function("hotloop_batch_norm_gradient", call=pointer("const BatchNormGradientCall"))
+ImageMeansCall = structure(
+    "ImageMeansCall",
+    "out [images, cols] = sums over the pixels of x [images, pixels, cols] / divisor, both dense.",
+    images=int64,
+    pixels=int64,
+    cols=int64,
+    x=pointer("const float"),
+    out=pointer("float"),
+    divisor=float32,
+    num_threads=int64,
+)
+function("hotloop_image_means", call=pointer("const ImageMeansCall"))
+ImageMeansGradientCall = structure(
+    "ImageMeansGradientCall",
+    """out [images, pixels, cols], dense = gradient [images, cols] / divisor for each pixel.
+
+    mask: as out: 0 where it is not above 0; may be null.""",
+    images=int64,
+    pixels=int64,
+    cols=int64,
+    gradient=pointer("const float"),
+    gradient_row_stride=int64,
+    mask=pointer("const float"),
+    out=pointer("float"),
+    divisor=float32,
+    num_threads=int64,
+)
+function("hotloop_image_means_gradient", call=pointer("const ImageMeansGradientCall"))
+CopyCall = structure(
+    "CopyCall",
+    """target = source, of up to 8 dimensions; strides are those of elements.
+
+    element_bytes: 1, 4 or 8. A stride of 0 repeats what is read.""",
+    num_dims=int64,
+    sizes=array(int64, 8),
+    from_strides=array(int64, 8),
+    to_strides=array(int64, 8),
+    source=pointer("const void"),
+    target=pointer("void"),
+    element_bytes=int64,
+    num_threads=int64,
+)
+function("hotloop_copy", call=pointer("const CopyCall"))
+AddCountCall = structure(
+    "AddCountCall",
+    "*count += addend, as a counter of batches.",
+    count=pointer("int64_t"),
+    addend=int64,
+)
+function("hotloop_add_count", call=pointer("const AddCountCall"))
+DrawCall = structure(
+    "DrawCall",
+    """`value` with this probability, else 0, for each of `count` floats, as torch draws them.
+
+    state: of its CPU generator, as `torch.Generator.get_state` gives it, at a multiple of 8 bytes;
+    it goes on.""",
+    count=int64,
+    out=pointer("float"),
+    state=pointer(),
+    probability=float64,
+    value=float32,
+)
+function("hotloop_draw", call=pointer("const DrawCall"))
 EmbeddingCall = structure(
     "EmbeddingCall",
     """Row i of `out` [count, cols], dense, is row indices[i] of `table` [rows, cols].
@@ -649,8 +817,9 @@ function("hotloop_embedding_gradient", call=pointer("const EmbeddingGradientCall
 
 ElementwiseTensor = structure(
     "ElementwiseTensor",
-    "A tensor over [rows, cols]; a stride of 0 repeats it.",
+    "A tensor over [planes, rows, cols]; a stride of 0 repeats it.",
     data=pointer("float"),
+    plane_stride=int64,
     row_stride=int64,
     col_stride=int64,
 )
@@ -664,10 +833,11 @@ ElementwiseOperation = structure(
 )
 ElementwiseCall = structure(
     "ElementwiseCall",
-    """Runs the operations for each element of [rows, cols], of at most 256 operations.
+    """Runs the operations for each element of [planes, rows, cols]; at most 256 operations.
 
     What is stored lies exactly where what is loaded does, or apart from all of it. A program that
     cannot run (a register that nothing wrote) is an error, and nothing is written.""",
+    planes=int64,
     rows=int64,
     cols=int64,
     operations=pointer("const ElementwiseOperation"),

@@ -103,6 +103,20 @@ def product(
     return Call("hotloop_product", arguments, a, b, out, bias, mask)
 
 
+def batch_product(a: Tensor, b: Tensor, out: Tensor, *, num_threads: int = 1) -> Call:
+    """``out[i] = a[i] @ b[i]``, of any strides but that columns of out are adjacent.
+
+    Args:
+        a: ``[batch, m, k]``. b: ``[batch, k, n]``. out: ``[batch, m, n]``.
+    """
+    (batch, m, k), n = a.shape, b.shape[2]
+    arguments = binding.BatchProductCall(
+        batch, m, n, k, *(binding.Matrix(address(t), *t.stride()[1:]) for t in (a, b)),
+        a.stride()[0], b.stride()[0], address(out), *out.stride()[:2], num_threads,
+    )  # fmt: skip
+    return Call("hotloop_batch_product", arguments, a, b, out)
+
+
 def has_bfloat16() -> bool:
     """Whether this processor has an instruction for products in bfloat16.
 
@@ -323,10 +337,23 @@ def column_sums(
     return Call("hotloop_column_sums", arguments, x, out, mask)
 
 
-def softmax(x: Tensor, out: Tensor, *, logarithm: bool = False, num_threads: int = 1) -> Call:
-    """``out``: softmax over the last dimension, or its logarithm; both dense. In place too."""
+def softmax(
+    x: Tensor,
+    out: Tensor,
+    *,
+    logarithm: bool = False,
+    is_safe: bool = False,
+    num_threads: int = 1,
+) -> Call:
+    """``out``: softmax over the last dimension, or its logarithm; both dense. In place too.
+
+    Args:
+        is_safe: rows of negative infinity give 0.
+    """
     rows, cols = _rows(x)
-    arguments = binding.SoftmaxCall(rows, cols, address(x), address(out), logarithm, num_threads)
+    arguments = binding.SoftmaxCall(
+        rows, cols, address(x), address(out), logarithm, is_safe, num_threads
+    )
     return Call("hotloop_softmax", arguments, x, out)
 
 
@@ -389,6 +416,149 @@ def layer_norm_gradient(
     return Call("hotloop_layer_norm_gradient", arguments, *tensors)
 
 
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    out: Tensor,
+    rstd: Tensor | None = None,
+    *,
+    epsilon: float,
+    num_threads: int = 1,
+) -> Call:
+    """``out`` and ``rstd`` as ``torch._fused_rms_norm``, x ``[rows, cols]``: ``RmsNormCall``."""
+    arguments = binding.RmsNormCall(
+        *_rows(x), *(address(t) for t in (x, weight, out, rstd)), epsilon, num_threads
+    )
+    return Call("hotloop_rms_norm", arguments, x, weight, out, rstd)
+
+
+def rms_norm_gradient(
+    gradient: Tensor,
+    x: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    outs: Sequence[Tensor | None],
+    *,
+    num_threads: int = 1,
+) -> Call:
+    """``outs``: the gradients of x and weight, or ``None``; ``RmsNormGradientCall``."""
+    tensors = x, gradient, rstd, weight, *outs
+    arguments = binding.RmsNormGradientCall(*_rows(x), *(address(t) for t in tensors), num_threads)
+    return Call("hotloop_rms_norm_gradient", arguments, *tensors)
+
+
+def row_sums(x: Tensor, out: Tensor, *, divisor: float = 1.0, num_threads: int = 1) -> Call:
+    """``out``, one for each row of x ``[rows, cols]``, dense: its sum, divided."""
+    arguments = binding.RowSumsCall(*_rows(x), address(x), address(out), divisor, num_threads)
+    return Call("hotloop_row_sums", arguments, x, out)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    *,
+    running: tuple[Tensor | None, Tensor | None] = (None, None),
+    momentum: float = 0.1,
+    epsilon: float = 1e-5,
+    addend: Tensor | None = None,
+    relu: bool = False,
+    num_threads: int = 1,
+) -> Call:
+    """``out``, ``mean``, ``rstd`` as ``torch.native_batch_norm`` in training: ``BatchNormCall``.
+
+    Args:
+        x, addend, out: ``[rows, cols]``, or images ``[N, C, H, W]`` with channels adjacent; dense.
+        running: mean and variance, updated in place.
+    """
+    rows, cols = _channels(x)
+    arguments = binding.BatchNormCall(
+        rows, cols, *(address(t) for t in (x, weight, bias, addend, out, mean, rstd, *running)),
+        momentum, epsilon, relu, num_threads,
+    )  # fmt: skip
+    tensors = x, weight, bias, addend, out, mean, rstd, *running
+    return Call("hotloop_batch_norm", arguments, *tensors)
+
+
+def batch_norm_gradient(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    outs: Sequence[Tensor | None],
+    *,
+    mask: Tensor | None = None,
+    masked_gradient: Tensor | None = None,
+    num_threads: int = 1,
+) -> Call:
+    """``outs``: the gradients of x, weight and bias, or ``None``; ``BatchNormGradientCall``."""
+    tensors = x, gradient, mask, mean, rstd, weight, masked_gradient, *outs
+    arguments = binding.BatchNormGradientCall(
+        *_channels(x), *(address(t) for t in tensors), num_threads
+    )
+    return Call("hotloop_batch_norm_gradient", arguments, *tensors)
+
+
+def image_means(x: Tensor, out: Tensor, *, divisor: float, num_threads: int = 1) -> Call:
+    """``out [N, C, ...]``: sums over the pixels of x ``[N, C, H, W]``, channels adjacent.
+
+    Or over the rows of sequences ``[N, rows, C]``.
+    """
+    n, c = x.shape[0], x.shape[2 if len(x.shape) == 3 else 1]
+    pixels = math.prod(x.shape) // (n * c)
+    arguments = binding.ImageMeansCall(n, pixels, c, address(x), address(out), divisor, num_threads)
+    return Call("hotloop_image_means", arguments, x, out)
+
+
+def image_means_gradient(
+    gradient: Tensor,
+    out: Tensor,
+    mask: Tensor | None = None,
+    *,
+    divisor: float,
+    num_threads: int = 1,
+) -> Call:
+    """``out [N, C, H, W]``, channels adjacent: ``gradient [N, C, ...]`` for each pixel."""
+    n, c, h, w = out.shape
+    arguments = binding.ImageMeansGradientCall(
+        n, h * w, c, address(gradient), gradient.stride()[0], address(mask), address(out), divisor,
+        num_threads,
+    )  # fmt: skip
+    return Call("hotloop_image_means_gradient", arguments, gradient, out, mask)
+
+
+def copy(source: Tensor, target: Tensor, *, element_bytes: int = 4, num_threads: int = 1) -> Call:
+    """``target = source``, of one shape, up to 8 dimensions and any strides: ``CopyCall``."""
+    words = binding.CopyCall().sizes
+    sizes, read, written = (
+        type(words)(*numbers) for numbers in (target.shape, source.stride(), target.stride())
+    )
+    arguments = binding.CopyCall(
+        len(target.shape), sizes, read, written, address(source), address(target), element_bytes,
+        num_threads,
+    )  # fmt: skip
+    return Call("hotloop_copy", arguments, source, target)
+
+
+def add_count(count: Tensor, addend: int) -> Call:
+    """``count``, one int64, grows by ``addend``."""
+    return Call("hotloop_add_count", binding.AddCountCall(address(count), addend), count)
+
+
+def draw(out: Tensor, state: Tensor, probability: float, value: float = 1.0) -> Call:
+    """``out``, dense: ``value`` with this probability, else 0, as torch's generator draws it.
+
+    Args:
+        state: of ``torch.Generator.get_state``; it goes on.
+    """
+    arguments = binding.DrawCall(_count(out), address(out), address(state), probability, value)
+    return Call("hotloop_draw", arguments, out, state)
+
+
 def embedding(table: Tensor, indices: Tensor, out: Tensor, *, num_threads: int = 1) -> Call:
     """``out[..., cols]``, dense: the rows of ``table`` at int64 ``indices``, dense."""
     arguments = binding.EmbeddingCall(
@@ -417,24 +587,26 @@ def embedding_gradient(
 def elementwise(
     operations: Sequence[Operation],
     tensors: Sequence[Tensor],
-    shape: tuple[int, int],
+    shape: Sequence[int],
     *,
     num_threads: int = 1,
 ) -> Call:
     """Runs ``operations`` for each element of ``shape``: ``ElementwiseCall``.
 
     Args:
-        tensors: what is loaded and stored, by number; of at most two dimensions, and repeated to
-            ``shape`` as torch does. What is stored has that shape.
+        shape: of at most three dimensions.
+        tensors: what is loaded and stored, by number; of at most as many dimensions, and repeated
+            to ``shape`` as torch does. What is stored has that shape.
     """
     made = (binding.ElementwiseOperation * len(operations))(
         *(binding.ElementwiseOperation(OPERATIONS.index(o.name), *o[1:]) for o in operations)
     )
+    whole = [1] * (3 - len(shape)) + list(shape)
     places = (binding.ElementwiseTensor * len(tensors))(
-        *(binding.ElementwiseTensor(address(t), *_strides_in(t, shape)) for t in tensors)
+        *(binding.ElementwiseTensor(address(t), *_strides_in(t, whole)) for t in tensors)
     )
     arguments = binding.ElementwiseCall(
-        *shape, ctypes.addressof(made), len(made), ctypes.addressof(places), len(places),
+        *whole, ctypes.addressof(made), len(made), ctypes.addressof(places), len(places),
         num_threads,
     )  # fmt: skip
     call = Call("hotloop_elementwise", arguments, *tensors)
@@ -466,22 +638,28 @@ def _count(tensor: Tensor) -> int:
     return math.prod(tensor.shape)
 
 
-def _strides_in(tensor: Tensor, shape: tuple[int, int]) -> list[int]:
-    """Strides of a tensor that is repeated to a shape.
+def _strides_in(tensor: Tensor, shape: Sequence[int]) -> list[int]:
+    """Strides of a tensor that is repeated to a shape of three dimensions.
 
     Raises:
         ValueError: it cannot be.
     """
-    sizes, strides = [1, 1, *tensor.shape], [0, 0, *tensor.stride()]
-    if any(size != 1 for size in sizes[:-2]) or any(
-        size not in (1, whole) for size, whole in zip(sizes[-2:], shape, strict=True)
+    sizes, strides = [1, 1, 1, *tensor.shape], [0, 0, 0, *tensor.stride()]
+    if any(size != 1 for size in sizes[:-3]) or any(
+        size not in (1, whole) for size, whole in zip(sizes[-3:], shape, strict=True)
     ):
-        raise ValueError(f"a tensor must fit {shape}; got {tuple(tensor.shape)}")
-    return [0 if n == 1 else s for n, s in zip(sizes[-2:], strides[-2:], strict=True)]
+        raise ValueError(f"a tensor must fit {tuple(shape)}; got {tuple(tensor.shape)}")
+    return [0 if n == 1 else s for n, s in zip(sizes[-3:], strides[-3:], strict=True)]
 
 
 def _rows(tensor: Tensor) -> tuple[int, int]:
     return math.prod(tensor.shape[:-1]), tensor.shape[-1]
+
+
+def _channels(tensor: Tensor) -> tuple[int, int]:
+    """Rows and columns of a matrix, or of images whose channels are adjacent."""
+    cols = tensor.shape[1]
+    return math.prod(tensor.shape) // cols, cols
 
 
 def _matrix(tensor: Tensor) -> Any:

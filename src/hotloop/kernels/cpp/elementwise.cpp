@@ -63,7 +63,8 @@ void check(const ElementwiseCall& call) {
         refuse(i, "reads a register that nothing wrote");
     if (is_store) {
       const ElementwiseTensor& t = call.tensors[tensor];
-      if ((t.row_stride == 0 && call.rows > 1) || (t.col_stride == 0 && call.cols > 1))
+      if ((t.plane_stride == 0 && call.planes > 1) || (t.row_stride == 0 && call.rows > 1) ||
+          (t.col_stride == 0 && call.cols > 1))
         refuse(i, "stores to a tensor that is repeated");
       continue;
     }
@@ -75,13 +76,13 @@ void check(const ElementwiseCall& call) {
   }
 }
 
-// Elements [row, row + rows) x [col, col + cols), at most kBlock.
+// Elements [row, row + rows) x [col, col + cols) of a plane, at most kBlock.
 struct Block {
-  int64_t row, rows, col, cols;
+  int64_t plane, row, rows, col, cols;
 
   int64_t count() const { return rows * cols; }
   float* start(const ElementwiseTensor& t) const {
-    return t.data + row * t.row_stride + col * t.col_stride;
+    return t.data + plane * t.plane_stride + row * t.row_stride + col * t.col_stride;
   }
   bool is_dense(const ElementwiseTensor& t) const {
     return (t.col_stride == 1 || cols == 1) && (rows == 1 || t.row_stride == cols);
@@ -327,15 +328,17 @@ void elementwise(const ElementwiseCall& call) {
   const int64_t block_cols = std::min(cols, kBlock);
   const int64_t block_rows = cols < kBlock ? kBlock / cols : 1;
   const int64_t across = (cols + block_cols - 1) / block_cols;
-  const int64_t blocks = (rows + block_rows - 1) / block_rows * across;
-  const bool few = rows * cols * call.num_operations < kOneThreadWork;
+  const int64_t plane_blocks = (rows + block_rows - 1) / block_rows * across;
+  const bool few = call.planes * rows * cols * call.num_operations < kOneThreadWork;
   parallel(few ? 1 : static_cast<int>(call.num_threads), [&](Worker worker) {
     alignas(64) float storage[(kRegisters + 1) * kBlock];
     Registers registers(program, storage);
-    const Range mine = share(blocks, 1, worker);
+    const Range mine = share(call.planes * plane_blocks, 1, worker);
     for (int64_t i = mine.begin; i < mine.end; ++i) {
-      const int64_t row = i / across * block_rows, col = i % across * block_cols;
-      registers.run({row, std::min(block_rows, rows - row), col, std::min(block_cols, cols - col)});
+      const int64_t plane = i / plane_blocks, at = i % plane_blocks;
+      const int64_t row = at / across * block_rows, col = at % across * block_cols;
+      registers.run({plane, row, std::min(block_rows, rows - row), col,
+                     std::min(block_cols, cols - col)});
     }
   });
 }

@@ -18,7 +18,11 @@ int threads_for(int64_t count, int64_t num_threads) {
 void softmax(const SoftmaxCall& call) {
   parallel_for(threads_for(call.rows * call.cols, call.num_threads), call.rows, [&](int64_t row) {
     const int64_t at = row * call.cols;
-    softmax_row(call.x + at, call.cols, 1, call.logarithm, call.out + at);
+    constexpr float kLeast = -std::numeric_limits<float>::infinity();
+    if (call.is_safe && greatest(call.x + at, call.cols, 1) == kLeast)
+      std::fill_n(call.out + at, call.cols, 0.0f);
+    else
+      softmax_row(call.x + at, call.cols, 1, call.logarithm, call.out + at);
   });
 }
 
