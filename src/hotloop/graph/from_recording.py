@@ -21,6 +21,10 @@ _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default)
 
 
+class _Overwritten(Exception):
+    """A tensor is read of which another name was given a new value."""
+
+
 _FILLS = (_aten.copy_.default, _aten.fill_.Scalar, _aten.fill_.Tensor, _aten.zero_.default)
 
 
@@ -61,14 +65,25 @@ class _Uncompiled(fx.GraphModule):
 
 
 class _Builder:
-    def __init__(self, recording: Recording) -> None:
+    """Builds the graph.
+
+    Args:
+        parts: whether a write into a part of a temporary gives a new value of that part too. Right
+            as long as nothing reads what it overlaps; else ``_Overwritten`` is raised.
+    """
+
+    def __init__(self, recording: Recording, *, parts: bool) -> None:
         self.recording = recording
+        self._parts = parts
         self.graph = fx.Graph()
         self.constants: list[tuple[torch.Tensor, int]] = []
         self.movable = True
         self._values: dict[TensorRef, Any] = {}
         # Of each storage, the names it is known by, and the first of them.
         self._names: dict[int, list[TensorRef]] = {}
+        self._first: dict[int, Any] = {}
+        # Of each storage, the parts that have new values in memory of their own.
+        self._written: dict[int, list[TensorRef]] = {}
         self._outside: set[int] = set()
         self._batch: dict[int, list[TensorRef]] = {}
 
@@ -97,6 +112,7 @@ class _Builder:
             node.meta["val"] = meta_of(ref)
         self._values[ref] = node
         names = self._names.setdefault(ref.storage, [])
+        self._first.setdefault(ref.storage, node)
         if ref not in names:
             names.append(ref)
 
@@ -104,6 +120,8 @@ class _Builder:
         node = self._values.get(ref)
         if node is not None:
             return node
+        if any(_overlap(ref, part) for part in self._written.get(ref.storage, ())):
+            raise _Overwritten
         names = self._names.get(ref.storage)
         if not names:
             return self._constant(ref)
@@ -114,9 +132,10 @@ class _Builder:
             begin = base.offset
         if _reading(ref) != _reading(base) or not _covers(base, ref):
             raise NotRecordable("a tensor of the step is a view that reaches beyond what it views")
+        known = self._first[ref.storage] if ref.storage in self._written else self._values[base]
         node = self.graph.call_function(
             _aten.as_strided.default,
-            (self._values[base], list(ref.size), list(ref.stride), ref.offset - begin),
+            (known, list(ref.size), list(ref.stride), ref.offset - begin),
         )
         self._bind(ref, node)
         return node
@@ -149,6 +168,8 @@ class _Builder:
         self._call(op, entry)
 
     def _call(self, op: Any, entry: Entry) -> Any:
+        if op is _aten.native_batch_norm.default and entry.args[5] and entry.args[3] is not None:
+            op = _aten._native_batch_norm_legit.default  # The same, and says that it writes.
         node = self.graph.call_function(
             op, self._arguments(entry), {n: self._filled(v) for n, v in entry.kwargs}
         )
@@ -178,8 +199,8 @@ class _Builder:
             kinds = {self.inputs_kind(t.storage) for t in targets}
             self.movable = self.movable and kinds <= {"buffer"}
             self._literal(entry)
-        elif len(targets) == 1 and alone and entry.results == targets[0]:
-            self._functional(entry, targets[0])
+        elif len(targets) == 1 and (alone or self._parts) and entry.results == targets[0]:
+            self._functional(entry, targets[0], alone)
         else:
             self.movable = False
             self._literal(entry)
@@ -192,6 +213,8 @@ class _Builder:
         return "constant"
 
     def _literal(self, entry: Entry) -> None:
+        if any(target.storage in self._written for target in _targets(entry)):
+            raise _Overwritten  # Its other parts lie elsewhere.
         node = self.graph.call_function(
             entry.op, self._arguments(entry), {n: self._filled(v) for n, v in entry.kwargs}
         )
@@ -203,13 +226,16 @@ class _Builder:
         else:
             self._results(node, entry.results)
 
-    def _functional(self, entry: Entry, target: TensorRef) -> None:
-        """An in-place operation on a temporary with one name: what it leaves is a new value."""
+    def _functional(self, entry: Entry, target: TensorRef, alone: bool) -> None:
+        """An in-place operation on a temporary: what it leaves is a new value.
+
+        alone: the storage has no other name.
+        """
         before = self._value(target)
         # What only fills memory stays where it is.
-        fills = entry.op in _FILLS and not before.users
+        fills = entry.op in _FILLS and not before.users and alone
         op = None if fills else _functional_of(entry.op)
-        if op is None and before.users:
+        if op is None and (before.users or not alone):
             self.movable = False
             self._literal(entry)
             return
@@ -221,6 +247,11 @@ class _Builder:
         node.meta["line"] = entry.line
         node.meta["val"] = meta_of(target)
         self._values[target] = node
+        if not alone:
+            self._written.setdefault(target.storage, []).append(target)
+            for name in self._names[target.storage]:
+                if name != target and _overlap(name, target):
+                    self._values.pop(name, None)
 
     def _filled(self, tree: Any) -> Any:
         if isinstance(tree, TensorRef):
@@ -259,6 +290,29 @@ def _covers(whole: TensorRef, part: TensorRef) -> bool:
     return 0 in part.size or (whole.offset <= part.offset and ends[1] <= ends[0])
 
 
+def _overlap(one: TensorRef, other: TensorRef) -> bool:
+    """Whether two parts of a storage may have an element in common."""
+    first, second = sorted((one, other), key=lambda ref: ref.offset)
+    reach = first.offset + sum((n - 1) * s for n, s in zip(first.size, first.stride, strict=True))
+    if 0 in (*one.size, *other.size) or reach < second.offset:
+        return False
+    if one.stride != other.stride:
+        return True
+    # Of one grid, with rows that do not reach into the next: both are boxes in it.
+    apart, room = second.offset - first.offset, None
+    steps = sorted(zip(first.stride, first.size, second.size, strict=True), key=lambda d: -d[0])
+    disjoint = False
+    for stride, size, other_size in steps:
+        if stride <= 0 or size != other_size:
+            return True
+        place, apart = divmod(apart, stride)
+        if room is not None and (place + size) * stride > room:
+            return True
+        disjoint = disjoint or place >= size
+        room = stride
+    return not (disjoint and apart == 0)
+
+
 def _targets(entry: Entry) -> list[TensorRef]:
     """What the operation writes into."""
     found: list[TensorRef] = []
@@ -289,4 +343,7 @@ def _functional_of(op: Any) -> Any:
 
 def graph_of(recording: Recording) -> RecordedGraph:
     """The graph of a recorded step."""
-    return _Builder(recording).build()
+    try:
+        return _Builder(recording, parts=True).build()
+    except _Overwritten:
+        return _Builder(recording, parts=False).build()
