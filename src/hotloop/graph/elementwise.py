@@ -7,6 +7,7 @@ from its last operation, over operations whose result nothing else reads.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,64 +21,97 @@ from . import native
 _aten: Any = torch.ops.aten
 _REGISTERS = 16
 _MOST_OPERATIONS = 64
+_LENGTHS = (64, 12, 4)  # Of chains that are tried, one after the other.
+_MOST_DIMS = 3  # As in the kernel.
 _SQRT_HALF = math.sqrt(0.5)
 _DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)
 
 
 def fuse(graph: fx.GraphModule) -> None:
-    """Replace operations on float32 tensors of one shape and layout, in place."""
-    nodes: list[Any] = list(graph.graph.nodes)
+    """Replace operations on float32 tensors of one shape, in place."""
+    order = {node: number for number, node in enumerate(graph.graph.nodes)}
     taken: set[Any] = set()
-    for node in reversed(nodes):
-        if node in taken or not _is_element_wise(node):
+    for node in reversed(list(order)):
+        if node in taken or not is_element_wise(node):
             continue
-        chain = _chain(node, taken)
-        made = _Writer(node, chain).write()
-        if made is None:
-            chain = [node]
+        for chain in _chains(node, taken, order):
             made = _Writer(node, chain).write()
-        if made is None:
+            if made is not None:
+                break
+        else:
             continue
         taken.update(chain)
-        with graph.graph.inserting_before(node):
-            new = graph.graph.call_function(native.elementwise, made)
-        new.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(new)
+        _put(graph.graph, chain, *made)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
 
+def _put(graph: fx.Graph, chain: list[Any], args: tuple[Any, ...], results: list[Any]) -> None:
+    with graph.inserting_before(chain[0]):
+        new = graph.call_function(native.elementwise, args)
+        if len(results) == 1:
+            new.meta["val"] = results[0].meta["val"]
+            results[0].replace_all_uses_with(new)
+            return
+        new.meta["val"] = tuple(result.meta["val"] for result in results)
+        for number, result in enumerate(results):
+            part = graph.call_function(operator.getitem, (new, number))
+            part.meta["val"] = result.meta["val"]
+            result.replace_all_uses_with(part, lambda user: user not in chain)
+
+
 @dataclass(frozen=True)
 class Chain:
-    """A program of ``rows`` x ``cols`` elements.
+    """A program over the elements of a shape.
 
     Attributes:
-        kinds: of each operand: ``"whole"``, ``"row"`` (repeated for each row), ``"column"``,
-            ``"one"``. The result comes behind them.
+        shape: of at most three dimensions.
+        strides: in these dimensions, of each operand, and of the results behind them.
     """
 
     operations: tuple[Operation, ...]
-    rows: int
-    cols: int
-    kinds: tuple[str, ...]
+    shape: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
 
 
-def _is_element_wise(node: Any) -> bool:
+def is_element_wise(node: Any) -> bool:
+    """Whether a chain may have a node."""
     if node.op != "call_function" or node.target not in _RULES:
         return False
     val = node.meta["val"]
-    return bool(val.dtype == torch.float32 and val.numel() > 0 and _is_dense(val))
+    return bool(val.dtype == torch.float32 and val.numel() > 0)
 
 
-def _chain(last: Any, taken: set[Any]) -> list[Any]:
-    chain, left = [last], [last]
-    while left and len(chain) < _MOST_OPERATIONS:
-        for used in left.pop().all_input_nodes:
-            alike = used not in chain and used not in taken and _is_element_wise(used)
-            if alike and _same_layout(used, last) and all(u in chain for u in used.users):
-                chain.append(used)
-                left.append(used)
-    return chain
+def _chains(last: Any, taken: set[Any], order: dict[Any, int]) -> list[list[Any]]:
+    """Chains that end in ``last``, the longest first.
+
+    What a chain makes may be read by others too, if they come after it.
+    """
+
+    def grown(fits: Callable[[Any], bool], most: int, shares: bool) -> list[Any]:
+        def is_free(user: Any) -> bool:  # A node that is not known stands for later ones.
+            return user in chain or (shares and order.get(user, len(order)) > order[last])
+
+        chain, left = [last], [last]
+        while left and len(chain) < most:
+            for used in left.pop(0).all_input_nodes:
+                alike = used not in chain and used not in taken and is_element_wise(used)
+                if alike and fits(used) and all(map(is_free, used.users)):
+                    chain.append(used)
+                    left.append(used)
+        return chain
+
+    shape = last.meta["val"].shape
+
+    def has_shape(node: Any) -> bool:
+        return bool(node.meta["val"].shape == shape)
+
+    def is_alike(node: Any) -> bool:
+        return _same_layout(node, last)
+
+    found = [grown(has_shape, most, True) for most in _LENGTHS]
+    found += [grown(is_alike, most, shares) for most in _LENGTHS for shares in (True, False)]
+    return [*found, [last]]
 
 
 class _Writer:
@@ -85,31 +119,32 @@ class _Writer:
 
     def __init__(self, last: Any, chain: list[Any]) -> None:
         self._last, self._chain = last, set(chain)
-        val = last.meta["val"]
-        self._cols = val.shape[-1] if val.dim() and val.is_contiguous() else val.numel()
-        self._rows = val.numel() // self._cols
         self._operands: list[Any] = []
-        self._kinds: list[str] = []
+        self._results: list[Any] = []
         self._operations: list[Operation] = []
         self._register: dict[Any, int] = {}
         self._free = list(range(_REGISTERS - 1, -1, -1))
         self._reads: dict[Any, int] = {}
 
-    def write(self) -> tuple[Any, ...] | None:
-        """Arguments of ``native.elementwise``; ``None``: an operand does not fit."""
-        order = [n for n in self._last.graph.nodes if n in self._chain]
-        for node in order:
+    def write(self) -> tuple[tuple[Any, ...], list[Any]] | None:
+        """Arguments of ``native.elementwise``, and what it gives; ``None``: it does not fit."""
+        chain = sorted(self._chain)  # As they stand in the graph.
+        for node in chain:
             for argument in node.args:
                 if isinstance(argument, fx.Node):
                     self._reads[argument] = self._reads.get(argument, 0) + 1
         try:
-            for node in order:
+            for node in chain:
                 self._write(node)
+            shape, strides = _dimensions([*self._operands, *self._results])
         except _DoesNotFit:
             return None
-        store = Operation("store", len(self._operands), self._register[self._last])
-        chain = Chain((*self._operations, store), self._rows, self._cols, tuple(self._kinds))
-        return (chain, *self._operands)
+        # Results come behind the operands, whose number is known only now.
+        operations = [
+            o._replace(out=len(self._operands) + o.out) if o.name == "store" else o
+            for o in self._operations
+        ]
+        return (Chain(tuple(operations), shape, strides), *self._operands), self._results
 
     def _write(self, node: Any) -> None:
         given: list[Any] = []
@@ -122,33 +157,23 @@ class _Writer:
             self._reads[argument] -= sum(a is argument for a in node.args)
             if self._reads[argument] == 0:
                 self._free.append(self._register.pop(argument))
-        self._register[node] = out
+        if node is self._last or any(user not in self._chain for user in node.users):
+            self.add("store", len(self._results), out)
+            self._results.append(node)
+        if self._reads.get(node):
+            self._register[node] = out
+        else:
+            self._free.append(out)
 
     def _loaded(self, node: Any) -> _Register:
         if node not in self._register:
-            kind = self._kind(node)
+            val = node.meta["val"]
+            if not isinstance(val, torch.Tensor) or val.dtype != torch.float32:
+                raise _DoesNotFit
             self._register[node] = self.new()
             self.add("load", self._register[node], len(self._operands))
             self._operands.append(node)
-            self._kinds.append(kind)
         return _Register(self._register[node])
-
-    def _kind(self, node: Any) -> str:
-        val, wanted = node.meta["val"], self._last.meta["val"]
-        if not isinstance(val, torch.Tensor) or val.dtype != torch.float32:
-            raise _DoesNotFit
-        if val.numel() == 1:
-            return "one"
-        if _same_layout(node, self._last):
-            return "whole"
-        if not wanted.is_contiguous() or not val.is_contiguous():
-            raise _DoesNotFit
-        sizes = list(val.shape)
-        if sizes[-1] == self._cols and val.numel() == self._cols:
-            return "row"
-        if sizes == [*wanted.shape[:-1], 1]:
-            return "column"
-        raise _DoesNotFit
 
     def new(self) -> int:
         """A free register."""
@@ -289,6 +314,8 @@ _RULES: dict[Any, Rule] = {
     _aten.neg.default: _unary("neg"),
     _aten.abs.default: _unary("abs"),
     _aten.sqrt.default: _unary("sqrt"),
+    _aten.rsqrt.default: _unary("rsqrt"),
+    _aten.log.default: _unary("log"),
     _aten.reciprocal.default: _unary("reciprocal"),
     _aten.exp.default: _unary("exp"),
     _aten.tanh.default: _unary("tanh"),
@@ -305,11 +332,40 @@ _RULES: dict[Any, Rule] = {
 }
 
 
-def _is_dense(val: torch.Tensor) -> bool:
-    last = val.dim() == 4 and val.is_contiguous(memory_format=torch.channels_last)
-    return val.is_contiguous() or last
-
-
 def _same_layout(one: Any, other: Any) -> bool:
     a, b = one.meta["val"], other.meta["val"]
     return bool(a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype)
+
+
+def _dimensions(nodes: list[Any]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """The fewest dimensions in which all can be walked through, the last one in its own order.
+
+    Returns:
+        Sizes, and strides of each.
+
+    Raises:
+        _DoesNotFit: there are more than the kernel has.
+    """
+    val = nodes[-1].meta["val"]
+    order = sorted(range(val.dim()), key=lambda d: -val.stride(d))
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in nodes]
+    try:
+        wholes = [node.meta["val"].expand(val.shape) for node in nodes]
+    except RuntimeError:
+        raise _DoesNotFit from None
+    for d in order:
+        if val.shape[d] == 1:
+            continue
+        now = [whole.stride(d) for whole in wholes]
+        if sizes and all(s[-1] == t * val.shape[d] for s, t in zip(strides, now, strict=True)):
+            sizes[-1] *= val.shape[d]
+            for mine, stride in zip(strides, now, strict=True):
+                mine[-1] = stride
+        else:
+            sizes.append(val.shape[d])
+            for mine, stride in zip(strides, now, strict=True):
+                mine.append(stride)
+    if len(sizes) > _MOST_DIMS:
+        raise _DoesNotFit
+    return tuple(sizes), tuple(tuple(mine) for mine in strides)

@@ -57,10 +57,12 @@ class Pendings:
 
     def instead_of_late(self, values: Any, nodes: Any) -> list[Any]:
         """The arguments, with something that has a shape for each that is late."""
-        return [
-            self._pending(value, node) if isinstance(value, Late) else value
-            for value, node in zip(values, nodes, strict=False)
-        ]
+        return [self._made(value, node) for value, node in zip(values, nodes, strict=False)]
+
+    def _made(self, value: Any, node: Any) -> Any:
+        if isinstance(value, list) and isinstance(node, (list, tuple)):
+            return self.instead_of_late(value, node)
+        return self._pending(value, node) if isinstance(value, Late) else value
 
     def _pending(self, value: Late, node: Any) -> _Pending:
         number = self._FIRST + value.place

@@ -21,7 +21,7 @@ from ..kernels.calls import Call
 from .aten import EMPTY, FILLED, WRITTEN_HERE, out_names, out_variant, python_function, writes
 from .late import Instruction, Late, Pendings, aten_instruction, has_late
 from .memory_plan import Block, Lifetime, plan_offsets
-from .native import NATIVE, is_update, update_call
+from .native import NATIVE, concatenate, concatenate_targets, draw, is_update, update_call
 from .operators import PRODUCT_UPDATES, aliases, readers
 from .recording import extent_bytes
 
@@ -37,6 +37,8 @@ class Lowered:
         outputs: the loss and the gradients: tensors, or ``Late``.
         late: values of ``Late``, filled by the instructions.
         arena_bytes: of the temporaries and the batch.
+        draws: places of instructions that draw random numbers, from ``random_state``.
+        random_state: as torch's generator gives it; ``None``: nothing is drawn.
     """
 
     instructions: list[Instruction] = field(default_factory=list)
@@ -46,6 +48,8 @@ class Lowered:
     loss_dtype: torch.dtype = torch.float32
     late: list[Any] = field(default_factory=list)
     arena_bytes: int = 0
+    draws: set[int] = field(default_factory=set)
+    random_state: torch.Tensor | None = None
 
 
 class _Lowering:
@@ -65,10 +69,13 @@ class _Lowering:
         # Node -> the node whose memory it is a part of.
         self._root: dict[Any, Any] = {}
         self._late: dict[Any, int] = {}
+        # Part of a concatenation that is made where it belongs -> that one, and its number in it.
+        self._parts: dict[Any, tuple[Any, int]] = {}
         # Node -> the values that it is the last to read.
         self._deaths: dict[Any, list[Any]] = {}
 
     def lower(self) -> Lowered:
+        self._find_parts()
         self._find_roots()
         self._find_deaths()
         self._place()
@@ -81,9 +88,29 @@ class _Lowering:
         self.lowered.loss_dtype = output.args[0][0].meta["val"].dtype
         return self.lowered
 
+    def _find_parts(self) -> None:
+        """Parts that one concatenation alone has, and that lie in it as they would alone."""
+        for node in self.nodes:
+            if node.target is not concatenate:
+                continue
+            targets = concatenate_targets(node.args, node.meta["val"])
+            for number, part in enumerate(node.args[0]):
+                made = part.op == "call_function" and part.target is not operator.getitem
+                if not made or part in self._parts or _out_of(part) is None:
+                    continue
+                alike = part.meta["val"].stride() == targets[number].stride()
+                alone = node.args[0].count(part) == 1 and not any(map(writes, readers(part)))
+                if alike and alone:
+                    self._parts[part] = node, number
+
     def _find_roots(self) -> None:
         for node in self.nodes:
-            if node.op != "call_function":
+            if node in self._parts:
+                whole = node
+                while whole in self._parts:
+                    whole = self._parts[whole][0]
+                self._root[node] = whole
+            elif node.op != "call_function":
                 self._root[node] = node
             elif node.target is operator.getitem:
                 self._root[node] = node if _out_of(node.args[0]) else self._root[node.args[0]]
@@ -95,6 +122,9 @@ class _Lowering:
     def _place(self) -> None:
         """Give each temporary that an instruction may write a place."""
         order = {node: number for number, node in enumerate(self.nodes)}
+        first = dict(order)
+        for part, (whole, _) in self._parts.items():  # Its own parts come before it.
+            first[whole] = min(first[whole], first[part])
         last: dict[Any, int] = {}
         for node in self.nodes:
             for used in (node, *node.all_input_nodes):
@@ -107,7 +137,7 @@ class _Lowering:
         for node in static:
             born = node.args[0] if node.target is operator.getitem else node
             end = max(last[node], last.get(born, 0))
-            lifetimes.append(Lifetime(extent_bytes(node.meta["val"]), order[born], end))
+            lifetimes.append(Lifetime(extent_bytes(node.meta["val"]), first[born], end))
         # Copied there before the first instruction.
         lifetimes += [Lifetime(extent_bytes(n.meta["val"]), 0, last[n]) for n in batch]
         static += batch
@@ -116,6 +146,8 @@ class _Lowering:
         for node, offset in zip(static, offsets, strict=True):
             self._value[node] = _laid_out(memory, offset, node.meta["val"])
         self.lowered.arena_bytes = total
+        for part, (whole, number) in reversed(self._parts.items()):
+            self._value[part] = concatenate_targets(whole.args, self._value[whole])[number]
         for node, tensor in zip(placeholders, self.inputs, strict=True):
             if tensor is None:
                 self.lowered.batch.append(self._value[node])
@@ -142,13 +174,29 @@ class _Lowering:
             # The same in each step, whatever the values of its arguments.
             args, kwargs = _stand_ins((node.args, node.kwargs))
             self._value[node] = node.target(*args, **kwargs)
-        elif node.target in NATIVE:
-            pending = Pendings(node)
-            args = pending.instead_of_late(self._filled(node.args), node.args)
-            self._add_native(NATIVE[node.target](args, self._outs(node), self.num_threads), pending)
-            self._forget_after(node)
+        elif node.target in NATIVE or node.target is draw:
+            self._lower_native(node)
         else:
             self._lower_aten(node)
+
+    def _lower_native(self, node: Any) -> None:
+        pending = Pendings(node)
+        args = pending.instead_of_late(self._filled(node.args), node.args)
+        if node.target is draw:
+            probability, value = args
+            self._lower_draw(probability, value, self._outs(node)[0])
+            return
+        made = NATIVE[node.target](args, self._outs(node), self.num_threads)
+        for call in made if isinstance(made, list) else [made]:
+            self._add_native(call, pending)
+        self._forget_after(node)
+
+    def _lower_draw(self, probability: float, value: float, out: torch.Tensor) -> None:
+        lowered = self.lowered
+        if lowered.random_state is None:
+            lowered.random_state = torch.empty_like(torch.default_generator.get_state())
+        lowered.draws.add(len(lowered.instructions))
+        self._add(calls.draw(out, lowered.random_state, probability, value))
 
     def _lower_part(self, node: Any) -> None:
         made_by, number = node.args
@@ -228,7 +276,7 @@ class _Lowering:
             target = out_op
         else:
             target = node.target
-        in_place = out_op is None and writes(node)
+        in_place = out_op is None and writes(node) and aliases(node)
         if in_place and self._all_static(node):
             self._value[node] = self._filled(_first_tensor(node))
         place = None if out_op is not None or node in self._value else self._new_late(node)
@@ -352,7 +400,7 @@ def _out_of(node: Any) -> Any:
     """What writes a node's results where it is told; ``None``: it gives tensors of its own."""
     if node.op != "call_function":
         return None
-    if node.target in NATIVE or node.target in EMPTY:
+    if node.target in NATIVE or node.target in EMPTY or node.target is draw:
         return node.target
     if node.target in FILLED or aliases(node) or writes(node) or math.prod(_sizes(node)) == 0:
         return None

@@ -6,6 +6,7 @@ called: they are names for nodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def column_sums(x: Any) -> Any:
     """``[1, cols]``."""
 
 
-def softmax(x: Any, logarithm: bool) -> Any:
+def softmax(x: Any, logarithm: bool, is_safe: bool) -> Any:
     """Over the last dimension."""
 
 
@@ -45,6 +46,68 @@ def layer_norm(x: Any, weight: Any, bias: Any, epsilon: float) -> Any:
 
 def layer_norm_gradient(g: Any, x: Any, mean: Any, rstd: Any, weight: Any, mask: Any) -> Any:
     """Gradients of x, weight and bias."""
+
+
+def rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
+    """Result and reciprocal root of the mean square."""
+
+
+def rms_norm_gradient(g: Any, x: Any, rstd: Any, weight: Any, mask: Any) -> Any:
+    """Gradients of x and weight."""
+
+
+def row_sums(x: Any, divisor: int) -> Any:
+    """Sums over the last dimension, divided."""
+
+
+def batch_norm(
+    x: Any, weight: Any, bias: Any, running: Any, momentum: float, epsilon: float, addend: Any,
+    relu: bool,
+) -> Any:  # fmt: skip
+    """Result, mean and reciprocal deviation; running mean and variance are updated."""
+
+
+def batch_norm_gradient(
+    g: Any, x: Any, mean: Any, rstd: Any, weight: Any, mask: Any, wanted: Any
+) -> Any:
+    """Of the gradients of x, weight and bias those that are wanted, and what the mask leaves."""
+
+
+def image_means(x: Any, divisor: int) -> Any:
+    """Sums over the pixels, divided."""
+
+
+def image_means_gradient(g: Any, mask: Any, divisor: int) -> Any:
+    """The gradient of the images, 0 where mask is not above 0."""
+
+
+def batch_product(a: Any, b: Any) -> Any:
+    """``a[i] @ b[i]`` for each i."""
+
+
+def copy(x: Any) -> Any:
+    """The same values in another layout."""
+
+
+def concatenate(parts: Any, dim: int, stacks: bool) -> Any:
+    """Parts one after the other; stacks: each without that dimension."""
+
+
+def placed(x: Any, dim: int, begin: int) -> Any:
+    """Zeros, but for x: from ``begin`` on, or, where x lacks that dimension, at it."""
+
+
+def add_count(count: Any, addend: int) -> Any:
+    """A counter grows in place."""
+
+
+def draw(probability: float, value: float) -> Any:
+    """``value`` with this probability, else 0."""
+
+
+# They do more than give a result.
+for _function in (batch_norm, add_count, draw):
+    torch.fx.node.has_side_effect(_function)
 
 
 def embedding(table: Any, indices: Any) -> Any:
@@ -65,13 +128,11 @@ def elementwise(chain: Any, *operands: Any) -> Any:
 
 def _elementwise(args: Any, outs: Any, threads: int) -> Call:
     chain, *operands = args
-    whole = chain.rows, chain.cols
-    shapes = {"whole": whole, "row": (1, chain.cols), "column": (chain.rows, 1), "one": (1, 1)}
     tensors = [
-        operand.as_strided(shapes[kind], (shapes[kind][1], 1))
-        for operand, kind in zip([*operands, *outs], [*chain.kinds, "whole"], strict=True)
+        operand.as_strided(chain.shape, strides)
+        for operand, strides in zip([*operands, *outs], chain.strides, strict=True)
     ]
-    return calls.elementwise(chain.operations, tensors, whole, num_threads=threads)
+    return calls.elementwise(chain.operations, tensors, chain.shape, num_threads=threads)
 
 
 def _gemm(args: Any, outs: Any, threads: int, bfloat16: bool = False) -> Call:
@@ -126,8 +187,17 @@ def _squared_error(args: Any, outs: Any, threads: int) -> Call:
     return calls.squared_error(output, target, *outs, mean=mean, scale=scale, num_threads=threads)
 
 
+def _column_sums(args: Any, outs: Any, threads: int) -> Call:
+    x = args[0]
+    if len(x.shape) > 2:
+        cols = x.shape[-1]
+        x = x.as_strided((math.prod(x.shape) // cols, cols), (cols, 1))
+    return calls.column_sums(x, outs[0], num_threads=threads)
+
+
 def _softmax(args: Any, outs: Any, threads: int) -> Call:
-    return calls.softmax(args[0], outs[0], logarithm=args[1], num_threads=threads)
+    x, logarithm, is_safe = args
+    return calls.softmax(x, outs[0], logarithm=logarithm, is_safe=is_safe, num_threads=threads)
 
 
 def _softmax_gradient(args: Any, outs: Any, threads: int) -> Call:
@@ -148,6 +218,70 @@ def _layer_norm_gradient(args: Any, outs: Any, threads: int) -> Call:
     return calls.layer_norm_gradient(g, x, mean, rstd, weight, wanted, num_threads=threads)
 
 
+def _rms_norm_gradient(args: Any, outs: Any, threads: int) -> Call:
+    g, x, rstd, weight, mask = args
+    given = [out if want else None for out, want in zip(outs, mask, strict=True)]
+    return calls.rms_norm_gradient(g, x, rstd, weight, given, num_threads=threads)
+
+
+def _batch_norm(args: Any, outs: Any, threads: int) -> Call:
+    x, weight, bias, running, momentum, epsilon, addend, relu = args
+    return calls.batch_norm(
+        x, weight, bias, *outs, running=(running[0], running[1]), momentum=momentum,
+        epsilon=epsilon, addend=addend, relu=relu, num_threads=threads,
+    )  # fmt: skip
+
+
+def _batch_norm_gradient(args: Any, outs: Any, threads: int) -> Call:
+    g, x, mean, rstd, weight, mask, wanted = args
+    given = iter(outs)
+    gx, gw, gb, masked = (next(given) if want else None for want in wanted)
+    return calls.batch_norm_gradient(
+        g, x, mean, rstd, weight, [gx, gw, gb], mask=mask, masked_gradient=masked,
+        num_threads=threads,
+    )  # fmt: skip
+
+
+def _image_means_gradient(args: Any, outs: Any, threads: int) -> Call:
+    g, mask, divisor = args
+    return calls.image_means_gradient(g, outs[0], mask, divisor=divisor, num_threads=threads)
+
+
+def _copied(source: Any, target: Any, threads: int) -> Call:
+    return calls.copy(source, target, element_bytes=target.element_size(), num_threads=threads)
+
+
+def concatenate_targets(args: Any, out: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Where each part of a concatenation lies in it; ``args``: of the node or of the call."""
+    parts, dim, stacks = args
+    if stacks:
+        return list(out.unbind(dim))
+    sizes = [_shape(part)[dim] for part in parts]
+    targets: Sequence[torch.Tensor] = out.split(sizes, dim)
+    return targets
+
+
+def _shape(part: Any) -> Sequence[int]:
+    shape: Sequence[int] = (part.meta["val"] if hasattr(part, "meta") else part).shape
+    return shape
+
+
+def _concatenate(args: Any, outs: Any, threads: int) -> list[Call]:
+    targets = concatenate_targets(args, outs[0])
+    pairs = zip(args[0], targets, strict=True)
+    # Some are made where they belong.
+    left = [(p, t) for p, t in pairs if t.numel() and p.data_ptr() != t.data_ptr()]
+    return [_copied(part, target, threads) for part, target in left]
+
+
+def _placed(args: Any, outs: Any, threads: int) -> list[Call]:
+    x, dim, begin = args
+    zero = torch.zeros((), dtype=outs[0].dtype).expand(outs[0].shape)
+    alike = len(x.shape) == outs[0].dim()
+    target = outs[0].narrow(dim, begin, x.shape[dim]) if alike else outs[0].select(dim, begin)
+    return [_copied(zero, outs[0], threads), _copied(x, target, threads)]
+
+
 def _embedding_gradient(args: Any, outs: Any, threads: int) -> Call:
     gradient, indices, padding = args
     return calls.embedding_gradient(
@@ -160,8 +294,8 @@ def _random(args: Any, outs: Any, _: int) -> Call:
     return calls.random(key, outs[0], (mix(number, 0), mix(number, 1)), kind, a, b)
 
 
-# Operator -> its call, of arguments, results and a number of threads.
-NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call]] = {
+# Operator -> its calls, of arguments, results and a number of threads.
+NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call | list[Call]]] = {
     _own.gemm.default: _gemm,
     _own.gemm_bf16.default: lambda args, outs, threads: _gemm(args, outs, threads, bfloat16=True),
     _own.pool.default: _pool,
@@ -172,11 +306,31 @@ NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call]] = {
     _own.conv3x3_weight_gradient.default: _filter_gradient,
     cross_entropy: _cross_entropy,
     squared_error: _squared_error,
-    column_sums: lambda args, outs, n: calls.column_sums(args[0], outs[0], num_threads=n),
+    column_sums: _column_sums,
     softmax: _softmax,
     softmax_gradient: _softmax_gradient,
     layer_norm: _layer_norm,
     layer_norm_gradient: _layer_norm_gradient,
+    rms_norm: lambda args, outs, n: calls.rms_norm(
+        args[0], args[1], *outs, epsilon=args[2], num_threads=n
+    ),
+    rms_norm_gradient: _rms_norm_gradient,
+    row_sums: lambda args, outs, n: calls.row_sums(
+        args[0], outs[0], divisor=args[1], num_threads=n
+    ),
+    batch_norm: _batch_norm,
+    batch_norm_gradient: _batch_norm_gradient,
+    image_means: lambda args, outs, n: calls.image_means(
+        args[0], outs[0], divisor=args[1], num_threads=n
+    ),
+    image_means_gradient: _image_means_gradient,
+    batch_product: lambda args, outs, n: calls.batch_product(
+        args[0], args[1], outs[0], num_threads=n
+    ),
+    copy: lambda args, outs, n: _copied(args[0], outs[0], n),
+    concatenate: _concatenate,
+    placed: _placed,
+    add_count: lambda args, outs, n: calls.add_count(*args),
     embedding: lambda args, outs, n: calls.embedding(args[0], args[1], outs[0], num_threads=n),
     embedding_gradient: _embedding_gradient,
     elementwise: _elementwise,

@@ -6,7 +6,8 @@ whole program is one block, so are many steps of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -81,13 +82,14 @@ class Program:
             losses = torch.empty(steps)
             # Rows may be padded: the next step's are further on than this one's end.
             apart = [len(t) * t.stride(0) * t.element_size() if t.dim() else 0 for t in batch]
-            self._whole.run(
-                batch,
-                steps,
-                tables=tables,
-                losses=losses,
-                step_bytes=[number // steps for number in apart],
-            )
+            with _drawing_from(self._lowered.random_state):
+                self._whole.run(
+                    batch,
+                    steps,
+                    tables=tables,
+                    losses=losses,
+                    step_bytes=[number // steps for number in apart],
+                )
         else:
             losses = self._run_each(batch, tables, steps)
         torch.autograd.graph.increment_version(self._written)
@@ -121,6 +123,7 @@ class Program:
     def _make_actions(self) -> None:
         calls: list[Call] = []
         rules: list[RuleAt | None] = []
+        draws: list[bool] = []
 
         def flush() -> None:
             if not calls:
@@ -128,18 +131,26 @@ class Program:
             block = Instructions(calls, rules)
             if block.has_rules:
                 self._blocks.append(block)
-            self._actions.append(block.once)
-            calls.clear()
-            rules.clear()
+            self._actions.append(self._drawing(block.once) if any(draws) else block.once)
+            for entries in (calls, rules, draws):
+                entries.clear()
 
         for number, instruction in enumerate(self._lowered.instructions):
             if isinstance(instruction, Call):
                 calls.append(instruction)
                 rules.append(self._rule(number))
+                draws.append(number in self._lowered.draws)
             else:
                 flush()
                 self._actions.append(instruction)
         flush()
+
+    def _drawing(self, run: Callable[[], None]) -> Callable[[], None]:
+        def run_and_draw() -> None:
+            with _drawing_from(self._lowered.random_state):
+                run()
+
+        return run_and_draw
 
     def _rule(self, number: int) -> RuleAt | None:
         group = self._lowered.updates.get(number)
@@ -155,6 +166,19 @@ class Program:
             row_strides(source) == row_strides(target) and source.dtype == target.dtype
             for source, target in zip(batch, self._lowered.batch, strict=True)
         )
+
+
+@contextlib.contextmanager
+def _drawing_from(state: torch.Tensor | None) -> Iterator[None]:
+    """While it lasts, ``state`` is that of torch's generator; ``None``: nothing is drawn."""
+    if state is None:
+        yield
+        return
+    state.copy_(torch.default_generator.get_state())
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 def row_strides(tensor: torch.Tensor) -> list[int]:

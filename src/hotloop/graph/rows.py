@@ -40,18 +40,53 @@ def _dense(*nodes: Any) -> bool:
 def _sums(node: Any) -> Any:
     x, dims, *_keep = node.args
     val = x.meta["val"]
-    taken = val.dim() == 2 and list(dims) == [0] and val.stride(1) == 1 and val.numel() > 0
-    if not taken or val.dtype != torch.float32 or node.kwargs:
+    if _is_last(val, dims) and not node.kwargs and _dense(x, node) and val.dtype == torch.float32:
+        return native.row_sums, (x, 1)
+    if val.dim() < 2 or val.dtype != torch.float32 or node.kwargs or dims is None:
         return None
-    return native.column_sums, (x,)
+    leading = sorted(d % val.dim() for d in dims) == list(range(val.dim() - 1))
+    rows = val.dim() == 2 and val.stride(1) == 1
+    taken = leading and (rows or val.is_contiguous()) and val.numel() > 0
+    return (native.column_sums, (x,)) if taken else None
+
+
+def _means(node: Any) -> Any:
+    x, dims, *_keep = node.args
+    val = x.meta["val"]
+    taken = _is_last(val, dims) and not node.kwargs and _dense(x, node)
+    return (native.row_sums, (x, val.shape[-1])) if taken and val.dtype == torch.float32 else None
+
+
+def _is_last(val: torch.Tensor, dims: Any) -> bool:
+    return val.dim() > 0 and dims is not None and [d % val.dim() for d in dims] == [val.dim() - 1]
+
+
+def _rms_norm(node: Any) -> Any:
+    x, shape, weight, epsilon = node.args
+    val = x.meta["val"]
+    if val.dtype != torch.float32 or not _dense(x, weight) or len(shape) != 1:
+        return None
+    small = torch.finfo(torch.float32).eps  # As torch takes it where none is given.
+    return native.rms_norm, (x, weight, small if epsilon is None else epsilon)
+
+
+def _rms_norm_gradient(node: Any) -> Any:
+    gradient, x, shape, rstd, weight, mask = node.args
+    if len(shape) != 1 or not _dense(gradient, x, rstd, weight) or not all(mask):
+        return None
+    if any(v is None for v in node.meta["val"]):
+        return None
+    return native.rms_norm_gradient, (gradient, x, rstd, weight, list(mask))
 
 
 def _softmax(node: Any) -> Any:
-    x, dim, _ = node.args
-    val = x.meta["val"]
+    x, dim = node.args[:2]
+    val, is_safe = x.meta["val"], node.target is _aten._safe_softmax.default
     if dim not in (-1, val.dim() - 1) or not _dense(x, node) or val.dtype != torch.float32:
         return None
-    return native.softmax, (x, node.target is _aten._log_softmax.default)
+    if is_safe and (node.kwargs or any(option is not None for option in node.args[2:])):
+        return None
+    return native.softmax, (x, node.target is _aten._log_softmax.default, is_safe)
 
 
 def _softmax_gradient(node: Any) -> Any:
@@ -103,8 +138,12 @@ def _embedding_gradient(node: Any) -> Any:
 
 _RULES = {
     _aten.sum.dim_IntList: _sums,
+    _aten.mean.dim: _means,
+    _aten._fused_rms_norm.default: _rms_norm,
+    _aten._fused_rms_norm_backward.default: _rms_norm_gradient,
     _aten._softmax.default: _softmax,
     _aten._log_softmax.default: _softmax,
+    _aten._safe_softmax.default: _softmax,
     _aten._softmax_backward_data.default: _softmax_gradient,
     _aten._log_softmax_backward_data.default: _softmax_gradient,
     _aten.native_layer_norm.default: _layer_norm,

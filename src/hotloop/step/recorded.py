@@ -17,7 +17,23 @@ import torch
 from torch import nn
 
 from ..errors import RunError
-from ..graph import choices, convolutions, copies, elementwise, losses, pooling, routes, rows
+from ..graph import (
+    batch_norm,
+    batch_products,
+    biases,
+    choices,
+    convolutions,
+    copies,
+    draws,
+    elementwise,
+    images,
+    layouts,
+    losses,
+    pooling,
+    product_sums,
+    routes,
+    rows,
+)
 from ..graph.compare import difference
 from ..graph.from_recording import RecordedGraph, graph_of
 from ..graph.lower import lower
@@ -453,6 +469,9 @@ class RecordedStep:
             raise NotRecordable("no parameter gets a gradient")
         if shape.rounds and not (graph.movable and covers(graph.graph)):
             raise _NeedsAutocast
+        if graph.movable:
+            product_sums.merge(graph)
+            biases.fuse(graph.graph)
         if self.whole:
             shape.update = Update(self.optimizer, self.weights, *self.limits)
             add_updates(graph, shape.update)
@@ -474,9 +493,14 @@ class RecordedStep:
         pooling.fuse(graph.graph)
         shape.routes = routes.route(graph.graph, self.num_threads, rounds=shape.rounds)
         shape.convolutions = convolutions.route(graph.graph, self.num_threads)
+        batch_products.route(graph.graph, self.num_threads)
         copies.remove(graph.graph)
+        draws.fuse(graph.graph)
+        images.replace(graph.graph)
+        batch_norm.replace(graph.graph)
         losses.fuse(graph.graph)
         rows.replace(graph.graph)
+        layouts.replace(graph.graph)
         elementwise.fuse(graph.graph)
 
     def _rebind(self, shape: Shape) -> str | None:
