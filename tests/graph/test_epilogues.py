@@ -103,6 +103,27 @@ def test_a_result_stays():
     assert epilogue_of(y).taken == ()
 
 
+@pytest.mark.parametrize(
+    ("target", "into", "taken"),
+    [
+        (aten.add.Tensor, True, True),
+        (aten.add_.Tensor, True, False),
+        (aten.add_.Tensor, False, True),
+    ],
+    ids=["sum", "into a buffer", "into the result"],
+)
+def test_what_is_written_into_a_buffer_is_no_sum(target, into, taken):
+    graph = fx.Graph()
+    x, buffer = graph.placeholder("x"), graph.placeholder("buffer")
+    product = graph.call_function(aten.mm.default, (x, x))
+    args = (buffer, product) if into else (product, buffer)
+    total = graph.call_function(target, args)
+    graph.output((graph.call_function(aten.neg.default, (total,)),))
+    found = epilogue_of(product, fits_addend=lambda other, before: other is buffer)
+    assert found.taken == ((total,) if taken else ())
+    assert found.addend is (buffer if taken else None)
+
+
 @st.composite
 def networks(draw):
     """Rows through linear layers, sums with what came before, activations."""

@@ -6,14 +6,15 @@ ones (frozen layers) it is ATen's.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import fx
 
 from . import native
+from .epilogues import Epilogue, epilogue_of
 from .images import adjacent
+from .nodes import parts, take_parts
 
 _aten: Any = torch.ops.aten
 _FORWARD = (_aten.native_batch_norm.default, _aten._native_batch_norm_legit.default)
@@ -34,51 +35,38 @@ def replace(graph: fx.GraphModule) -> None:
 
 def _forward(graph: fx.Graph, node: Any) -> None:
     x, weight, bias, mean, var, training, momentum, epsilon = node.args
-    parts = _parts(node)
-    if not training or parts is None or 0 not in parts or not adjacent(x, parts[0]):
+    read = parts(node)
+    if not training or len(read) != len(node.users) or 0 not in read or not adjacent(x, read[0]):
         return
     if not _dense_vectors(weight, bias, mean, var):
         return
-    addend, total = _sum_behind(parts[0], (mean, var))
-    last = total or parts[0]
-    relu = _only_user(last)
-    if relu is not None and relu.target is _aten.relu.default and _alike(relu, last):
-        last = relu
-    else:
-        relu = None
+    backward = _aten.native_batch_norm_backward.default
+    running = [r for r in (mean, var) if r is not None]
+    alone = all(sum(user.target is not backward for user in r.users) == 1 for r in running)
+    found = epilogue_of(read[0], fits_addend=(lambda *both: _alike(*both)) if alone else None)
+    if not _alike(read[0], found.last):
+        found = Epilogue(read[0])
     # Where nothing is added, as early as it was: another one may update the same running values.
-    with graph.inserting_before(last if total is not None else node):
+    with graph.inserting_before(node if found.addend is None else found.last):
+        relu = found.activation == "relu"
         new = graph.call_function(
             native.batch_norm,
-            (x, weight, bias, [mean, var], momentum, epsilon, addend, relu is not None),
+            (x, weight, bias, [mean, var], momentum, epsilon, found.addend, relu),
         )
-        new.meta["val"] = (last.meta["val"], *node.meta["val"][1:3])
-        for number, old in {**parts, 0: last}.items():
-            _take(graph, new, number, old)
-    for old in (relu, total, *parts.values(), node):  # It writes, so nothing else takes it out.
-        if old is not None and not old.users:
+        new.meta["val"] = (found.last.meta["val"], *node.meta["val"][1:3])
+        take_parts(new, {**read, 0: found.last})
+    # It writes, so nothing else takes it out.
+    for old in (*reversed(found.taken), *read.values(), node):
+        if not old.users:
             graph.erase_node(old)
-
-
-def _sum_behind(out: Any, running: tuple[Any, Any]) -> tuple[Any, Any]:
-    """What is added to the result, and the sum."""
-    total = _only_user(out)
-    backward = _aten.native_batch_norm_backward.default
-    alone = all(r is None or sum(u.target is not backward for u in r.users) == 1 for r in running)
-    if total is None or total.target is not _aten.add.Tensor or total.kwargs or not alone:
-        return None, None
-    first, second, *_ = total.args
-    other = second if first is out else first
-    fits = isinstance(other, fx.Node) and other is not out and len(total.args) == 2
-    return (other, total) if fits and _alike(other, out, total) else (None, None)
 
 
 def _backward(graph: fx.Graph, node: Any, order: dict[Any, int]) -> None:
     g, x, weight, _, _, mean, rstd, training, _, wanted = node.args
-    parts = _parts(node)
-    if not training or parts is None or not parts or not adjacent(x, g):
+    read = parts(node)
+    if not training or not read or len(read) != len(node.users) or not adjacent(x, g):
         return
-    if not _dense_vectors(weight, mean, rstd) or (0 in parts and not adjacent(parts[0])):
+    if not _dense_vectors(weight, mean, rstd) or (0 in read and not adjacent(read[0])):
         return
     mask, others = None, []
     if g.target is _aten.threshold_backward.default and g.args[2] == 0 and g in order:
@@ -87,7 +75,7 @@ def _backward(graph: fx.Graph, node: Any, order: dict[Any, int]) -> None:
         if later and _alike(*g.args[:2], g):
             mask = g.args[1]
     masked = mask is not None and bool(others)
-    kept = [*(bool(want) and n in parts for n, want in enumerate(wanted)), masked]
+    kept = [*(bool(want) and n in read for n, want in enumerate(wanted)), masked]
     vals = [*node.meta["val"], g.meta["val"]]
     with graph.inserting_before(node):
         new = graph.call_function(
@@ -95,29 +83,8 @@ def _backward(graph: fx.Graph, node: Any, order: dict[Any, int]) -> None:
             (g if mask is None else g.args[0], x, mean, rstd, weight, mask, kept),
         )
         new.meta["val"] = tuple(v for v, keep in zip(vals, kept, strict=True) if keep)
-        number = 0
-        for old, keep in zip([*(parts.get(n) for n in range(3)), g], kept, strict=True):
-            if keep:
-                _take(graph, new, number, old)
-                number += 1
-
-
-def _take(graph: fx.Graph, new: Any, number: int, old: Any) -> None:
-    """Let result ``number`` of a new node stand for ``old``."""
-    part = graph.call_function(operator.getitem, (new, number))
-    part.meta["val"] = new.meta["val"][number]
-    old.replace_all_uses_with(part)
-
-
-def _parts(node: Any) -> dict[int, Any] | None:
-    """The results that are used; ``None``: the node is used as a whole."""
-    parts = {u.args[1]: u for u in node.users if u.target is operator.getitem}
-    return parts if len(parts) == len(node.users) else None
-
-
-def _only_user(node: Any) -> Any:
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None
+        olds = zip([*map(read.get, range(3)), g], kept, strict=True)
+        take_parts(new, dict(enumerate(old for old, keep in olds if keep)))
 
 
 def _alike(*nodes: Any) -> bool:

@@ -7,7 +7,6 @@ by 2x2. Where pooling follows, its gradient never becomes an image of the larger
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from ..memory import TensorArena
 from . import epilogues
 from .choices import LIMIT_S, ROUNDS, Route, choose
 from .epilogues import epilogue_of
-from .nodes import parts
+from .nodes import parts, take_parts
 from .windows import is_small_filter, pair
 
 _aten = torch.ops.aten
@@ -147,7 +146,7 @@ def _backward(
         if any(left):
             rest = call(node.target, (g, x, w, sizes, *options, left))
             rest.meta.update(node.meta)
-            _hand_over(graph, rest, {n: results[n] for n in results if left[n]}, 0)
+            take_parts(rest, {n: old for n, old in results.items() if left[n]})
         elif (
             g.target is _own.pool_backward.default
             and g.args[4:6] == (2, 2)
@@ -160,7 +159,7 @@ def _backward(
             new.meta["val"] = _own.conv3x3_weight_gradient.default(
                 *(a.meta["val"] if isinstance(a, fx.Node) else a for a in new.args)
             )
-            _hand_over(graph, new, {n: results[n] for n in results if n > 0}, 1)
+            take_parts(new, {n - 1: old for n, old in results.items() if n > 0})
     if ours[0]:
         shape = results[0].meta["val"].shape
         then = epilogue_of(
@@ -170,14 +169,6 @@ def _backward(
         args = (x, g, w, argmax, then.mask, *padding)
         epilogues.replace(graph.graph, results[0], then, target, args)
     return list(chosen.values())
-
-
-def _hand_over(graph: fx.GraphModule, new: Any, results: dict[int, Any], first: int) -> None:
-    """Let results ``first`` and on of a backward pass be those of ``new``."""
-    for number, old in results.items():
-        mine = graph.graph.call_function(operator.getitem, (new, number - first))
-        mine.meta.update(old.meta)
-        old.replace_all_uses_with(mine)
 
 
 def fastest(work: Convolution) -> Route:

@@ -16,6 +16,7 @@ from torch import fx
 from ..kernels import calls
 from . import native
 from .aten import EMPTY
+from .nodes import only_reader
 from .recording import extent_bytes
 
 _aten: Any = torch.ops.aten
@@ -42,7 +43,7 @@ def _is_fresh(node: Any) -> bool:
 def _fuse(graph: fx.Graph, node: Any) -> None:
     probability = float(node.args[1]) if len(node.args) > 1 else 0.5
     value, last = 1.0, node
-    user: Any = next(iter(node.users)) if len(node.users) == 1 else None
+    user = only_reader(node)
     divides = user is not None and user.target in _DIVISIONS and not user.kwargs
     if divides and user.args[0] is node and isinstance(user.args[1], (int, float)):
         # As torch rounds it.

@@ -50,7 +50,7 @@ def epilogue_of(
     node: Any,
     activations: Collection[str] = ("relu",),
     *,
-    addends: Collection[Any] = (),
+    fits_addend: Callable[[Any, Any], bool] | None = None,
     fits_mask: Callable[[torch.Tensor], bool] | None = None,
     pools: bool = False,
 ) -> Epilogue:
@@ -59,7 +59,8 @@ def epilogue_of(
     Args:
         node: a product, convolution or the like.
         activations: names of those that the kernel has.
-        addends: nodes whose values are there when the kernel runs.
+        fits_addend: whether a node's value can be added to another's by the kernel; ``None``: it
+            adds nothing.
         fits_mask: whether a value's layout is one that the kernel reads as a mask; ``None``: it has
             no masks.
         pools: whether the kernel pools by 2x2, where nothing is added.
@@ -77,9 +78,10 @@ def epilogue_of(
         name = activation_of(reader)
         return name if name in activations else None
 
-    addend = take(lambda reader: _addend(reader, chain[-1], addends))
+    addend = mask = pool = None
+    if fits_addend is not None:
+        addend = take(functools.partial(_addend, before=node, fits=fits_addend))
     activation = take(find_activation)
-    mask = pool = None
     if activation is None and fits_mask is not None:
         mask = take(functools.partial(_mask, before=chain[-1], fits=fits_mask))
     if pools and addend is None:
@@ -123,12 +125,14 @@ def pool_window(node: Any) -> tuple[int, int] | None:
     return pair(kernel) if alike and plain else None
 
 
-def _addend(node: Any, before: Any, addends: Collection[Any]) -> Any:
-    """What a sum adds to ``before``, if it is there and of the same shape."""
+def _addend(node: Any, before: Any, fits: Callable[[Any, Any], bool]) -> Any:
+    """What a sum adds to ``before``."""
     if node.target not in _SUMS or node.kwargs or len(node.args) != 2:
         return None
+    if node.target is _aten.add_.Tensor and node.args[0].op == "placeholder":
+        return None  # It writes into what is not of this graph.
     (other,) = [n for n in node.args if n is not before] or [None]
-    return other if other in addends and _alike(other, before) else None
+    return other if isinstance(other, fx.Node) and fits(other, before) else None
 
 
 def _mask(node: Any, before: Any, fits: Callable[[torch.Tensor], bool]) -> Any:
@@ -156,10 +160,14 @@ def fuse(graph: fx.Graph) -> None:
     """
     made_before: set[Any] = set()
     absorbed: set[Any] = set()
+
+    def fits(other: Any, before: Any) -> bool:
+        return other in made_before and _alike(other, before)
+
     nodes: list[Any] = list(graph.nodes)
     for node in nodes:
         rule = _RULES.get(node.target) if node not in absorbed else None
-        made = None if rule is None else rule(node, made_before)
+        made = None if rule is None else rule(node, fits)
         if made is not None:
             layer, args, found = made
             absorbed.update(found.taken)
@@ -171,25 +179,25 @@ def fuse(graph: fx.Graph) -> None:
 _Layer = tuple[Callable[..., Any], tuple[Any, ...], Epilogue]
 
 
-def _linear(node: Any, made_before: Collection[Any]) -> _Layer:
+def _linear(node: Any, fits: Callable[[Any, Any], bool]) -> _Layer:
     x, weight, bias = arguments(node).values()
-    found = epilogue_of(node, layers.ACTIVATIONS, addends=made_before)
+    found = epilogue_of(node, layers.ACTIVATIONS, fits_addend=fits)
     return layers.linear, (x, weight, bias, found.addend, found.activation), found
 
 
-def _convolution(node: Any, made_before: Collection[Any]) -> _Layer | None:
+def _convolution(node: Any, fits: Callable[[Any, Any], bool]) -> _Layer | None:
     x, weight, bias, stride, padding, dilation, groups = arguments(node).values()
     if groups != 1 or pair(dilation) != (1, 1):
         return None
     small = is_small_filter(tuple(weight.meta["val"].shape[2:]), stride, padding)
-    found = epilogue_of(node, addends=made_before, pools=small)
+    found = epilogue_of(node, fits_addend=fits, pools=small)
     windows = pair(stride), pair(padding)
     pooled = found.pool is not None
     args = (x, weight, bias, found.addend, *windows, found.activation, pooled)
     return layers.convolution, args, found
 
 
-def _max_pool(node: Any, _: Collection[Any]) -> _Layer | None:
+def _max_pool(node: Any, _: Any) -> _Layer | None:
     x, kernel, stride, padding, dilation, ceil_mode = arguments(node).values()
     if pair(dilation) != (1, 1) or ceil_mode:
         return None
@@ -198,7 +206,7 @@ def _max_pool(node: Any, _: Collection[Any]) -> _Layer | None:
     return layers.max_pool, (x, *windows, found.activation), found
 
 
-def _sum(node: Any, _: Collection[Any]) -> _Layer | None:
+def _sum(node: Any, _: Any) -> _Layer | None:
     x, addend, alpha = arguments(node).values()
     if not all(isinstance(n, fx.Node) for n in (x, addend)) or not _alike(x, addend) or alpha != 1:
         return None
@@ -206,12 +214,12 @@ def _sum(node: Any, _: Collection[Any]) -> _Layer | None:
     return layers.pointwise, (x, addend, found.activation), found
 
 
-def _activation(node: Any, _: Collection[Any]) -> _Layer | None:
+def _activation(node: Any, _: Any) -> _Layer | None:
     name = activation_of(node)
     return None if name is None else (layers.pointwise, (node.args[0], None, name), Epilogue(node))
 
 
-_RULES: dict[Any, Callable[[Any, Collection[Any]], _Layer | None]] = {
+_RULES: dict[Any, Callable[[Any, Any], _Layer | None]] = {
     _aten.linear.default: _linear,
     _aten.conv2d.default: _convolution,
     _aten.max_pool2d.default: _max_pool,

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from . import native
-from .nodes import add_parts, parts
+from .nodes import parts, take_parts
 
 _aten: Any = torch.ops.aten
 _MEAN, _SUM = 1, 2
@@ -68,9 +68,7 @@ def _put(graph: fx.Graph, forward: Any, kernel: Any, args: Any, loss: Any, gradi
         new = graph.call_function(kernel, args)
     new.meta["val"] = (loss.meta["val"], gradient.meta["val"])
     with graph.inserting_after(new):
-        results = add_parts(new, 2)
-    for part, old in zip(results, (loss, gradient), strict=True):
-        old.replace_all_uses_with(part)
+        take_parts(new, {0: loss, 1: gradient})
 
 
 def _seed(node: Any, loss: Any) -> float | None:

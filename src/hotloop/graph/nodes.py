@@ -26,6 +26,14 @@ def add_parts(node: Any, count: int) -> list[Any]:
     return made
 
 
+def take_parts(node: Any, olds: dict[int, Any]) -> None:
+    """Let results of a node, by number, stand for other nodes; where nodes are being inserted."""
+    for number, old in olds.items():
+        part = node.graph.call_function(operator.getitem, (node, number))
+        part.meta["val"] = node.meta["val"][number]
+        old.replace_all_uses_with(part)
+
+
 def only_reader(node: Any) -> Any:
     """The one node that reads a value; ``None``: there are more, or the graph gives it."""
     readers = list(node.users)

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from .from_recording import RecordedGraph
+from .nodes import only_reader
 
 _aten: Any = torch.ops.aten
 _ADD = (_aten.add.Tensor,)
@@ -99,8 +100,8 @@ def _layout(node: Any) -> Any:
 
 def is_inner_sum(node: Any) -> bool:
     """Whether a sum is only a part of another one."""
-    users = list(node.users)
-    return len(users) == 1 and users[0].target in _ADD and is_sum(users[0])
+    reader = only_reader(node)
+    return reader is not None and is_sum(reader)
 
 
 def is_sum(node: Any) -> bool:
