@@ -2,7 +2,8 @@
 
 team          threads that run chunks and update their share of the weights
 chunk_program  a chunk on the memory of one worker; plain_chunks: chunks as PyTorch makes them
-processes     the same with processes; shared: the memory they share; worker: what one runs
+processes     the same with processes; shared: the memory they share; worker: what one runs;
+              preloaded: what they are forked with
 placement     WorkerPlacement: where a worker runs and takes memory from
 step          ParallelStep: a train step on a team; what to do when a worker hangs
 balance       LoadBalancer, WorkerStats, BatchSizeAdjuster: how many chunks each worker begins with

@@ -90,7 +90,7 @@ class ProcessTeam(Team):
         self._placements: Sequence[WorkerPlacement] = options.get("placements") or ()
         self._context = multiprocessing.get_context("forkserver")
         # Forked from a process that has imported torch but never run it: ready in milliseconds.
-        self._context.set_forkserver_preload(["hotloop.parallel.worker"])
+        self._context.set_forkserver_preload(["hotloop.parallel.preloaded"])
         self._processes: list[_Process] = []
         self._faults: deque[tuple[int, int]] = deque()
         self._descriptor: int | None = None
