@@ -1,6 +1,9 @@
 """The budget of a run whose step is recorded: that of PyTorch's step, which it takes first."""
 
 import gc
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,18 +38,27 @@ def reached(report):
     return report.arena["peak_top_bytes"] - held
 
 
-@pytest.mark.parametrize("micro", [None, 16])
-@pytest.mark.parametrize("samples", [64 * 12, 64 * 12 + 8])
-def test_a_recorded_run_is_budgeted_as_a_plain_one_and_stays_inside(samples, micro):
-    plain = run(samples, compiles="off", micro=micro)
-    report = run(samples, compiles="always", micro=micro)
-    assert (plain.path, report.path) == ("plain", "compiled"), report.path_reason
+CASES = [(samples, micro) for samples in (64 * 12, 64 * 12 + 8) for micro in (None, 16)]
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """Of each case the plain run and the recorded one, in a process whose arena is empty before."""
+    done = subprocess.run([sys.executable, __file__], check=True, capture_output=True, text=True)
+    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_recorded_run_is_budgeted_as_a_plain_one_and_stays_inside(reports, case):
+    plain, recorded = reports[case]
+    assert (plain["path"], recorded["path"]) == ("plain", "compiled"), recorded["reason"]
     for name in ("gradient_buffers_bytes", "working_memory_bytes", "optimizer_state_bytes"):
-        assert getattr(report.budget, name) == getattr(plain.budget, name), name
+        assert plain["budget"][name] == recorded["budget"][name], name
     # With micro-batches PyTorch's update runs beside the program's block, which may part the room
     # that its temporaries need: one weight's size at most.
-    more = report.budget.model_parameters_bytes if micro else 0
-    assert reached(report) <= report.budget.working_memory_bytes + more
+    _, micro = case
+    more = recorded["budget"]["model_parameters_bytes"] if micro else 0
+    assert recorded["reached"] <= recorded["budget"]["working_memory_bytes"] + more
 
 
 @pytest.mark.parametrize("compiles", ["off", "always"])
@@ -57,3 +69,23 @@ def test_what_can_be_counted_at_the_end_is_what_was_predicted(compiles):
     assert set(counted) == {"model_parameters_bytes", "batch_data_bytes", "optimizer_state_bytes"}
     for name, size in counted.items():
         assert size == pytest.approx(getattr(report.budget, name), rel=1e-3), name
+
+
+def main():
+    for_each = []
+    for samples, micro in CASES:
+        both = [run(samples, compiles=compiles, micro=micro) for compiles in ("off", "always")]
+        for_each.append(
+            [
+                {
+                    "path": r.path, "reason": r.path_reason, "budget": r.budget.to_dict(),
+                    "reached": reached(r),
+                }
+                for r in both
+            ]
+        )  # fmt: skip
+    print(json.dumps(for_each))
+
+
+if __name__ == "__main__":
+    main()

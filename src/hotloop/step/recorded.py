@@ -448,23 +448,27 @@ class RecordedStep:
         """
         for shape in self._shapes.values():
             guards, recording = shape.agreed, shape.recording
-            if guards is None or recording is None:
-                continue
-            shape.agreed = None
-            if self.whole:  # Programs leave no gradients either.
-                for weight in self.weights:
-                    weight.grad = None
-            began_s = now()
-            try:
-                self._build(shape, recording, guards)
-                plain_s = shape.plain_s + (update_s if self.whole else 0.0)
-                self._patience.note_build(plain_s, shape.overhead_s, now() - began_s)
-            except (NotRecordable, RunError) as verdict:
-                self._refuse(shape, str(verdict))
-            except _NeedsAutocast:
-                self._drop(shape)
-                self._rounds = shape.rounds = False
-                shape.recordings, self.reason = 0, RECORDING
+            if guards is not None and recording is not None:
+                shape.agreed = None
+                self._try_to_build(shape, recording, guards, update_s)
+
+    def _try_to_build(
+        self, shape: Shape, recording: Recording, guards: Guards, update_s: float
+    ) -> None:
+        if self.whole:  # Programs leave no gradients either.
+            for weight in self.weights:
+                weight.grad = None
+        began_s = now()
+        try:
+            self._build(shape, recording, guards)
+            plain_s = shape.plain_s + (update_s if self.whole else 0.0)
+            self._patience.note_build(plain_s, shape.overhead_s, now() - began_s)
+        except (NotRecordable, RunError) as verdict:
+            self._refuse(shape, str(verdict))
+        except _NeedsAutocast:
+            self._drop(shape)
+            self._rounds = shape.rounds = False
+            shape.recordings, self.reason = 0, RECORDING
 
     def _build(self, shape: Shape, recording: Recording, guards: Guards) -> None:
         graph = graph_of(recording)
