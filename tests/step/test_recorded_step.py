@@ -1,6 +1,8 @@
 """The recorded step against plain PyTorch: the same losses, weights and optimizer state."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -453,3 +455,21 @@ def test_a_copy_that_is_written_is_a_copy():
     step = hotloop.compile_step(model, F.cross_entropy, optimizers[0], (x, y))
     same_losses(step, plain, optimizers[1], x, y, steps=6)
     assert step.path == "compiled", step.reason
+
+
+def test_a_step_that_nobody_holds_gives_its_memory_back_at_once():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.randn(4, 8), torch.randint(3, (4,))
+    step = hotloop.compile_step(
+        model, nn.functional.cross_entropy, torch.optim.SGD(model.parameters(), lr=0.1), (x, y)
+    )
+    for _ in range(4):
+        step(x, y)
+    assert step.path == "compiled"
+    gone = weakref.ref(step._recorded._block)
+    gc.disable()
+    try:
+        del step
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -9,6 +9,7 @@ what no guard sees.
 from __future__ import annotations
 
 import gc
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -73,6 +74,10 @@ _WHOLE = "forward, loss, backward and update are one program, recorded from PyTo
 _GRADIENTS = "forward, loss and backward are one program, recorded from PyTorch's own step"
 
 
+def _nothing() -> None:
+    pass
+
+
 class _NeedsAutocast(Exception):
     """hotloop's products are not all that is to be computed in bfloat16."""
 
@@ -116,7 +121,9 @@ class RecordedStep:
         self._shapes: OrderedDict[Any, Shape] = OrderedDict()
         self._resumed: dict[str, list[int]] = {}
         self._sums: list[torch.Tensor] = []
-        self._block = Block(self._unbind)
+        # Weak, so that a step that nobody holds gives its memory back at once.
+        unbind = weakref.WeakMethod(self._unbind)
+        self._block = Block(lambda: (unbind() or _nothing)())
         self._patience = Patience()
         self._find_tensors()
 
