@@ -8,6 +8,7 @@ in a small table, one row for each parameter group.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,6 +183,7 @@ class Update:
         return float(self.optimizer.state[weights[0]]["mu_product"]) if weights else 1.0
 
 
+@functools.cache  # The same for each micro-batch; nobody writes it.
 def sums_table() -> torch.Tensor:
     """The table, float64 ``[1, 16]``, by which an update adds its gradient: w - (-1 * g)."""
     table = torch.zeros(1, _ROW_DOUBLES, dtype=torch.float64)
