@@ -8,7 +8,8 @@ import pytest
 import hotloop
 
 PUBLIC = [
-    "BatchBuffer", "BatchLayout", "BatchSizeAdjuster", "Budget", "BudgetError", "BufferState",
+    "Arguments", "BatchBuffer", "BatchLayout", "BatchSizeAdjuster", "Budget", "BudgetError",
+    "BufferState",
     "CacheStats", "Ceilings", "CheckpointConfig", "CheckpointError", "CheckpointStore",
     "CpuConfig", "CpuStats", "DataError", "DataParallelTrainer", "DivergedError",
     "GradientAccumulator", "GradientSynchronizer", "HotloopError", "InferenceReport",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .machine import Ceilings, ThreadAffinity
     from .measure import Machine
     from .memory import (
+        Arguments,
         BatchBuffer,
         BatchLayout,
         Budget,
@@ -78,6 +79,7 @@ _ROOM_OF = {
     "StepConfig": "plan",
     "ParallelConfig": "plan",
     # memory
+    "Arguments": "memory",
     "BatchLayout": "memory",
     "BatchBuffer": "memory",
     "BufferState": "memory",
@@ -130,6 +132,7 @@ _ROOM_OF = {
 }
 
 __all__ = [
+    "Arguments",
     "BatchBuffer",
     "BatchLayout",
     "BatchSizeAdjuster",

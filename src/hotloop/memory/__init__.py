@@ -7,6 +7,7 @@ tensor_arena  TensorArena: torch's CPU tensors from one range
 arena_model   ArenaModel: how far that range will be used, without using it
 image_layout  images with channels adjacent, as convolutions like them
 trace         one step on shapes alone: every allocation in order; fake_call: of the model
+tree          a batch is a tensor, or any tree of tensors; Arguments of a model
 rehearsal     tiny layers that make kernel code resident, so that it can be counted
 budget        Budget: bytes by component before the run
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .layout import BatchLayout
 from .pool import BatchBuffer, BufferState, MemoryPool, PoolStats
 from .tensor_arena import ArenaStats, TensorArena
+from .tree import Arguments
 
 if TYPE_CHECKING:
     from .budget import Budget, largest_micro_batch, pool_buffers
@@ -28,6 +30,7 @@ _OF_BUDGET = ("Budget", "largest_micro_batch", "pool_buffers")
 
 __all__ = [
     "ArenaStats",
+    "Arguments",
     "BatchBuffer",
     "BatchLayout",
     "Budget",
