@@ -4,12 +4,13 @@
 
 Each run is a process of its own with empty caches, from the start of the interpreter on; hotloop's
 has no compiler on its path. All train on the same random digits in memory, in batches of 64, with
-Adam: PyTorch as written, with its fused Adam, `torch.compile` of the model with that, and a loop of
-`step(x, y)` by hotloop. Runs take turns. JAX and Lightning are not among the peers here: neither is
-installed with this repository.
+Adam: PyTorch as written, with its fused Adam, `torch.compile` of the model with that, JAX's jitted
+step, Lightning, and a loop of `step(x, y)` by hotloop. Runs take turns. JAX and Lightning take part
+where they are installed (`pip install "hotloop[peers]"`).
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +26,47 @@ from about import about
 
 from hotloop.files import write_text_atomically
 
-PEERS = ("hotloop", "pytorch", "pytorch-fused", "torch.compile")
+PEERS = ["hotloop", "pytorch", "pytorch-fused", "torch.compile"]
+PEERS += [name for name in ("jax", "lightning") if importlib.util.find_spec(name)]
 MARKS_S = (10.0, 20.0)
 BATCH = 64
 
 
-def train(peer: str, model_name: str, seconds: float, began: float) -> None:
-    """Runs in a process of its own; prints what it reached, as JSON."""
+class Progress:
+    """Counts steps, and notes when the first ones and the marks were reached."""
+
+    def __init__(self, began: float, seconds: float) -> None:
+        self.began, self.count = began, 0
+        self.reached: dict[str, Any] = {"steps_s": []}
+        self.marks = [mark for mark in MARKS_S if mark <= seconds]
+
+    def step_done(self) -> bool:
+        """Count one; whether there are marks left."""
+        self.count += 1
+        now = time.time() - self.began
+        if self.count <= 4:
+            self.reached["steps_s"].append(round(now, 2))
+        while self.marks and now >= self.marks[0]:
+            self.reached[f"samples_after_{self.marks.pop(0):g}_s"] = self.count * BATCH
+        return bool(self.marks)
+
+
+def draw() -> tuple[Any, Any]:
+    """The data of all: 100 batches."""
+    import torch
+
+    torch.manual_seed(0)
+    return torch.rand(6400, 1, 28, 28), torch.randint(0, 10, (6400,))
+
+
+def train(peer: str, model_name: str, progress: Progress) -> None:
+    """A loop of steps, by PyTorch or hotloop."""
     import torch
     from torch.nn import functional as F
 
     from hotloop.train.zoo import build_model
 
-    torch.manual_seed(0)
-    x, y = torch.rand(6400, 1, 28, 28), torch.randint(0, 10, (6400,))
+    x, y = draw()
     batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
     model = build_model(model_name).train()
     fused = True if peer in ("pytorch-fused", "torch.compile") else None
@@ -57,20 +86,70 @@ def train(peer: str, model_name: str, seconds: float, began: float) -> None:
             optimizer.step()
             return loss
 
-    reached: dict[str, Any] = {"steps_s": []}
-    count = 0
-    marks = [mark for mark in MARKS_S if mark <= seconds]
-    while marks:
-        step(*batches[count % len(batches)]).item()
-        count += 1
-        now = time.time() - began
-        if count <= 4:
-            reached["steps_s"].append(round(now, 2))
-        while marks and now >= marks[0]:
-            reached[f"samples_after_{marks.pop(0):g}_s"] = count * BATCH
+    step(*batches[0]).item()
+    while progress.step_done():
+        step(*batches[progress.count % len(batches)]).item()
     if peer == "hotloop":
-        reached |= {"path": step.path, "reason": step.reason}
-    print(json.dumps(reached))
+        progress.reached |= {"path": step.path, "reason": step.reason}
+
+
+def train_by_jax(model_name: str, progress: Progress) -> None:
+    """A loop of JAX's jitted step on the same data."""
+    import torch
+
+    from hotloop.bench.peers import jax_jit
+    from hotloop.train.zoo import build_model
+
+    x, y = draw()
+    epoch = jax_jit(build_model(model_name), model_name, x.numpy(), y.numpy(), BATCH, 2)
+    orders = torch.arange(len(x)).view(-1, BATCH).numpy()
+    epoch(orders[0])
+    while progress.step_done():
+        epoch(orders[progress.count % len(orders)])
+
+
+def train_by_lightning(model_name: str, progress: Progress) -> None:
+    """Lightning's Trainer with logging, checkpoints and the progress bar off."""
+    import lightning  # type: ignore[import-not-found, unused-ignore]
+    import torch
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from hotloop.train.zoo import build_model
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = build_model(model_name)
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return F.cross_entropy(self.inner(batch[0]), batch[1])
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, number: int) -> None:
+            outputs["loss"].item()
+            self.trainer.should_stop = not progress.step_done()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters())
+
+    trainer = lightning.Trainer(
+        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Module(), DataLoader(TensorDataset(*draw()), batch_size=BATCH))
+
+
+def run(peer: str, model_name: str, progress: Progress) -> None:
+    """Runs in a process of its own; prints what it reached, as JSON."""
+    others: dict[str, Callable[[str, Progress], None]] = {
+        "jax": train_by_jax,
+        "lightning": train_by_lightning,
+    }
+    if peer in others:
+        others[peer](model_name, progress)
+    else:
+        train(peer, model_name, progress)
+    print(json.dumps(progress.reached))
 
 
 def one(peer: str, model: str, seconds: float) -> dict[str, Any]:
@@ -96,7 +175,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.peer:
-        train(args.peer, args.models, args.seconds, args.began)
+        run(args.peer, args.models, Progress(args.began, args.seconds))
         return
     document: dict[str, Any] = about()
     for model in args.models.split(","):
