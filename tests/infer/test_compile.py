@@ -7,7 +7,6 @@ import functools
 import numpy
 import pytest
 import torch
-from torch import nn
 
 import hotloop
 from hotloop.errors import DataError, InputError, MissingExtraError, ModelError
@@ -306,15 +305,6 @@ def test_bad_arguments(options, rule):
 def test_a_bad_example(example):
     with pytest.raises((ModelError, InputError)):
         hotloop.compile_inference(models.perceptron(), example)
-
-
-def test_a_result_of_another_kind_is_refused():
-    class Text(nn.Module):
-        def forward(self, x):
-            return x, "text"
-
-    with pytest.raises(ModelError, match="tensors in tuples"):
-        hotloop.compile_inference(Text(), torch.randn(2, 2))
 
 
 def test_a_named_engine_that_is_missing_gives_the_pip_line(monkeypatch):

@@ -20,8 +20,18 @@ from torch import nn
 from ..errors import MissingExtraError, ModelError
 from ..machine import Machine
 from ..machine.cache_dir import GRAPHS
+from ..memory.preserve import preserved
+from .check import FLOAT32_ERROR, difference
 from .engine import TensorSpec, dtype_name, first_line
-from .signature import Signature, arguments, flatten, unflatten
+from .signature import (
+    Signature,
+    Typed,
+    arguments,
+    flatten,
+    leaf_names,
+    not_of_arrays,
+    unflatten,
+)
 
 # Above it a protobuf file cannot hold the weights; they go beside it.
 _ONE_FILE_BYTES = 1_500_000_000
@@ -48,22 +58,55 @@ def read_signature(
 ) -> tuple[Signature, list[torch.Tensor]]:
     """The signature of a model in eval mode, and the example as tensors on the model's device.
 
-    The batch is the first dimension of the first input, and of every tensor whose first dimension
-    follows it.
+    The batch is the first dimension of the first input that has one, and of every tensor whose
+    first dimension follows it. The model answers twice: what is no function of its input, only the
+    module itself can answer. Neither the example nor the model's Python state is changed.
 
     Raises:
-        ModelError: the model cannot take the example, or gives something else than tensors.
+        ModelError: the model cannot take the example.
     """
     args, kwargs = arguments(example)
     leaves, structure = flatten((args, kwargs), "example")
-    tensors = [torch.as_tensor(leaf).detach().to(device) for leaf in leaves]
-    if not tensors or not tensors[0].dim():
+    # A copy, for a model may write into what it is given.
+    tensors = [torch.as_tensor(leaf).detach().to(device, copy=True) for leaf in leaves]
+    batch = batch_of(tensors)
+    if batch is None:
         raise ModelError(
             "the first input must have a batch dimension",
             got=f"{list(tensors[0].shape) if tensors else 'no tensors'}",
             next_step="pass example=x with one batch of samples",
         )
+    with preserved(model):
+        result, drawn = _answer(model, structure, tensors)
+        outputs, output_structure = flatten(result, "the model's result", opaque=True)
+        only_eager = None
+        if torch.device(device).type == "cpu":
+            again = flatten(_answer(model, structure, tensors)[0], "", opaque=True)[0]
+            only_eager = _why_only_eager(output_structure, drawn, outputs, again)
     args, kwargs = unflatten(structure, tensors)
+    names = _input_names(model, args, kwargs, len(tensors))
+    results = _output_names(output_structure, len(outputs), names)
+    return (
+        Signature(
+            structure,
+            output_structure,
+            tuple(_spec(n, t, batch) for n, t in zip(names, tensors, strict=True)),
+            tuple(_spec(n, t, batch) for n, t in zip(results, outputs, strict=True)),
+            only_eager,
+        ),
+        tensors,
+    )
+
+
+def batch_of(tensors: Sequence[torch.Tensor]) -> int | None:
+    """The batch size of flat inputs; ``None``: none of them has a dimension."""
+    return next((int(t.shape[0]) for t in tensors if t.dim()), None)
+
+
+def _answer(model: nn.Module, structure: Any, tensors: Sequence[torch.Tensor]) -> tuple[Any, bool]:
+    """The model's result for a copy of the inputs, and whether it drew torch's random numbers."""
+    args, kwargs = unflatten(structure, [tensor.clone() for tensor in tensors])
+    before = torch.get_rng_state()
     try:
         with torch.inference_mode():
             result = model(*args, **kwargs)
@@ -72,18 +115,24 @@ def read_signature(
             "the model must take the example", got=f"{type(error).__name__}: {error}",
             next_step="pass one batch as the model's forward takes it",
         ) from error  # fmt: skip
-    outputs, output_structure = flatten(result, "the model's result")
-    batch = tensors[0].shape[0]
-    names = _names(model, args, kwargs, len(tensors))
-    return (
-        Signature(
-            structure,
-            output_structure,
-            tuple(_spec(n, t, batch) for n, t in zip(names, tensors, strict=True)),
-            tuple(_spec(f"output_{i}" if i else "output", t, batch) for i, t in enumerate(outputs)),
-        ),
-        tensors,
-    )
+    return result, not torch.equal(torch.get_rng_state(), before)
+
+
+def _why_only_eager(
+    structure: Any, drawn: bool, first: list[torch.Tensor], again: list[torch.Tensor]
+) -> str | None:
+    """Why no other engine can give a model's answers; ``None``: any may."""
+    other = not_of_arrays(structure)
+    if other is not None:
+        return f"the answer has a {other} in it, which only the module itself gives"
+    if drawn:
+        return (
+            "the model draws random numbers in eval mode (dropout without training=self.training?)"
+            ", which an export would drop or freeze"
+        )
+    if difference(again, first)[0] > FLOAT32_ERROR:
+        return "the model answers the same input in another way each time, which no export does"
+    return None
 
 
 def _spec(name: str, tensor: torch.Tensor, batch: int) -> TensorSpec:
@@ -93,17 +142,30 @@ def _spec(name: str, tensor: torch.Tensor, batch: int) -> TensorSpec:
     return TensorSpec(name, dtype_name(tensor), shape)
 
 
-def _names(
+def _input_names(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
 ) -> list[str]:
-    """Parameter names of ``forward`` where each input is one tensor; else numbered."""
+    """As ``forward`` names them, keys behind dots; numbered where that is not unique."""
+    names: list[str] = []
     with contextlib.suppress(TypeError, ValueError):
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
-        names = list(bound.arguments)
-        flat = all(isinstance(value, torch.Tensor) for value in bound.arguments.values())
-        if flat and len(names) == count and len(set(names)) == count:
-            return names
+        for name, value in bound.arguments.items():
+            kind = bound.signature.parameters[name].kind
+            by_key = kind is inspect.Parameter.VAR_KEYWORD
+            names += leaf_names(flatten(value, name)[1], "" if by_key else name)
+    if len(names) == count and len(set(names)) == count:
+        return names
     return [f"input_{i}" if i else "input" for i in range(count)]
+
+
+def _output_names(structure: Any, count: int, taken: Sequence[str]) -> list[str]:
+    """Keys and fields of the result; numbered where it has none."""
+    keyed = isinstance(structure, Typed) or (isinstance(structure, dict) and "dict" in structure)
+    names = leaf_names(structure, "") if keyed else []
+    names = [f"output.{name}" if name in taken else name for name in names]
+    if names and len(set(names)) == count and all(names):
+        return names
+    return [f"output_{i}" if i else "output" for i in range(count)]
 
 
 def resized(tensors: Sequence[torch.Tensor], specs: Sequence[TensorSpec], batch: int) -> list[Any]:
@@ -138,7 +200,8 @@ def export_program(
     Raises:
         ModelError: the model's course depends on values, or it cannot be captured.
     """
-    batch = int(tensors[0].shape[0])
+    batch = batch_of(tensors)
+    assert batch is not None, "read_signature asks for one"
     with quiet(), torch.no_grad():
         try:
             # A batch of one would be taken for a constant.

@@ -77,6 +77,8 @@ def difference(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> tup
             )
         if not b.numel():
             continue
+        if b.is_complex():
+            a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
         if not b.is_floating_point():
             worst = max(worst, float((a != b).double().mean()))
             continue

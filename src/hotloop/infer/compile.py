@@ -15,10 +15,12 @@ from ..measure import now
 from ..plan import Plan
 from . import remembered
 from .artifacts import ENGINES, ArtifactBuilder, settings_for
-from .capture import own_copy, read_signature
+from .capture import batch_of, own_copy, read_signature
 from .check import Bounds
+from .report import InferenceReport, Setting
 from .runner import InferenceRunner
 from .selector import EngineSelector, Samples
+from .signature import Signature
 
 GOALS = ("latency", "throughput")
 BATCH_SIZES = (1, 32, 64)
@@ -48,10 +50,12 @@ def compile_inference(
     int8, on a GPU TF32 and bfloat16, are tried only under a bound.
 
     Args:
-        model: any module on the CPU or on one CUDA device whose forward takes and gives tensors
-            in tuples, lists or dicts, the batch as first dimension.
-        example: one batch: a tensor or array, a tuple of positional arguments, or a dict of
-            named ones.
+        model: any module on the CPU or on one CUDA device, the batch as first dimension of what
+            it takes and gives. What it answers comes back as eager gives it: tensors in tuples,
+            lists, dicts, dataclasses, a ``ModelOutput``. Answers that hold something else, that are
+            random, or that follow from earlier ones, only eager gives.
+        example: one batch: a tensor or array, a tuple of positional arguments, a mapping of
+            named ones, or ``hotloop.Arguments``; as a train step takes ``x``.
         goal: ``"latency"``: one call at a time, the 99th percentile decides at batch 1;
             ``"throughput"``: as many samples a second as several pinned instances give.
         engines: of ``"hotloop"``, ``"eager"``, ``"inductor"``, ``"onnxruntime"``, ``"openvino"``;
@@ -76,48 +80,72 @@ def compile_inference(
     """
     start_s = now()
     bounds = _checked_bounds(goal, max_error, max_accuracy_loss, budget_s)
-    tell = on_event or (lambda what: None)
     device = _device(model)
     twin = own_copy(model)
     signature, tensors = read_signature(twin, example, device)
-    sizes = _sizes(batch_sizes, int(tensors[0].shape[0]))
+    if signature.only_eager is not None:
+        twin = own_copy(model)  # As it was before it answered: its answers may follow each other.
+    sizes = _sizes(batch_sizes, batch_of(tensors) or 1)
     given = Samples(samples, signature, tensors, bounds)
-    artifacts: ArtifactBuilder
-    if device.type == "cpu":
-        named = _engine_names(engines, ENGINES)
-        precisions = ["float32", "bfloat16", "int8"] if bounds.allow_lower else ["float32"]
-        images = any(isinstance(part, nn.Conv2d) for part in twin.modules())
-        settings = settings_for(goal, named, precisions, _usable_cpus(plan), images)
-        where = ""
-        artifacts = ArtifactBuilder(twin, signature, tensors, given.inputs)
-    else:
-        from .cuda import CUDA_ENGINES, CudaArtifactBuilder, cuda_settings
-
-        named = _engine_names(engines, CUDA_ENGINES)
-        settings = cuda_settings(named, bounds.allow_lower)
-        where = torch.cuda.get_device_name(device)
-        artifacts = CudaArtifactBuilder(twin, signature, tensors, device)
+    artifacts, settings = _candidates(twin, signature, tensors, given, bounds, goal, engines, plan)
     try:
+        tell = on_event or (lambda what: None)
         selector = EngineSelector(
             artifacts, goal, sizes, bounds, given, budget_s, start_s, tell, plan
         )
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         limits = bounds.max_error, bounds.max_accuracy_loss, where
         question = remembered.question(twin, signature, goal, sizes, settings, *limits)
-        known = remembered.recall(question) if cache else None
-        report = selector.recall(known) if known else None
+        report = _recalled(selector, question) if cache else None
         if report is None:
             report = selector.select(settings, required=engines is not None)
-            if cache and report.other_load is not None and report.other_load > BUSY:
-                report.notes.append(
-                    f"other work kept {report.other_load:.1f} CPUs busy during the race: "
-                    "the winners are not remembered"
-                )
-            elif cache:
-                remembered.remember(question, report)
+            if cache:
+                _remember(question, report)
         return selector.runner(report)
     except BaseException:
         artifacts.close()
         raise
+
+
+def _candidates(
+    twin: nn.Module,
+    signature: Signature,
+    tensors: list[torch.Tensor],
+    given: Samples,
+    bounds: Bounds,
+    goal: str,
+    engines: Sequence[str] | None,
+    plan: Plan | None,
+) -> tuple[ArtifactBuilder, list[Setting]]:
+    """What makes the engines of the model's device, and all settings that may race."""
+    if tensors[0].device.type == "cpu":
+        named = _engine_names(engines, ENGINES)
+        precisions = ["float32", "bfloat16", "int8"] if bounds.allow_lower else ["float32"]
+        images = any(isinstance(part, nn.Conv2d) for part in twin.modules())
+        settings = settings_for(goal, named, precisions, _usable_cpus(plan), images)
+        return ArtifactBuilder(twin, signature, tensors, given.inputs), settings
+    from .cuda import CUDA_ENGINES, CudaArtifactBuilder, cuda_settings
+
+    named = _engine_names(engines, CUDA_ENGINES)
+    builder = CudaArtifactBuilder(twin, signature, tensors, tensors[0].device)
+    return builder, cuda_settings(named, bounds.allow_lower)
+
+
+def _recalled(selector: EngineSelector, question: str) -> InferenceReport | None:
+    """The winners of an earlier race, if they still hold."""
+    known = remembered.recall(question)
+    return selector.recall(known) if known else None
+
+
+def _remember(question: str, report: InferenceReport) -> None:
+    """Keep the winners, unless other work may have chosen them."""
+    if report.other_load is not None and report.other_load > BUSY:
+        report.notes.append(
+            f"other work kept {report.other_load:.1f} CPUs busy during the race: "
+            "the winners are not remembered"
+        )
+    else:
+        remembered.remember(question, report)
 
 
 def _checked_bounds(

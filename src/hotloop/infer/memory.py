@@ -5,6 +5,7 @@ Measured in a fresh process each, because this one holds PyTorch and every candi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HotloopError, RunError
 from .report import Setting
+from .signature import unflatten
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -82,7 +84,7 @@ def predicted_memory(
     - ``runtime_base_bytes``: interpreter, numpy and the engines' libraries, measured.
     - ``enclave_overhead_bytes``: from the plan.
     """
-    from ..memory import Budget
+    from ..memory import Arguments, Budget
     from ..plan import Plan
 
     settings = list(settings)
@@ -98,15 +100,12 @@ def predicted_memory(
     working: int | None = None
     if {engine for engine, _ in files} == {"hotloop"}:
         working = own_working(batch_size)
-    try:
-        _, named = artifacts.signature.input_structure["tuple"]
-        if working is None and not named["dict"]:
-            budget = Budget.predict(
-                artifacts.model, tuple(artifacts.example), batch_size, phase="infer", plan=plan
-            )
+    if working is None:
+        with contextlib.suppress(HotloopError, RuntimeError, TypeError, ValueError):
+            args, kwargs = unflatten(artifacts.signature.input_structure, artifacts.example)
+            x = Arguments(*args, **kwargs)
+            budget = Budget.predict(artifacts.model, x, batch_size, phase="infer", plan=plan)
             working = budget.working_memory_bytes
-    except (HotloopError, RuntimeError, TypeError, ValueError):
-        pass  # What cannot be traced is unknown.
     parts: dict[str, int | None] = {
         "model_parameters_bytes": weights,
         "batch_data_bytes": batch * instances,

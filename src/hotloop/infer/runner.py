@@ -24,7 +24,7 @@ from ..machine import Machine
 from .engine import Engine, check_arrays, not_on_cpu
 from .folder_writer import write_folder
 from .report import InferenceReport, Setting
-from .signature import LEAF, Signature, flatten, unflatten
+from .signature import LEAF, Signature, arguments, flatten, unflatten
 
 if TYPE_CHECKING:
     from .artifacts import ArtifactBuilder
@@ -83,7 +83,8 @@ class InferenceRunner:
         }
         found = map(self.setting_for, range(_LISTED))
         self._by_size = [None if s is None else self._adapters[s] for s in found]
-        self._single = signature.takes_one and signature.output_structure == LEAF
+        plain = signature.only_eager is None and signature.output_structure == LEAF
+        self._single = signature.takes_one and plain
         spec = self.inputs[0]
         self._tail = tuple(spec.shape[1:])
         self._dtype = numpy.dtype(spec.dtype) if _is_numpy(spec.dtype) else None
@@ -111,7 +112,8 @@ class InferenceRunner:
         """The model's result, as eager would give it.
 
         Args:
-            args, kwargs: as the model's ``forward`` takes them; ``[batch, ...]`` each.
+            args, kwargs: as the model's ``forward`` takes them, ``[batch, ...]`` each; or one tree,
+                as the example was.
 
         Raises:
             DataError: not what the model takes.
@@ -147,11 +149,11 @@ class InferenceRunner:
         return self._adapters[setting]
 
     def _general(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves, structure = flatten((args, kwargs), "the input")
-        if structure != self.signature.input_structure:
+        leaves = self.signature.leaves_of(args, kwargs)
+        if leaves is None:
             raise DataError(
                 f"the model takes {'; '.join(spec.text() for spec in self.inputs)}",
-                got=f"{len(leaves)} arrays in another arrangement",
+                got=f"{len(flatten((args, kwargs), 'the input')[0])} arrays in another arrangement",
                 next_step="pass the arguments as in the example",
             )
         as_torch = any(type(leaf).__module__.startswith("torch") for leaf in leaves)
@@ -162,6 +164,8 @@ class InferenceRunner:
         if len(sizes) > 1:
             raise DataError("all inputs must have one batch size", got=sorted(sizes))
         adapter = self._adapter(sizes.pop() if sizes else 1)
+        if self.signature.only_eager is not None:
+            return adapter.whole(leaves, as_torch)
         results = adapter.tensors(leaves) if as_torch else adapter.arrays(leaves)
         return unflatten(self.signature.output_structure, results)
 
@@ -179,8 +183,8 @@ class InferenceRunner:
         """Answers many batches by all instances at once, in the order they came.
 
         Args:
-            batches: each one array, a tuple of positional arguments, or a dict of named ones. Read
-                a few ahead, so that an endless source may be given.
+            batches: each as the example was. Read a few ahead, so that an endless source may be
+                given.
             pin: one CPU for each instance of one thread.
 
         Raises:
@@ -203,9 +207,8 @@ class InferenceRunner:
                 future.cancel()
 
     def _one(self, batch: Any) -> Any:
-        if isinstance(batch, tuple):
-            return self(*batch)
-        return self(**batch) if isinstance(batch, dict) else self(batch)
+        args, kwargs = arguments(batch)
+        return self(*args, **kwargs)
 
     def _num_workers(self) -> int:
         return max(engine.num_instances for engine in self.engines.values())
@@ -313,6 +316,15 @@ class EngineAdapter:
     def arrays(self, leaves: Sequence[Any]) -> list[Any]:
         """Results as arrays."""
         return self.engine.run([numpy.asarray(leaf) for leaf in leaves])
+
+    def whole(self, leaves: Sequence[Any], as_torch: bool) -> Any:
+        """The module's own result, whatever is in it; arrays for arrays."""
+        answer: Callable[[Any], Any] = self.engine.answer  # type: ignore[attr-defined]
+        result = answer(leaves)
+        if as_torch:
+            return result
+        tensors, structure = flatten(result, "the result", opaque=True)
+        return unflatten(structure, [tensor.numpy() for tensor in tensors])
 
     def tensors(self, leaves: Sequence[Any]) -> list[Any]:
         """Results as tensors."""

@@ -14,12 +14,13 @@ from ..measure import Candidate, Standing, now, race, steadiest
 from ..measure.neighbours import busy_elsewhere_s
 from ..plan import Plan
 from .artifacts import ArtifactBuilder
+from .capture import batch_of
 from .check import Bounds, accuracy_loss, difference, fresh_inputs
 from .engine import Engine, first_line
 from .memory import predicted_memory
 from .report import InferenceReport, RaceRow, Setting
 from .runner import EngineAdapter, InferenceRunner
-from .signature import Signature, arguments
+from .signature import Signature, arguments, flatten
 
 # A second engine holds a second copy of the weights: only where it is faster by this much.
 _WORTH_ANOTHER = 1.01
@@ -43,11 +44,10 @@ class Samples:
                 )
             self.inputs = example if bounds.allow_lower else None
             return
-        args, kwargs = arguments(samples)
+        leaves, labels = _with_labels(samples, signature)
         device = example[0].device
-        values = [torch.as_tensor(v).detach().to(device) for v in (*args, *kwargs.values())]
-        if len(values) == count + 1 and not kwargs:
-            self.labels = values.pop()
+        values = [torch.as_tensor(v).detach().to(device) for v in leaves]
+        self.labels = None if labels is None else torch.as_tensor(labels).to(device)
         fits = len(values) == count and all(
             spec.fits(v) for v, spec in zip(values, signature.inputs, strict=True)
         )
@@ -69,6 +69,17 @@ class Samples:
         size = fixed or 64
         end = count - count % size if fixed else count
         return [[t[i : i + size] for t in self.inputs] for i in range(0, end, size)]
+
+
+def _with_labels(samples: Any, signature: Signature) -> tuple[list[Any], Any]:
+    """The inputs in samples, and the labels behind them; ``None``: there are none."""
+    args, kwargs = arguments(samples)
+    leaves = signature.leaves_of(args, kwargs)
+    if leaves is not None or len(args) < 2 or kwargs:
+        return leaves or flatten((args, kwargs), "samples")[0], None
+    x = args[0] if len(args) == 2 else args[:-1]
+    leaves = signature.leaves_of(*arguments(x))
+    return leaves or flatten(x, "samples")[0], args[-1]
 
 
 @dataclass
@@ -96,6 +107,7 @@ class EngineSelector:
     errors: dict[Setting, tuple[float | None, float | None]] = field(default_factory=dict)
     _wanted: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=dict)
     _scores: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    _writes: bool = False  # Whether the model writes into its input.
 
     def select(self, settings: list[Setting], *, required: bool) -> InferenceReport:
         """Race all; the report."""
@@ -191,6 +203,10 @@ class EngineSelector:
         late = not patient and spent > _COMPILE_UNTIL * self.budget_s
         if late and self.artifacts.must_compile(setting):
             return f"not compiled: {spent:.0f} s of {self.budget_s:.0f} s were spent"
+        only_eager = self.artifacts.signature.only_eager
+        as_written = setting.engine == "eager" and setting.layout == "as given"
+        if only_eager is not None and not (as_written and setting.precision == "float32"):
+            return only_eager
         self.tell(f"building {setting.title}")
         try:
             engine = self.artifacts.build(setting)
@@ -212,6 +228,9 @@ class EngineSelector:
 
     def _check(self, setting: Setting, engine: Engine) -> str | None:
         """Compare with eager on fresh inputs of several sizes; the reason if it may not win."""
+        if self.artifacts.signature.only_eager is not None:
+            self.errors[setting] = (None, None)  # It is eager, and may not answer twice alike.
+            return None
         alike = any(
             (s.engine, s.precision, s.layout) == (setting.engine, setting.precision, setting.layout)
             for s in self.engines
@@ -250,13 +269,24 @@ class EngineSelector:
             if real and self.samples.inputs is not None and len(self.samples.inputs[0]) >= size:
                 # Ranges of int8 come from samples: noise of the example's spread lies outside.
                 inputs = [t[-size:].contiguous() for t in self.samples.inputs]
-            try:
-                with torch.inference_mode():
-                    want = self.artifacts.signature.call(self.artifacts.model, inputs)
-            except Exception:
-                want = []
+            want = self._eager(inputs)
+            if not want and size == batch_of(self.artifacts.example):
+                # Whole numbers in another order may say something else: lengths, offsets.
+                inputs = self.artifacts.example
+                want = self._eager(inputs)
             self._wanted[size, real] = inputs, want
         return self._wanted[size, real]
+
+    def _eager(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What eager makes of a copy of the inputs; nothing where it refuses them."""
+        given = [tensor.clone() for tensor in inputs]
+        try:
+            with torch.inference_mode():
+                want = self.artifacts.signature.call(self.artifacts.model, given)
+        except Exception:
+            return []
+        self._writes |= difference(given, inputs)[0] > 0
+        return want
 
     def _loss(self, engine: Engine, fixed: int | None) -> float | None:
         batches = self.samples.batches(fixed)
@@ -285,7 +315,7 @@ class EngineSelector:
         cpus = Machine.probe().cpu_ids
         candidates = {
             s: Candidate(
-                [_caller(self.engines[s], inputs)] * s.num_instances,
+                [_caller(self.engines[s], inputs, self._writes)] * s.num_instances,
                 cpus if s.num_instances > 1 and s.num_threads == 1 else (),
             )
             for s in settings
@@ -314,15 +344,21 @@ def _fill(row: RaceRow, standing: Standing) -> None:
 
 
 def _answer(engine: Engine, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    return EngineAdapter(engine).tensors(inputs)
+    return EngineAdapter(engine).tensors([tensor.clone() for tensor in inputs])
 
 
-def _caller(engine: Engine, inputs: list[torch.Tensor]) -> Callable[[], object]:
-    """A call as the runner makes it: tensors in, tensors out; on a GPU to the end of its work."""
+def _caller(engine: Engine, inputs: list[torch.Tensor], writes: bool) -> Callable[[], object]:
+    """A call as the runner makes it: tensors in, tensors out; on a GPU to the end of its work.
+
+    Args:
+        writes: give each call a copy, because the model writes into its input.
+    """
     adapter = EngineAdapter(engine)
     wait = getattr(engine, "wait", None)
     if wait is not None:
         return lambda: (adapter.tensors(inputs), wait())
+    if writes:
+        return lambda: adapter.tensors([tensor.clone() for tensor in inputs])
     if len(inputs) == len(engine.outputs) == 1:
         return lambda: adapter.tensor(inputs[0])
     return lambda: adapter.tensors(inputs)

@@ -6,7 +6,8 @@ pool          MemoryPool and BatchBuffer: buffers lent out and taken back across
 tensor_arena  TensorArena: torch's CPU tensors from one range
 arena_model   ArenaModel: how far that range will be used, without using it
 image_layout  images with channels adjacent, as convolutions like them
-trace         one step on shapes alone: every allocation in order; fake_call: of the model
+trace         one step on shapes alone: every allocation in order; preserve: it leaves nothing
+misfit        a model that does not fit its data, told in one line
 tree          a batch is a tensor, or any tree of tensors; Arguments of a model
 rehearsal     tiny layers that make kernel code resident, so that it can be counted
 budget        Budget: bytes by component before the run

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from ..errors import BudgetError, InputError, ModelError
+from ..errors import BudgetError, InputError
 from ..machine import Machine
 from ..monitor import resident_bytes
 from ..plan import Plan
 from ..units import format_bytes
+from . import tree
 from .arena_model import ArenaModel
 from .layout import BatchLayout
+from .misfit import misfit
 from .pool import MemoryPool
 from .rehearsal import rehearse
 from .tensor_arena import TensorArena
-from .trace import UNTRACEABLE, LossFn, StepTrace, trace_step
+from .trace import UNTRACEABLE, LossFn, StepTrace, at_batch_size, default_loss, trace_step
 
 PHASES = ("train", "infer")
 
@@ -48,7 +52,8 @@ class Budget:
         gradient_buffers_bytes: one gradient for each trainable parameter (training).
         optimizer_state_bytes: what the optimizer keeps between steps (training).
         working_memory_bytes: activations, temporaries, and the gaps between them; ``None`` where
-            the model's course depends on values, and then not in the total.
+            the step cannot be run on shapes alone (``assumptions`` says why), and then not in the
+            total.
         runtime_base_bytes: interpreter, PyTorch and kernel libraries, measured in this process;
             ``None`` where the kernel does not tell, and then not in the total.
         enclave_overhead_bytes: see ``MemoryConfig``.
@@ -95,31 +100,38 @@ class Budget:
         The step is run on fake tensors (``trace_step``) and its allocations are replayed through
         the model of the tensor arena (``ArenaModel``), so that gaps between tensors count.
 
+        Neither model, loss, optimizer nor random numbers are changed, nor anything of Python's that
+        their code reaches (``preserved``). Where shapes alone do not do, the budget says why, and
+        working memory is unknown.
+
         Args:
             model: module on the CPU or the meta device.
-            example: ``(x, y)``, or ``x`` alone for inference; ``[batch, ...]`` each. Only shapes
-                and dtypes count, and the first dimension is replaced by ``batch_size``.
+            example: ``(x, y)``, each a tensor ``[batch, ...]`` or a tree of such (``tree.call``
+                says how a model is called with x). ``(x,)``: the loss gets the answer alone. For
+                inference ``x`` as ``compile_inference`` takes it; a tuple of two that the model
+                does not take by place is ``(x, y)``. Only shapes and dtypes count, and the first
+                dimension is replaced by ``batch_size``.
             batch_size: samples of a step, at least 1.
             phase: ``"train"`` or ``"infer"``.
             plan: micro-batch, queue and limits; the defaults when ``None``.
-            loss_fn: cross entropy for whole-number targets, else mean squared error, when
-                ``None``.
+            loss_fn: ``loss_fn(answer, y)`` or ``loss_fn(answer)``; cross entropy for whole-number
+                targets, else mean squared error, when ``None``.
             optimizer: Adam when ``None``.
             data_resident_bytes: packed samples that are resident already.
             machine: probed when ``None``.
 
         Raises:
             InputError: batch size or phase outside their rule.
-            ModelError: the model cannot take the example, or the loss its output.
+            ModelError: plain PyTorch cannot run model and loss on the example either.
         """
-        tensors = _checked(example, batch_size, phase)
+        parts = _checked(model, example, batch_size, phase, loss_fn)
         machine = machine or Machine.probe()
         plan = (plan or Plan()).resolve(machine)
         micro = min(plan.memory.micro_batch_size or batch_size, batch_size)
         trace = traced(
-            model, tensors, batch_size, phase, loss_fn=loss_fn, optimizer=optimizer, micro=micro
+            model, parts, batch_size, phase, loss_fn=loss_fn, optimizer=optimizer, micro=micro
         )
-        layouts = batch_layouts(tensors, batch_size, plan.memory.line_bytes or 64)
+        layouts = batch_layouts(parts, batch_size, plan.memory.line_bytes or 64)
         num_buffers = pool_buffers(plan)
         flop = trace.flop if trace.complete else None
         base = _runtime_base_bytes(model, trace, phase, data_resident_bytes)
@@ -192,8 +204,10 @@ class Budget:
         )
 
 
-def _checked(example: Any, batch_size: int, phase: str) -> tuple[torch.Tensor, ...]:
-    """The tensors of the example; raises InputError where an argument is outside its rule."""
+def _checked(
+    model: nn.Module, example: Any, batch_size: int, phase: str, loss_fn: LossFn | None
+) -> tuple[Any, ...]:
+    """The example as ``(x, y)`` or ``(x,)``; InputError where an argument is outside its rule."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(
             "batch_size must be a whole number of at least 1",
@@ -204,14 +218,30 @@ def _checked(example: Any, batch_size: int, phase: str) -> tuple[torch.Tensor, .
         raise InputError(
             "phase must be 'train' or 'infer'", got=repr(phase), next_step="use 'train'"
         )
-    tensors = (example,) if isinstance(example, torch.Tensor) else tuple(example)
-    if phase == "train" and len(tensors) != 2:
+    is_pair = type(example) in (tuple, list)
+    if phase == "infer":
+        by_place = not is_pair or len(example) != 2 or _takes(model, 2)
+        return (example,) if by_place else (example[0],)
+    parts = tuple(example) if is_pair else (example,)
+    alone = len(parts) == 1 and loss_fn is not None and _takes(loss_fn, 1)
+    if len(parts) != 2 and not alone:
         raise InputError(
-            "example must be (x, y) for training",
-            got=f"{len(tensors)} tensors",
+            "example must be (x, y) for training, or (x,) for a loss of the answer alone",
+            got=f"{len(parts)} parts",
             next_step="pass example=(x, y) with one batch of samples and labels",
         )
-    return tensors
+    return parts
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether a module or function can be called with so many arguments by place."""
+    try:
+        inspect.signature(getattr(function, "forward", function)).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # It does not tell.
+        return True
+    return True
 
 
 def largest_micro_batch(
@@ -248,12 +278,15 @@ def largest_micro_batch(
 
 
 def batch_layouts(
-    example: tuple[torch.Tensor, ...], batch_size: int, line_bytes: int
+    example: tuple[Any, ...], batch_size: int, line_bytes: int
 ) -> tuple[BatchLayout, ...]:
-    """One layout for each tensor of the example, ``batch_size`` rows each."""
+    """One layout for each tensor of the example that has rows, ``batch_size`` each."""
+    rows_of = at_batch_size(example, batch_size)
+    tensors = [t for part in example for t in tree.flatten(part)[0]]
     return tuple(
-        BatchLayout(batch_size, tuple(tensor.shape[1:]), tensor.dtype, line_bytes)
-        for tensor in example
+        BatchLayout(rows, tuple(tensor.shape[1:]), tensor.dtype, line_bytes)
+        for tensor in tensors
+        if (rows := rows_of(tensor)) is not None and 0 not in tensor.shape[1:]
     )
 
 
@@ -264,7 +297,7 @@ def pool_buffers(plan: Plan) -> int:
 
 def traced(
     model: nn.Module,
-    example: tuple[torch.Tensor, ...],
+    example: tuple[Any, ...],
     batch_size: int,
     phase: str,
     *,
@@ -272,12 +305,12 @@ def traced(
     optimizer: torch.optim.Optimizer | None,
     micro: int,
 ) -> StepTrace:
-    """``trace_step`` with what goes wrong in the user's model told in one line.
+    """``trace_step``; what shapes alone cannot tell is unknown, with its reason.
 
     Raises:
-        ModelError: the model cannot take the example, or the loss its output.
+        InputError: the batch cannot be cut into micro-batches.
+        ModelError: plain PyTorch cannot run model and loss on the example either.
     """
-    shapes = ", ".join(str((batch_size, *t.shape[1:])) for t in example)
     try:
         return trace_step(
             model,
@@ -289,30 +322,37 @@ def traced(
             micro_batch_size=micro,
         )
     except UNTRACEABLE as error:
-        return _untraced(model, phase, optimizer, type(error).__name__)
+        return _untraced(model, phase, optimizer, error)
+    except InputError:
+        raise
     except Exception as error:
-        raise ModelError(
-            f"the model and its loss must run on a batch of shape {shapes}",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            next_step="check the model's input shape and that the loss takes its output",
-        ) from error
+        loss_fn = loss_fn or default_loss(example[1] if len(example) == 2 else None)
+        refusal = misfit(
+            model, example, batch_size, loss_fn if phase == "train" else None, traced=error
+        )
+        if refusal is not None:
+            raise refusal from error
+        return _untraced(model, phase, optimizer, error)
 
 
 def _untraced(
-    model: nn.Module, phase: str, optimizer: torch.optim.Optimizer | None, why: str
+    model: nn.Module, phase: str, optimizer: torch.optim.Optimizer | None, error: Exception
 ) -> StepTrace:
     """What is known without running the step: gradients, and Adam's state where one is kept."""
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    if phase == "infer":
-        gradients = 0
+    gradients = 0
+    if phase == "train":
+        gradients = sum(tensor_bytes(p) for p in model.parameters() if p.requires_grad)
     stateless = isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults["momentum"]
+    line = (str(error).strip().splitlines() or [""])[0]
+    why = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    counted = "; the optimizer's state is counted as Adam's" if phase == "train" else ""
     return StepTrace(
         complete=False,
         gradient_bytes=gradients,
         optimizer_state_bytes=0 if stateless else 2 * gradients,
         assumptions=[
-            f"the model's course depends on values ({why}): working memory is unknown and not in "
-            "the total; the optimizer's state is counted as Adam's"
+            "working memory is unknown and not in the total: the step depends on values, or has no "
+            f"form in shapes alone ({why[:200]}){counted}"
         ],
     )
 
@@ -348,9 +388,26 @@ def _storages(model: nn.Module, *, resident_only: bool = False) -> dict[int, int
     for tensor in [*model.parameters(), *model.buffers()]:
         if resident_only and tensor.device.type != "cpu":
             continue
-        key = id(tensor) if tensor.is_meta else tensor.untyped_storage().data_ptr()
-        sizes[key] = tensor.untyped_storage().nbytes()
+        strided = tensor.layout is torch.strided and not is_lazy(tensor)
+        key = tensor.untyped_storage().data_ptr() if strided and not tensor.is_meta else id(tensor)
+        sizes[key] = tensor.untyped_storage().nbytes() if strided else tensor_bytes(tensor)
     return sizes
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements, of what a sparse one keeps, and none of one without shape."""
+    if is_lazy(tensor):
+        return 0
+    if tensor.layout is torch.strided:
+        return tensor.numel() * tensor.element_size()
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    kept: tuple[torch.Tensor, ...] = ()  # Of a layout of a library that does not tell.
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        kept = (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        kept = (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    return sum(part.nbytes for part in kept)
 
 
 def _runtime_base_bytes(

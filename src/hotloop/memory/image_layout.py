@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .fake_call import functional_call
+from .preserve import preserved
 
 
 def adjacent(x: torch.Tensor) -> torch.Tensor:
@@ -32,30 +32,31 @@ def may_be_adjacent(model: nn.Module, x: torch.Tensor) -> bool:
     return _convolves(model, x) and x.shape[1] == 1
 
 
-def preferred(
-    model: nn.Module, x: torch.Tensor, *, copies: bool = False
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def preferred(model: nn.Module, x: Any, *, copies: bool = False) -> Callable[[Any], Any]:
     """``adjacent`` where the model gains from it and can take it, else the identity.
 
     A model may ask for a layout (``view`` of what a convolution gives), so its forward pass is
     tried on fake tensors. Nothing of the model changes.
 
     Args:
-        model: any. x: a batch; only its shape, strides and dtype count.
+        model: any. x: a batch; only its shape, strides and dtype count. Of a tree nothing is
+            laid out in another way.
         copies: ``turned`` too, for images of several channels: a copy of the batch, for layers
             that then all have the layout that compiled convolutions want.
     """
+    if not isinstance(x, torch.Tensor):
+        return _as_it_is
     layout = adjacent if may_be_adjacent(model, x) else turned
     if not _convolves(model, x) or (layout is turned and not copies):
         return _as_it_is
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors |= dict(model.named_buffers())
     try:
-        with torch.random.fork_rng(devices=[]), FakeTensorMode() as mode, torch.no_grad():
+        with preserved(model), FakeTensorMode() as mode, torch.no_grad():
             fakes: Any = {name: mode.from_tensor(t) for name, t in tensors.items()}
             image = layout(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype))
             with _Strides() as asked:
-                functional_call(model, fakes, image)
+                torch.func.functional_call(model, fakes, (image,))
         if asked.reads_memory:
             return _as_it_is
     except Exception:  # Whatever the model does not like: it gets what it was written for.
@@ -82,5 +83,5 @@ def _convolves(model: nn.Module, x: torch.Tensor) -> bool:
     return dense_images and any(isinstance(m, nn.Conv2d) for m in model.modules())
 
 
-def _as_it_is(x: torch.Tensor) -> torch.Tensor:
+def _as_it_is(x: Any) -> Any:
     return x

@@ -8,6 +8,8 @@ with the formulas of ``torch.utils.flop_counter``.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import sys
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -24,15 +26,22 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .fake_call import functional_call
+from . import tree
 from .image_layout import preferred
+from .preserve import preserved
 from .scratch import note_with_scratch
 
-LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LossFn = Callable[..., torch.Tensor]
+
+
+class Untraceable(Exception):
+    """What shapes alone cannot stand for."""
+
 
 # What a model raises that is right but whose course depends on values, not on shapes.
 UNTRACEABLE = (
@@ -41,6 +50,7 @@ UNTRACEABLE = (
     GuardOnDataDependentSymNode,
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
+    Untraceable,
 )
 
 # Steps traced: the first creates the optimizer state, the second shows the steady order.
@@ -115,6 +125,8 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _note(self, tensor: torch.Tensor) -> None:
+        if tensor.layout is not torch.strided:
+            raise Untraceable(f"a tensor of layout {str(tensor.layout).removeprefix('torch.')}")
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
         if size == 0 or key in self._known:
@@ -138,26 +150,59 @@ class _Recorder(TorchDispatchMode):
 
 
 def _fake_like(tensor: torch.Tensor) -> torch.Tensor:
+    if is_lazy(tensor):
+        raise Untraceable("a parameter that has no shape yet")
+    if tensor.layout is not torch.strided:
+        raise Untraceable(f"a tensor of layout {str(tensor.layout).removeprefix('torch.')}")
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
 
 
-@contextlib.contextmanager
-def _training_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
+class _Fakes:
+    """Fake parameters and buffers; what is tied stays tied."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, torch.Tensor] = {}
+
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The fake one of a real one."""
+        if id(tensor) not in self._of:
+            fake = _fake_like(tensor)
+            if isinstance(tensor, nn.Parameter):
+                fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+            self._of[id(tensor)] = fake
+        return self._of[id(tensor)]
+
+    def state(self, module: Any) -> dict[str, torch.Tensor]:
+        """By name, of a module; of anything else nothing."""
+        if not isinstance(module, nn.Module):
+            return {}
+        named = itertools.chain(
+            module.named_parameters(remove_duplicate=False),
+            module.named_buffers(remove_duplicate=False),
+        )
+        return {name: self.like(tensor) for name, tensor in named}
+
+    def trained(self) -> list[torch.Tensor]:
+        """All that gradients are made for."""
+        return [fake for fake in self._of.values() if fake.requires_grad]
+
+    def all(self) -> list[torch.Tensor]:
+        """In the order in which they were asked for."""
+        return list(self._of.values())
 
 
-def _fake_optimizer(
-    optimizer: torch.optim.Optimizer, fake_of: dict[int, nn.Parameter]
-) -> torch.optim.Optimizer:
+def call_with(function: Any, state: dict[str, torch.Tensor], x: Any) -> Any:
+    """``tree.call``, of a module on other tensors than its own."""
+    if not isinstance(function, nn.Module):
+        return tree.call(function, x)
+    args, kwargs = tree.arguments(x)
+    return torch.func.functional_call(function, state, args, kwargs)
+
+
+def _fake_optimizer(optimizer: torch.optim.Optimizer, fakes: _Fakes) -> torch.optim.Optimizer:
     """A copy without state whose parameters are the fake ones."""
     groups = [
-        {**group, "params": [fake_of[id(p)] for p in group["params"] if id(p) in fake_of]}
+        {**group, "params": [fakes.like(p) for p in group["params"]]}
         for group in optimizer.param_groups
     ]
     copy = type(optimizer).__new__(type(optimizer))
@@ -173,15 +218,42 @@ def _fake_optimizer(
     return copy
 
 
-def default_loss(target: torch.Tensor) -> LossFn:
+def default_loss(target: Any) -> LossFn:
     """Cross entropy for whole-number targets, mean squared error for the others."""
     functional = nn.functional
-    return functional.mse_loss if target.is_floating_point() else functional.cross_entropy
+    is_float = isinstance(target, torch.Tensor) and target.is_floating_point()
+    return functional.mse_loss if is_float else functional.cross_entropy
+
+
+def at_batch_size(
+    example: tuple[Any, ...], batch_size: int
+) -> Callable[[torch.Tensor], int | None]:
+    """Says of a tensor of an example how many rows it has in a batch; ``None``: those it has.
+
+    The batch is the first size that all tensors have; where they differ, that of the first one.
+    """
+    tensors = [t for part in example for t in tree.flatten(part)[0] if t.dim() > 0]
+    rows = tree.num_samples(*example) if tensors else None
+    rows = rows if rows is not None or not tensors else int(tensors[0].shape[0])
+    return lambda tensor: batch_size if tensor.dim() > 0 and tensor.shape[0] == rows else None
+
+
+def _fake_batch(example: tuple[Any, ...], batch_size: int) -> tuple[Any, ...]:
+    rows_of = at_batch_size(example, batch_size)
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout is not torch.strided:
+            return _fake_like(tensor)  # Says that it cannot.
+        rows = rows_of(tensor)
+        shape = tensor.shape if rows is None else (rows, *tensor.shape[1:])
+        return torch.empty(shape, dtype=tensor.dtype)
+
+    return tuple(tree.map_tensors(fake, part) for part in example)
 
 
 def trace_step(
     model: nn.Module,
-    example: tuple[torch.Tensor, ...],
+    example: tuple[Any, ...],
     *,
     batch_size: int,
     phase: str = "train",
@@ -189,14 +261,16 @@ def trace_step(
     optimizer: torch.optim.Optimizer | None = None,
     micro_batch_size: int | None = None,
 ) -> StepTrace:
-    """Run one step of ``model`` on shapes alone.
+    """Run one step of ``model`` on shapes alone. It leaves nothing behind: see ``preserved``.
 
     Args:
-        model: any module on the CPU or the meta device; it is not changed.
-        example: ``(x, y)`` or ``(x,)``; only shapes beyond the first dimension and dtypes count.
+        model: any module on the CPU or the meta device.
+        example: ``(x, y)`` or ``(x,)``, any trees; only shapes and dtypes count, and the first
+            dimension becomes ``batch_size``.
         batch_size: samples of a step.
         phase: ``"train"`` or ``"infer"``.
-        loss_fn: ``loss_fn(model(x), y)``; ``None``: see ``default_loss``.
+        loss_fn: ``loss_fn(answer, y)``, or ``loss_fn(answer)`` where there is no y; ``None``: see
+            ``default_loss``.
         optimizer: built on the model's parameters; ``None``: Adam.
         micro_batch_size: samples of one forward and backward pass.
 
@@ -204,78 +278,125 @@ def trace_step(
         The trace of two steps (the first makes the optimizer state); ``flop`` is for one.
 
     Raises:
-        UNTRACEABLE: what the model does depends on values; anything else it raises is its own.
+        UNTRACEABLE: what the model does depends on values; anything else it raises may be its own,
+            or come from the shapes without values.
     """
     trace = StepTrace()
     recorder = _Recorder(trace)
-    first = example[0]
-    laid_out = preferred(
-        model, torch.empty((batch_size, *first.shape[1:]), dtype=first.dtype, device="meta")
-    )
-    with _training_mode(model, phase == "train"), FakeTensorMode(allow_non_fake_inputs=True):
-        fake_of: dict[int, nn.Parameter] = {}
-        state: dict[str, torch.Tensor] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if id(parameter) not in fake_of:
-                fake = nn.Parameter(_fake_like(parameter), requires_grad=parameter.requires_grad)
-                fake_of[id(parameter)] = fake
-            state[name] = fake_of[id(parameter)]
-        buffers = {name: _fake_like(buffer) for name, buffer in model.named_buffers()}
-        state.update(buffers)
-        inputs = [torch.empty((batch_size, *t.shape[1:]), dtype=t.dtype) for t in example]
-        inputs[0] = laid_out(inputs[0])
-        for tensor in [*state.values(), *inputs]:
+    laid_out = _layout(model, example[0], batch_size)
+    with (
+        preserved(model, loss_fn, optimizer),
+        _uncompiled(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        model.train(phase == "train")
+        fakes = _Fakes()
+        state = fakes.state(model)
+        x, *targets = _fake_batch(example, batch_size)
+        x = laid_out(x)
+        for tensor in tree.flatten((x, *targets))[0]:
             recorder.ignore(tensor)
-
-        def forward(x: torch.Tensor) -> Any:
-            return functional_call(model, state, x)
-
         if phase == "infer":
+            for tensor in fakes.all():
+                recorder.ignore(tensor)
             with recorder, torch.no_grad():
                 recorder.count_flop = True
-                trace.output_shape = _shape(forward(inputs[0]))
+                trace.output_shape = _shape(call_with(model, state, x))
             return trace
-
-        x, y = inputs
-        loss_fn = loss_fn or default_loss(y)
-        fakes = list(fake_of.values())
-        stepper = (
-            torch.optim.Adam([p for p in fakes if p.requires_grad])
-            if optimizer is None
-            else _fake_optimizer(optimizer, fake_of)
-        )
         micro = min(micro_batch_size or batch_size, batch_size)
+        parts = [(x, *targets)] if micro == batch_size else list(tree.split((x, *targets), micro))
+        loss_fn = loss_fn or default_loss(targets[0] if targets else None)
+        step = _FakeStep(model, loss_fn, optimizer, fakes, trace)
+        for tensor in fakes.all():
+            recorder.ignore(tensor)
         with recorder:
             for index in range(_STEPS):
                 recorder.count_flop = index == 0
-                for fake in fakes:
-                    fake.grad = None
-                for part_x, part_y in zip(x.split(micro), y.split(micro), strict=True):
-                    output = forward(part_x)
-                    trace.output_shape = _shape(output)
-                    loss = loss_fn(output, part_y)
-                    del output
-                    loss.backward()
-                    del loss
-                try:
-                    stepper.step()
-                except Exception as error:
-                    trace.assumptions.append(
-                        f"{type(stepper).__name__} cannot run on shapes alone "
-                        f"({type(error).__name__}); its state is counted as Adam's"
-                    )
+                if not step.run(parts):
                     break
-        trace.gradient_bytes = sum(_bytes(p.grad) for p in fakes if p.grad is not None)
-        if trace.assumptions:
-            trace.optimizer_state_bytes = 2 * trace.gradient_bytes
-        else:
-            values = [v for entry in stepper.state.values() for v in tree_leaves(entry)]
-            tensors = [v for v in values if isinstance(v, torch.Tensor)]
-            trace.optimizer_state_bytes = sum(map(_bytes, tensors))
+        step.count()
         # What is still live here stays live between steps; its releases do not belong to the trace.
         trace.events = list(trace.events)
         recorder.trace = StepTrace()
     return trace
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """What torch.compile has wrapped runs as it was written; no imports where nothing is."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _layout(model: nn.Module, x: Any, batch_size: int) -> Callable[[Any], Any]:
+    """How a step lays out images, see ``preferred``."""
+    if not isinstance(x, torch.Tensor) or x.dim() != 4:
+        return lambda batch: batch
+    shape = (batch_size, *x.shape[1:])
+    return preferred(model, torch.empty(shape, dtype=x.dtype, device="meta"))
+
+
+class _FakeStep:
+    """Forward, backward and update on fake tensors."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: torch.optim.Optimizer | None,
+        fakes: _Fakes,
+        trace: StepTrace,
+    ) -> None:
+        self.model, self.loss_fn, self.trace = model, loss_fn, trace
+        self._fakes = fakes
+        self._state, self._loss_state = fakes.state(model), fakes.state(loss_fn)
+        known = len(fakes.all())
+        self._optimizer = (
+            torch.optim.Adam(fakes.trained())
+            if optimizer is None
+            else _fake_optimizer(optimizer, fakes)
+        )
+        # What neither model nor loss has in it, but the optimizer: a closure's.
+        self._others = [fake for fake in fakes.all()[known:] if fake.requires_grad]
+
+    def run(self, parts: list[tuple[Any, ...]]) -> bool:
+        """One step over its micro-batches; whether the optimizer could run."""
+        for fake in self._fakes.trained():
+            fake.grad = None
+        for x, *targets in parts:
+            output = call_with(self.model, self._state, x)
+            self.trace.output_shape = _shape(output)
+            answer = tree.Arguments(output, *targets)
+            loss = call_with(self.loss_fn, self._loss_state, answer)
+            del output, answer
+            loss.backward()
+            del loss
+        for fake in self._others:
+            fake.grad = _fake_like(fake)
+        try:
+            self._optimizer.step()
+        except Exception as error:
+            self.trace.assumptions.append(
+                f"{type(self._optimizer).__name__} cannot run on shapes alone "
+                f"({type(error).__name__}); its state is counted as Adam's"
+            )
+            return False
+        return True
+
+    def count(self) -> None:
+        """Bytes of gradients and of the optimizer's state, into the trace."""
+        trace = self.trace
+        gradients = [fake.grad for fake in self._fakes.trained() if fake.grad is not None]
+        trace.gradient_bytes = sum(map(_bytes, gradients))
+        if trace.assumptions:
+            trace.optimizer_state_bytes = 2 * trace.gradient_bytes
+            return
+        values = [v for entry in self._optimizer.state.values() for v in tree_leaves(entry)]
+        tensors = [v for v in values if isinstance(v, torch.Tensor)]
+        trace.optimizer_state_bytes = sum(map(_bytes, tensors))
 
 
 def _shape(output: Any) -> tuple[int, ...] | None:

@@ -48,13 +48,39 @@ def call(model: Callable[..., Any], x: Any) -> Any:
     """
     if isinstance(x, torch.Tensor):
         return model(x)
+    args, kwargs = arguments(x)
+    return model(*args, **kwargs)
+
+
+def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the named arguments that ``call`` gives a model for ``x``."""
     if isinstance(x, Arguments):
-        return model(*x.args, **x.kwargs)
+        return x.args, x.kwargs
     if isinstance(x, Mapping):
-        return model(**x)
+        return (), dict(x)
     if isinstance(x, tuple | list) and not isinstance(x, PackedSequence):
-        return model(*x)
-    return model(x)
+        return tuple(x), {}
+    return (x,), {}
+
+
+def named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a tree in the order of ``flatten``, each with its place: ``y[0].boxes``."""
+    if isinstance(tree, torch.Tensor):
+        return [(name, tree)]
+    names, parts = _parts_of(tree)
+    if type(tree) in _PLAIN or parts is None:
+        return []
+    keys: Iterator[Hashable] = iter(names)
+    if isinstance(tree, Arguments):
+        places = [*map(str, range(len(tree.args))), *map(str, names)]
+    elif names:
+        places = [f"{name}.{key}" for key in keys]
+    else:
+        fields = getattr(tree, "_fields", None)
+        places = [f"{name}.{f}" for f in fields] if fields else []
+        places = places or [f"{name}[{place}]" for place in range(len(parts))]
+    pairs = zip(places, parts, strict=True)
+    return [found for place, part in pairs for found in named_tensors(part, place)]
 
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)

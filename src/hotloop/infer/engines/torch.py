@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from ...errors import ModelError, RunError
 from ..engine import check_arrays
-from ..signature import Signature, flatten
+from ..signature import Signature, flatten, unflatten
 
 if TYPE_CHECKING:
     import numpy
@@ -39,18 +39,15 @@ class TorchEngine:
 
     def run(self, arrays: Sequence[numpy.ndarray]) -> list[numpy.ndarray]:
         """See ``Engine.run``."""
-        import numpy
-
         check_arrays(self.inputs, arrays)
-        # A tensor cannot look at an array that is read-only or runs backwards.
-        tensors = [
-            torch.from_numpy(
-                a if a.flags.writeable and min(a.strides, default=0) >= 0 else a.copy()
-            )
-            for a in map(numpy.asarray, arrays)
-        ]
+        tensors = [_as_tensor(array) for array in arrays]
         try:
             return [tensor.numpy() for tensor in self.run_tensors(tensors)]
+        except TypeError as error:  # bfloat16 and its like are no types of NumPy.
+            raise RunError(
+                "an answer as array must be of a type that NumPy has", got=error,
+                next_step="pass torch tensors, or give the model's answer .float()",
+            ) from error  # fmt: skip
         except RuntimeError as error:
             raise RunError("the model must answer", got=error) from error
 
@@ -61,10 +58,14 @@ class TorchEngine:
         if before == self.num_threads:
             with torch.inference_mode():
                 return self._call(tensors)
+        with self._threads(before), torch.inference_mode():
+            return self._call(tensors)
+
+    @contextlib.contextmanager
+    def _threads(self, before: int) -> Iterator[None]:
         torch.set_num_threads(self.num_threads)
         try:
-            with torch.inference_mode():
-                return self._call(tensors)
+            yield
         finally:
             torch.set_num_threads(before)
 
@@ -73,6 +74,15 @@ class TorchEngine:
 
     def close(self) -> None:
         """See ``Engine.close``."""
+
+
+def _as_tensor(array: Any) -> torch.Tensor:
+    """An array as a tensor, which cannot look at one that is read-only or runs backwards."""
+    import numpy
+
+    array = numpy.asarray(array)
+    direct = array.flags.writeable and min(array.strides, default=0) >= 0
+    return torch.from_numpy(array if direct else array.copy())
 
 
 class EagerEngine(TorchEngine):
@@ -108,12 +118,19 @@ class EagerEngine(TorchEngine):
             if self._takes_one:
                 result = self._model(tensors[0])
                 tensor = isinstance(result, torch.Tensor)
-                leaves = [result] if tensor else flatten(result, "the result")[0]
+                leaves = [result] if tensor else flatten(result, "the result", opaque=True)[0]
             else:
                 leaves = self.signature.call(self._model, tensors)
         if lower:
             leaves = [leaf.to(dtype) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
         return leaves
+
+    def answer(self, leaves: Sequence[Any]) -> Any:
+        """The module's result as it is, for arrays or tensors."""
+        tensors = [t.detach() if isinstance(t, torch.Tensor) else _as_tensor(t) for t in leaves]
+        args, kwargs = unflatten(self.signature.input_structure, tensors)
+        with self._threads(torch.get_num_threads()), torch.inference_mode():
+            return self._model(*args, **kwargs)
 
     def close(self) -> None:
         """See ``Engine.close``."""
