@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from ..errors import HotloopError
 from ..version import VERSION
 from . import bench, export, machine, plan, prove, report, run, serve, train, tune
+from .compiler_on_demand import import_compiler_on_demand
 
 COMMANDS = (machine, plan, train, tune, prove, report, run, export, serve, bench)
 INTERRUPTED = 130
+_TRAINING = ("train", "tune", "prove")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = build_parser().parse_args(argv)
     try:
+        if argv is None and args.command in _TRAINING:  # A process of the command's own.
+            import_compiler_on_demand()
         code: int = args.run(args)
         sys.stdout.flush()
         return code

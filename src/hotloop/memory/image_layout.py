@@ -52,8 +52,12 @@ def preferred(model: nn.Module, x: Any, *, copies: bool = False) -> Callable[[An
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors |= dict(model.named_buffers())
     try:
-        with preserved(model), FakeTensorMode() as mode, torch.no_grad():
-            fakes: Any = {name: mode.from_tensor(t) for name, t in tensors.items()}
+        with preserved(model), FakeTensorMode(), torch.no_grad():
+            # Not `from_tensor`, which imports torch's compiler.
+            fakes: Any = {
+                name: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
+                for name, t in tensors.items()
+            }
             image = layout(torch.empty_strided(x.shape, x.stride(), dtype=x.dtype))
             with _Strides() as asked:
                 torch.func.functional_call(model, fakes, (image,))

@@ -324,7 +324,7 @@ def trace_step(
 @contextlib.contextmanager
 def _uncompiled() -> Iterator[None]:
     """What torch.compile has wrapped runs as it was written; no imports where nothing is."""
-    if "torch._dynamo" not in sys.modules:
+    if "torch._dynamo.eval_frame" not in sys.modules:
         yield
         return
     with torch.compiler.set_stance("force_eager"):
