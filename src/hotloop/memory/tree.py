@@ -168,6 +168,8 @@ def _take_apart(value: Any, tensors: list[torch.Tensor]) -> Structure:
         tensors.append(value)
         return _TENSOR
     kind = type(value)
+    if kind is PackedSequence:
+        return _take_packed_apart(value, tensors)
     if kind in _PLAIN:
         # With its type: 1 == True, and 0.0 == -0.0 is told apart by its text.
         return Structure(kind, value=repr(value) if kind in (float, complex) else value, like=value)
@@ -180,6 +182,14 @@ def _take_apart(value: Any, tensors: list[torch.Tensor]) -> Structure:
     if kind is dict or kind is Arguments or isinstance(value, tuple | list):
         return Structure(kind, names, below)
     return Structure(kind, names, below, like=_with_parts(value, names, [None] * len(below)))
+
+
+def _take_packed_apart(value: PackedSequence, tensors: list[torch.Tensor]) -> Structure:
+    """How many sequences go on at each step decides which operations follow: no data, but form."""
+    data, sizes, *order = value
+    form = Structure(torch.Tensor, value=tuple(sizes.tolist()), like=sizes)
+    parts = [_take_apart(data, tensors), form, *(_take_apart(part, tensors) for part in order)]
+    return Structure(PackedSequence, parts=tuple(parts))
 
 
 def _parts_of(value: Any) -> tuple[tuple[Hashable, ...], Sequence[Any] | None]:
@@ -203,6 +213,33 @@ def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> An
         return change(tree)
     tensors, structure = flatten(tree)
     return structure.unflatten([change(tensor) for tensor in tensors])
+
+
+def tensor_names(tree: Any, root: str) -> list[str]:
+    """What each tensor of a tree is called, in the order of ``flatten``: ``x["mask"]``."""
+    return [name for name, leaf in _leaves(flatten(tree)[1], root) if leaf.kind is None]
+
+
+def opaque_names(tree: Any, root: str) -> list[str]:
+    """What each value is called that is neither tensor nor plain: it may change and look alike."""
+    leaves = _leaves(flatten(tree)[1], root)
+    return [name for name, leaf in leaves if isinstance(leaf.value, _Same)]
+
+
+def _leaves(structure: Structure, root: str) -> Iterator[tuple[str, Structure]]:
+    kind = structure.kind
+    if kind is None or not structure.parts:
+        yield root, structure
+        return
+    by_place = len(structure.parts) - len(structure.names)
+    for place, part in enumerate(structure.parts):
+        if place < by_place:
+            fields = getattr(kind, "_fields", None)
+            name = f"[{place}]" if fields is None else f".{fields[place]}"
+        else:
+            key = structure.names[place - by_place]
+            name = f"[{key!r}]" if issubclass(kind, Mapping) else f".{key}"
+        yield from _leaves(part, root + name)
 
 
 def num_samples(*trees: Any) -> int | None:
