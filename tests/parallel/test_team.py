@@ -357,11 +357,11 @@ def test_batches_one_after_the_other_from_a_coroutine() -> None:
 def test_what_cannot_be_cut_takes_the_plain_path() -> None:
     model, optimizer = built(perceptron)
     x, y = data(1)
-    step = ParallelStep(model, CROSS, optimizer, x[:27], y[:27], plan(2))
+    step = ParallelStep(model, CROSS, optimizer, (x[:27], y[:27]), plan(2))
     assert (step.path, step.reason) == ("plain", "batches of 27 are not whole chunks of 4")
     assert step(x[:27], y[:27]).item() > 0
     off = plan(2).replace({"step.compile": "off"})
-    assert ParallelStep(model, CROSS, optimizer, x, y, off).reason == "compile is off in the plan"
+    assert ParallelStep(model, CROSS, optimizer, (x, y), off).reason == "compile is off in the plan"
 
 
 @pytest.mark.parametrize(
