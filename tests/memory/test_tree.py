@@ -13,10 +13,10 @@ from hotloop.memory.tree import (
     call,
     flatten,
     map_tensors,
+    named_tensors,
     num_samples,
     opaque_names,
     split,
-    tensor_names,
 )
 
 Pair = namedtuple("Pair", "left right")
@@ -138,11 +138,11 @@ def test_what_has_no_common_number_of_samples_is_not_cut() -> None:
 
 def test_tensors_and_what_may_change_unseen_have_names() -> None:
     tree = {"ids": _a(2), "pairs": [Pair(_a(1), 3), Sample(_a(1), 2)], "how": object()}
-    names = ["x['ids']", "x['pairs'][0].left", "x['pairs'][1].tokens"]
-    assert tensor_names(tree, "x") == names
-    assert opaque_names(tree, "x") == ["x['how']"]
-    assert tensor_names(Arguments(_a(1), mask=_a(1)), "x") == ["x[0]", "x.mask"]
-    assert tensor_names(_a(1), "y") == ["y"]
+    names = ["x.ids", "x.pairs[0].left", "x.pairs[1].tokens"]
+    assert [name for name, _ in named_tensors(tree, "x")] == names
+    assert opaque_names(tree, "x") == ["x.how"]
+    packed = {"text": pack_sequence([torch.ones(2, 1)]), "mask": _a(2)}
+    assert [name for name, _ in named_tensors(packed, "x")] == ["x.text.data", "x.mask"]
 
 
 def test_the_lengths_of_packed_sequences_are_no_data() -> None:

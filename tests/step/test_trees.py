@@ -457,9 +457,9 @@ def several(count):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda t: t.to_sparse(), r"x\['a'\] is not dense on the CPU: sparse_coo"),
-        (lambda t: t.requires_grad_(), r"x\['a'\] needs a gradient of its own"),
-        (lambda t: torch.complex(t, t).conj().imag, r"x\['a'\] is a conjugate or negative view"),
+        (lambda t: t.to_sparse(), r"x\.a is not dense on the CPU: sparse_coo"),
+        (lambda t: t.requires_grad_(), r"x\.a needs a gradient of its own"),
+        (lambda t: torch.complex(t, t).conj().imag, r"x\.a is a conjugate or negative view"),
     ],
 )
 def test_what_stays_plain_is_named(make, reason):

@@ -63,26 +63,6 @@ def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (x,), {}
 
 
-def named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of a tree in the order of ``flatten``, each with its place: ``y[0].boxes``."""
-    if isinstance(tree, torch.Tensor):
-        return [(name, tree)]
-    names, parts = _parts_of(tree)
-    if type(tree) in _PLAIN or parts is None:
-        return []
-    keys: Iterator[Hashable] = iter(names)
-    if isinstance(tree, Arguments):
-        places = [*map(str, range(len(tree.args))), *map(str, names)]
-    elif names:
-        places = [f"{name}.{key}" for key in keys]
-    else:
-        fields = getattr(tree, "_fields", None)
-        places = [f"{name}.{f}" for f in fields] if fields else []
-        places = places or [f"{name}[{place}]" for place in range(len(parts))]
-    pairs = zip(places, parts, strict=True)
-    return [found for place, part in pairs for found in named_tensors(part, place)]
-
-
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -215,31 +195,35 @@ def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> An
     return structure.unflatten([change(tensor) for tensor in tensors])
 
 
-def tensor_names(tree: Any, root: str) -> list[str]:
-    """What each tensor of a tree is called, in the order of ``flatten``: ``x["mask"]``."""
-    return [name for name, leaf in _leaves(flatten(tree)[1], root) if leaf.kind is None]
+def named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a tree in the order of ``flatten``, each with its place: ``y[0].boxes``."""
+    tensors, structure = flatten(tree)
+    names = [place for place, leaf in _leaves(structure, name) if leaf.kind is None]
+    return list(zip(names, tensors, strict=True))
 
 
-def opaque_names(tree: Any, root: str) -> list[str]:
+def opaque_names(tree: Any, name: str) -> list[str]:
     """What each value is called that is neither tensor nor plain: it may change and look alike."""
-    leaves = _leaves(flatten(tree)[1], root)
-    return [name for name, leaf in leaves if isinstance(leaf.value, _Same)]
+    leaves = _leaves(flatten(tree)[1], name)
+    return [place for place, leaf in leaves if isinstance(leaf.value, _Same)]
 
 
-def _leaves(structure: Structure, root: str) -> Iterator[tuple[str, Structure]]:
+def _leaves(structure: Structure, name: str) -> Iterator[tuple[str, Structure]]:
     kind = structure.kind
     if kind is None or not structure.parts:
-        yield root, structure
+        yield name, structure
         return
     by_place = len(structure.parts) - len(structure.names)
     for place, part in enumerate(structure.parts):
-        if place < by_place:
+        key = structure.names[place - by_place] if place >= by_place else None
+        if kind is Arguments:
+            its_name = str(place if key is None else key)
+        elif key is None:
             fields = getattr(kind, "_fields", None)
-            name = f"[{place}]" if fields is None else f".{fields[place]}"
+            its_name = f"{name}[{place}]" if fields is None else f"{name}.{fields[place]}"
         else:
-            key = structure.names[place - by_place]
-            name = f"[{key!r}]" if issubclass(kind, Mapping) else f".{key}"
-        yield from _leaves(part, root + name)
+            its_name = f"{name}.{key}"
+        yield from _leaves(part, its_name)
 
 
 def num_samples(*trees: Any) -> int | None:

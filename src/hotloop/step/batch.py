@@ -130,11 +130,11 @@ class Batch:
         return looks, self._structure, weighted, _overlaps(self.tensors)
 
     def name(self, number: int) -> str:
-        """What tensor ``number`` is called: ``x["mask"]``."""
+        """What tensor ``number`` is called: ``x.mask``."""
         names = [
             name
             for root, value in zip("xy", self.trees, strict=False)
-            for name in tree.tensor_names(value, root)
+            for name, _ in tree.named_tensors(value, root)
         ]
         return names[number] if number < len(names) else "its share"
 
