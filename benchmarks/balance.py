@@ -47,7 +47,7 @@ def made(model: str, cpus: list[int], *, balanced: bool = True, threshold: int =
         "parallel.steal_threshold": threshold,
         "cpu.thread_affinity": ",".join(map(str, cpus)),
     }
-    step = ParallelStep(network, torch.nn.functional.cross_entropy, optimizer, x, y,
+    step = ParallelStep(network, torch.nn.functional.cross_entropy, optimizer, (x, y),
                         hotloop.Plan().replace(values))  # fmt: skip
     assert step.path == "parallel", step.reason
     if not balanced:

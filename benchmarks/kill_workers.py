@@ -37,7 +37,7 @@ def run(executor: str, kills: int, seed: int) -> dict[str, Any]:
     knobs["max_restarts"] = 10**6
     plan = hotloop.Plan().replace({f"parallel.{name}": value for name, value in knobs.items()})
     loss_fn = nn.functional.cross_entropy
-    step = ParallelStep(model, loss_fn, optimizer, x[:BATCH], y[:BATCH], plan)
+    step = ParallelStep(model, loss_fn, optimizer, (x[:BATCH], y[:BATCH]), plan)
     killed, stop = 0, threading.Event()
 
     def kill() -> None:

@@ -9,7 +9,15 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from hotloop import Arguments, ModelError
-from hotloop.memory.tree import call, flatten, map_tensors, num_samples, split
+from hotloop.memory.tree import (
+    call,
+    flatten,
+    map_tensors,
+    named_tensors,
+    num_samples,
+    opaque_names,
+    split,
+)
 
 Pair = namedtuple("Pair", "left right")
 
@@ -126,3 +134,27 @@ def test_samples_are_counted_and_cut() -> None:
 def test_what_has_no_common_number_of_samples_is_not_cut() -> None:
     with pytest.raises(ModelError, match=r"first dimension .*\(4,\), \(5, 2\)"):
         list(split((_a(5, 2), _a(4)), 2))
+
+
+def test_tensors_and_what_may_change_unseen_have_names() -> None:
+    tree = {"ids": _a(2), "pairs": [Pair(_a(1), 3), Sample(_a(1), 2)], "how": object()}
+    names = ["x.ids", "x.pairs[0].left", "x.pairs[1].tokens"]
+    assert [name for name, _ in named_tensors(tree, "x")] == names
+    assert opaque_names(tree, "x") == ["x.how"]
+    packed = {"text": pack_sequence([torch.ones(2, 1)]), "mask": _a(2)}
+    assert [name for name, _ in named_tensors(packed, "x")] == ["x.text.data", "x.mask"]
+
+
+def test_the_lengths_of_packed_sequences_are_no_data() -> None:
+    """They decide which operations follow; alike are only batches of the same lengths."""
+
+    def packed(*lengths: int) -> PackedSequence:
+        return pack_sequence([torch.ones(length, 2) for length in lengths])
+
+    tensors, structure = flatten(packed(3, 2))
+    assert [tuple(t.shape) for t in tensors] == [(5, 2)]
+    assert structure == flatten(packed(3, 2))[1] != flatten(packed(4, 1))[1]
+    assert hash(structure) == hash(flatten(packed(3, 2))[1])
+    again = structure.unflatten([2 * tensors[0]])
+    assert isinstance(again, PackedSequence)
+    assert again.batch_sizes.tolist() == [2, 2, 1]

@@ -158,7 +158,7 @@ def a_step(settings: Plan, workers: int) -> tuple[ParallelStep, Any]:
     optimizer = torch.optim.Adam(model.parameters())
     x, y = torch.randn(32, WIDTH), torch.randint(0, 4, (32,))
     values = {"parallel.num_workers": workers, "parallel.chunk_size": 8}
-    step = ParallelStep(model, nn.functional.cross_entropy, optimizer, x, y,
+    step = ParallelStep(model, nn.functional.cross_entropy, optimizer, (x, y),
                         settings.replace(values))  # fmt: skip
     for _ in range(2):
         step(x, y)

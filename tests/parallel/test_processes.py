@@ -45,7 +45,7 @@ def made(workers: int, executor: str = "processes", **more: Any) -> ParallelStep
     values = {"num_workers": workers, "chunk_size": CHUNK, "executor": executor, **more}
     plan = Plan().replace({f"parallel.{name}": value for name, value in values.items()})
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    return ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan)
+    return ParallelStep(model, CROSS, optimizer, (x[:BATCH], y[:BATCH]), plan)
 
 
 def team(step: ParallelStep) -> ProcessTeam:

@@ -108,7 +108,7 @@ def test_training_is_what_plain_pytorch_computes_with_the_same_masks() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = torch.randn(64, 12), torch.randint(0, 3, (64,))
     plan = Plan().replace({"parallel.num_workers": 2, "parallel.chunk_size": 16})
-    step = ParallelStep(model, CROSS, optimizer, x, y, plan)
+    step = ParallelStep(model, CROSS, optimizer, (x, y), plan)
     for _ in range(RECORDED):
         step(x, y)
     plain = copy.deepcopy(model)
@@ -174,7 +174,7 @@ def test_all_kinds_of_noise_are_the_same_for_any_number_of_workers() -> None:
         model = Noisy().train()
         plan = Plan().replace({"parallel.num_workers": workers, "parallel.chunk_size": 8})
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        step = ParallelStep(model, CROSS, optimizer, x, y, plan)
+        step = ParallelStep(model, CROSS, optimizer, (x, y), plan)
         losses = [step(x, y).item() for _ in range(30)]
         assert step.path == "parallel", step.reason
         assert losses[-1] < losses[0]
@@ -189,7 +189,7 @@ def test_what_draws_otherwise_takes_the_plain_path() -> None:
     x, y = torch.randn(64, 1, 8, 8), torch.randint(0, 5, (64,))
     model = Foreign().train()
     plan = Plan().replace({"parallel.num_workers": 2})
-    step = ParallelStep(model, CROSS, torch.optim.Adam(model.parameters()), x, y, plan)
+    step = ParallelStep(model, CROSS, torch.optim.Adam(model.parameters()), (x, y), plan)
     for _ in range(RECORDED + 1):
         step(x, y)
     assert step.path == "plain"

@@ -91,7 +91,7 @@ def trained(
     x, y = data()
     torch.manual_seed(1)
     limits = {n: options.pop(n) for n in ("clip_norm", "clip_value") if n in options}
-    step = ParallelStep(model, loss_fn, optimizer, x[:BATCH], y[:BATCH],
+    step = ParallelStep(model, loss_fn, optimizer, (x[:BATCH], y[:BATCH]),
                         plan(workers, **options), **limits)  # fmt: skip
     losses = []
     for number in range(STEPS):
@@ -156,7 +156,7 @@ def test_gradients_that_a_plain_step_dropped_are_made_anew() -> None:
     model, optimizer = built(perceptron)
     plain, its_optimizer = built(perceptron)
     x, y = data()
-    step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(2), clip_norm=0.1)
+    step = ParallelStep(model, CROSS, optimizer, (x[:BATCH], y[:BATCH]), plan(2), clip_norm=0.1)
     batches = [slice(n * BATCH, (n + 1) * BATCH) for n in range(6)]
     for rows in (*batches[:4], slice(BATCH, BATCH + 3), *batches[4:]):
         step(x[rows], y[rows])
@@ -197,7 +197,7 @@ def test_batch_norm_sees_chunks_and_keeps_their_mean() -> None:
     """While chunks are recorded, and on workers."""
     model, optimizer = built(with_norm_and_dropout)
     x, y = data(1)
-    step = ParallelStep(model, CROSS, optimizer, x, y, plan(2))
+    step = ParallelStep(model, CROSS, optimizer, (x, y), plan(2))
     for number in range(1, 5):
         copies = [copy.deepcopy(model) for _ in range(BATCH // CHUNK)]
         step(x, y)
@@ -219,7 +219,7 @@ def test_what_changes_between_steps_is_recorded_again() -> None:
         model, optimizer = built(with_norm_and_dropout)
         x, y = data()
         torch.manual_seed(1)
-        step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(workers))
+        step = ParallelStep(model, CROSS, optimizer, (x[:BATCH], y[:BATCH]), plan(workers))
         paths, losses = [], []
         for number in range(STEPS):
             if number == 5:
@@ -257,7 +257,7 @@ def test_a_failing_chunk_is_run_again() -> None:
     expected = trained(perceptron, 1)
     model, optimizer = built(perceptron)
     x, y = data()
-    step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(3))
+    step = ParallelStep(model, CROSS, optimizer, (x[:BATCH], y[:BATCH]), plan(3))
     losses = []
     for number in range(STEPS):
         if number > RECORDED:
@@ -276,7 +276,7 @@ def test_a_worker_that_hangs_is_given_up(make: Callable[[], nn.Module]) -> None:
     model, optimizer = built(make)
     x, y = data()
     torch.manual_seed(1)
-    step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH],
+    step = ParallelStep(model, CROSS, optimizer, (x[:BATCH], y[:BATCH]),
                         plan(2, hang_s=0.2, steal_threshold=50))  # fmt: skip
     begun = [step(x[rows], y[rows]).item() for rows in ROWS[: RECORDED + 1]]
     assert step._team is not None
@@ -296,7 +296,7 @@ def test_a_worker_that_hangs_is_given_up(make: Callable[[], nn.Module]) -> None:
 def test_the_last_worker_cannot_be_given_up() -> None:
     model, optimizer = built(perceptron)
     x, y = data(1)
-    step = ParallelStep(model, CROSS, optimizer, x, y, plan(2, hang_s=0.2, steal_threshold=50))
+    step = ParallelStep(model, CROSS, optimizer, (x, y), plan(2, hang_s=0.2, steal_threshold=50))
     for _ in range(RECORDED + 1):
         step(x, y)
     before = copy.deepcopy(model.state_dict())
@@ -357,11 +357,11 @@ def test_batches_one_after_the_other_from_a_coroutine() -> None:
 def test_what_cannot_be_cut_takes_the_plain_path() -> None:
     model, optimizer = built(perceptron)
     x, y = data(1)
-    step = ParallelStep(model, CROSS, optimizer, x[:27], y[:27], plan(2))
+    step = ParallelStep(model, CROSS, optimizer, (x[:27], y[:27]), plan(2))
     assert (step.path, step.reason) == ("plain", "batches of 27 are not whole chunks of 4")
     assert step(x[:27], y[:27]).item() > 0
     off = plan(2).replace({"step.compile": "off"})
-    assert ParallelStep(model, CROSS, optimizer, x, y, off).reason == "compile is off in the plan"
+    assert ParallelStep(model, CROSS, optimizer, (x, y), off).reason == "compile is off in the plan"
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_calls_of_different_lengths_one_after_the_other() -> None:
     results = []
     for workers in (1, 3):
         model, optimizer = built(perceptron)
-        step = ParallelStep(model, CROSS, optimizer, x[:BATCH], y[:BATCH], plan(workers))
+        step = ParallelStep(model, CROSS, optimizer, (x[:BATCH], y[:BATCH]), plan(workers))
         losses = []
         for number in range(400 if THOROUGH else 60):
             steps = 1 + number % 5

@@ -33,7 +33,8 @@ def verdict(rounded, *, spins=(200, 20), batches=None):
     before, random = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     seen, exact = [], [2.0 / (1 + n) for n in range(PROBE_STEPS)]
 
-    def make(a_model, an_optimizer, precision):
+    def make(three, precision):
+        a_model, _, an_optimizer = three
         assert a_model is not model
         assert an_optimizer.param_groups[0]["params"][0] is a_model.weight
         with torch.no_grad():
@@ -42,7 +43,9 @@ def verdict(rounded, *, spins=(200, 20), batches=None):
         auto = precision == "bfloat16"
         return Fake(rounded(exact) if auto else exact, spins[auto], seen)
 
-    found = probe(make, model, optimizer, batches or (lambda: [(torch.ones(1), torch.ones(1))]))
+    found = probe(
+        make, (model, F.mse_loss, optimizer), batches or (lambda: [(torch.ones(1), torch.ones(1))])
+    )
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
     assert torch.equal(torch.random.get_rng_state(), random)
     return found, seen

@@ -115,12 +115,6 @@ def test_what_cannot_be_used_is_refused(change, rule):
         compiled(**change)
 
 
-def test_an_optimizer_that_needs_a_closure_is_refused():
-    model = make_model()
-    with pytest.raises(hotloop.ModelError, match="closure"):
-        compiled(model, optimizer=torch.optim.LBFGS(model.parameters()))
-
-
 @pytest.mark.parametrize(
     "loss_fn", [nn.CrossEntropyLoss(reduction="none"), lambda out, y: out.detach().sum()]
 )

@@ -60,7 +60,7 @@ def measure_costs(model: str, batch_size: int) -> StepCosts:
     optimizer = torch.optim.Adam(network.parameters())
     x, y = torch.rand(batch_size, 1, 28, 28), torch.randint(0, 10, (batch_size,))
     plan = Plan().replace({"parallel.num_workers": 1})
-    step = ParallelStep(network, torch.nn.functional.cross_entropy, optimizer, x, y, plan)
+    step = ParallelStep(network, torch.nn.functional.cross_entropy, optimizer, (x, y), plan)
     for _ in range(3):  # Two are recorded.
         step(x, y)
     if step.path != "parallel":

@@ -139,6 +139,11 @@ def _facts(op: Any) -> _Facts:
     return _Facts(op in _SCALAR_READS, not dynamic.isdisjoint(op.tags), written)
 
 
+# Their code in C++ reads the values of a tensor that says how much belongs together, which no mode
+# sees: name -> place of that argument.
+_FORMS = {"tensor_split": 1, "lstm": 1, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1}
+
+
 # Reads its argument's values to refuse them, not to compute: what comes after does so too.
 _CHECKED = (torch.nn.functional.one_hot, torch._C._nn.one_hot)
 
@@ -160,6 +165,11 @@ class _Reads(TorchFunctionMode):
         if func in _READS and self._recorder.refusal is None:
             name = getattr(func, "__name__", "numpy")
             self._recorder.refusal = f"{user_line()} reads a tensor's value ({name})"
+        place = _FORMS.get(getattr(func, "__name__", ""))
+        if place is not None and place < len(args) and self._recorder.knows(args[place]):
+            self._recorder.refusal = self._recorder.refusal or (
+                f"{user_line()} reads a tensor's value ({func.__name__})"
+            )
         if func in _CHECKED and _num_classes(*args, **(kwargs or {})) > 0:
             with self._recorder.checking():
                 return func(*args, **(kwargs or {}))
@@ -190,8 +200,7 @@ class Recorder(TorchDispatchMode):
         # Parts of a batch may lie in one larger storage, each time somewhere else, so each counts
         # as a storage by itself. Key of the storage -> first byte, end and number of each part.
         self._parts: dict[int, list[tuple[int, int, int]]] = {}
-        for tensor in inputs.get("batch", ()):
-            self._add_part(tensor)
+        self._add_parts(inputs.get("batch", ()))
         for kind, tensors in inputs.items():
             for number, tensor in enumerate(tensors):
                 self.recording.inputs.setdefault(self.ref(tensor), (kind, number))
@@ -201,6 +210,13 @@ class Recorder(TorchDispatchMode):
         super().__enter__()  # type: ignore[no-untyped-call]
         self._function_mode.__enter__()  # type: ignore[no-untyped-call]
         return self
+
+    def knows(self, value: Any) -> bool:
+        """Whether a value is an integer tensor of the batch, or one that the step made."""
+        if not isinstance(value, torch.Tensor) or value.is_floating_point():
+            return False
+        key = value.untyped_storage()._cdata
+        return key in self._parts or key in self._numbers
 
     @contextlib.contextmanager
     def checking(self) -> Iterator[None]:
@@ -258,15 +274,20 @@ class Recorder(TorchDispatchMode):
         self.recording.storages += 1
         return self.recording.storages - 1
 
-    def _add_part(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        parts = self._parts.setdefault(storage._cdata, [])
-        begin, end = _first_byte(tensor), _first_byte(tensor) + extent_bytes(tensor)
-        for at, (other, its_end, number) in enumerate(parts):
-            if begin < its_end and other < end:  # They overlap: one part.
-                parts[at] = min(begin, other), max(end, its_end), number
-                return
-        parts.append((begin, end, self._new_number(storage)))
+    def _add_parts(self, tensors: Sequence[torch.Tensor]) -> None:
+        """What a batch has of each storage; tensors that overlap are one part."""
+        filled = [t for t in tensors if t.numel()]
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for tensor in filled:
+            begin, key = _first_byte(tensor), tensor.untyped_storage()._cdata
+            spans.setdefault(key, []).append((begin, begin + extent_bytes(tensor)))
+        merged = {key: _merged(found) for key, found in spans.items()}
+        for tensor in filled:
+            storage, first = tensor.untyped_storage(), _first_byte(tensor)
+            parts = self._parts.setdefault(storage._cdata, [])
+            begin, end = next(span for span in merged[storage._cdata] if first < span[1])
+            if all(begin != known for known, _, _ in parts):
+                parts.append((begin, end, self._new_number(storage)))
 
     def _is_batch(self, tensor: torch.Tensor) -> bool:
         parts = self._parts.get(tensor.untyped_storage()._cdata, ())
@@ -325,6 +346,17 @@ class Recorder(TorchDispatchMode):
             self.refusal = f"{user_line()} reads a tensor's value"
         else:
             self.refusal = f"{user_line()}: the shape that {func} gives depends on the data"
+
+
+def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans of bytes, those that overlap made one."""
+    found: list[tuple[int, int]] = []
+    for begin, end in sorted(spans):
+        if found and begin < found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((begin, end))
+    return found
 
 
 def _first_byte(tensor: torch.Tensor) -> int:

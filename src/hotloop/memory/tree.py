@@ -63,26 +63,6 @@ def arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (x,), {}
 
 
-def named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of a tree in the order of ``flatten``, each with its place: ``y[0].boxes``."""
-    if isinstance(tree, torch.Tensor):
-        return [(name, tree)]
-    names, parts = _parts_of(tree)
-    if type(tree) in _PLAIN or parts is None:
-        return []
-    keys: Iterator[Hashable] = iter(names)
-    if isinstance(tree, Arguments):
-        places = [*map(str, range(len(tree.args))), *map(str, names)]
-    elif names:
-        places = [f"{name}.{key}" for key in keys]
-    else:
-        fields = getattr(tree, "_fields", None)
-        places = [f"{name}.{f}" for f in fields] if fields else []
-        places = places or [f"{name}[{place}]" for place in range(len(parts))]
-    pairs = zip(places, parts, strict=True)
-    return [found for place, part in pairs for found in named_tensors(part, place)]
-
-
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -168,6 +148,8 @@ def _take_apart(value: Any, tensors: list[torch.Tensor]) -> Structure:
         tensors.append(value)
         return _TENSOR
     kind = type(value)
+    if kind is PackedSequence:
+        return _take_packed_apart(value, tensors)
     if kind in _PLAIN:
         # With its type: 1 == True, and 0.0 == -0.0 is told apart by its text.
         return Structure(kind, value=repr(value) if kind in (float, complex) else value, like=value)
@@ -180,6 +162,14 @@ def _take_apart(value: Any, tensors: list[torch.Tensor]) -> Structure:
     if kind is dict or kind is Arguments or isinstance(value, tuple | list):
         return Structure(kind, names, below)
     return Structure(kind, names, below, like=_with_parts(value, names, [None] * len(below)))
+
+
+def _take_packed_apart(value: PackedSequence, tensors: list[torch.Tensor]) -> Structure:
+    """How many sequences go on at each step decides which operations follow: no data, but form."""
+    data, sizes, *order = value
+    form = Structure(torch.Tensor, value=tuple(sizes.tolist()), like=sizes)
+    parts = [_take_apart(data, tensors), form, *(_take_apart(part, tensors) for part in order)]
+    return Structure(PackedSequence, parts=tuple(parts))
 
 
 def _parts_of(value: Any) -> tuple[tuple[Hashable, ...], Sequence[Any] | None]:
@@ -203,6 +193,37 @@ def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> An
         return change(tree)
     tensors, structure = flatten(tree)
     return structure.unflatten([change(tensor) for tensor in tensors])
+
+
+def named_tensors(tree: Any, name: str) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a tree in the order of ``flatten``, each with its place: ``y[0].boxes``."""
+    tensors, structure = flatten(tree)
+    names = [place for place, leaf in _leaves(structure, name) if leaf.kind is None]
+    return list(zip(names, tensors, strict=True))
+
+
+def opaque_names(tree: Any, name: str) -> list[str]:
+    """What each value is called that is neither tensor nor plain: it may change and look alike."""
+    leaves = _leaves(flatten(tree)[1], name)
+    return [place for place, leaf in leaves if isinstance(leaf.value, _Same)]
+
+
+def _leaves(structure: Structure, name: str) -> Iterator[tuple[str, Structure]]:
+    kind = structure.kind
+    if kind is None or not structure.parts:
+        yield name, structure
+        return
+    by_place = len(structure.parts) - len(structure.names)
+    for place, part in enumerate(structure.parts):
+        key = structure.names[place - by_place] if place >= by_place else None
+        if kind is Arguments:
+            its_name = str(place if key is None else key)
+        elif key is None:
+            fields = getattr(kind, "_fields", None)
+            its_name = f"{name}[{place}]" if fields is None else f"{name}.{fields[place]}"
+        else:
+            its_name = f"{name}.{key}"
+        yield from _leaves(part, its_name)
 
 
 def num_samples(*trees: Any) -> int | None:

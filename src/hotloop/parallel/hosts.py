@@ -22,7 +22,7 @@ from .balance import LoadBalancer
 # Shares are looked at again after so many batches; the first ones still pay for loading.
 REBALANCE_STEPS = 20
 _WARM_STEPS = 3
-_LOSS, _ROWS, _STOP, _SECONDS = 0, 1, 2, 3
+_LOSS, _ROWS, _WEIGHT, _STOP, _SECONDS = 0, 1, 2, 3, 4
 T = TypeVar("T")
 
 
@@ -165,14 +165,13 @@ class Hosts:
         loss: torch.Tensor,
         num_rows: int,
         busy_s: float,
-        *,
-        sums: bool = False,
+        weight: float | None,
     ) -> torch.Tensor:
         """Make ``grad``, float buffers and the loss those of the whole batch, on every host.
 
         Args:
             loss: of this host's ``num_rows`` samples, which took ``busy_s``.
-            sums: the loss is a sum over samples, not a mean.
+            weight: of the loss in that of the batch (``LossWeight.count``); ``None``: it is a sum.
 
         Raises:
             RunError: a host did not answer in time.
@@ -189,30 +188,32 @@ class Hosts:
         fields, *views = self._flat.split(sizes)
         views = [v.view(t.shape) for v, t in zip(views, (*weights, *buffers), strict=True)]
         fields.zero_()
-        scale = (1 if num_rows else 0) if sums else num_rows
-        fields[_LOSS] = loss.detach() * scale
-        fields[_ROWS], fields[_STOP] = num_rows, float(self.asked_to_stop())
+        scale = (1.0 if num_rows else 0.0) if weight is None else weight
+        # A mean over no labels is no number; yet it counts for nothing.
+        fields[_LOSS] = loss.detach() * scale if scale else 0.0
+        fields[_ROWS], fields[_WEIGHT] = num_rows, scale
+        fields[_STOP] = float(self.asked_to_stop())
         fields[_SECONDS + self.rank] = busy_s
         with torch.no_grad():
-            for number, (weight, view) in enumerate(zip(weights, views, strict=False)):
-                if weight.grad is None:
+            for number, (parameter, view) in enumerate(zip(weights, views, strict=False)):
+                fields[head + number] = float(parameter.grad is not None)
+                if parameter.grad is None or not scale:
                     view.zero_()
                 else:
-                    fields[head + number] = 1
-                    torch.mul(weight.grad, scale, out=view)
+                    torch.mul(parameter.grad, scale, out=view)
             for buffer, view in zip(buffers, views[len(weights) :], strict=True):
                 torch.mul(buffer, num_rows, out=view)
             with answering():
                 dist.all_reduce(self._flat)
             known = fields.tolist()
             total = known[_ROWS]
-            divisor = 1.0 if sums else total
-            for number, (weight, view) in enumerate(zip(weights, views, strict=False)):
+            divisor = 1.0 if weight is None else known[_WEIGHT]
+            for number, (parameter, view) in enumerate(zip(weights, views, strict=False)):
                 if not known[head + number]:
                     continue
-                if weight.grad is None:
-                    weight.grad = torch.empty_like(weight)
-                torch.div(view, divisor, out=weight.grad)
+                if parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+                torch.div(view, divisor or 1.0, out=parameter.grad)
             for buffer, view in zip(buffers, views[len(weights) :], strict=True):
                 torch.div(view, total, out=buffer)
         self._copy_counters(model, int(total))

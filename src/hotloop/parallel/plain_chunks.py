@@ -47,6 +47,14 @@ class PlainChunks:
             if weight.grad is not None:
                 self._gradients[number] = self._added(self._gradients[number], weight.grad)
 
+    def abandon(self) -> None:
+        """Leave buffers as they were, and no gradients."""
+        with torch.no_grad():
+            for buffer, before in self._buffers:
+                buffer.copy_(before)
+        for weight in self._weights:
+            weight.grad = None
+
     def finish(self) -> torch.Tensor:
         """Leave sums in ``grad`` and buffers as the step leaves them; the loss."""
         for weight, gradient in zip(self._weights, self._gradients, strict=True):

@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import RunError
+from ..errors import ModelError, RunError
 from ..machine import Machine
 from ..machine.threads import num_threads
 from ..plan import ParallelConfig, Plan
+from ..step.batch import NO_TARGET, Batch
 from ..step.check import LossFn
 from ..step.chunk import Chunk
+from ..step.loss_parts import divides_by_data
 from ..step.operations import Operation
 from ..step.path_choice import choose_path
 from ..step.recorded_chunk import RecordedChunk
-from ..step.recorded_shape import shape_key
 from ..step.step import Between, TrainStep
 from .balance import LoadBalancer, WorkerStats
 from .placement import place_workers, placed
@@ -31,6 +32,7 @@ from .team import Team, UpdateRefused, WorkerHangs
 _LARGEST_CHUNK, _SMALLEST_CHUNK = 32, 4
 # A team that was given up: a thread that hangs may still write there.
 _ABANDONED: list[Team] = []
+_WITHOUT_HOSTS = "train on one host, or pass the loss of torch.nn itself"
 
 
 def default_chunk_size(batch_size: int, usable_cpus: int) -> int:
@@ -55,9 +57,9 @@ class ParallelStep(TrainStep):
     bit for any number of workers and whoever ran which chunk. It is that of one pass over the batch
     up to float32 rounding, but for batch norm, which sees each chunk by itself; its running
     statistics become the mean of what the chunks made of them. A batch that does not consist of
-    whole chunks (the last, smaller one of an epoch), and a model that cannot become a program, take
-    the plain path on one thread. On workers, dropout and noise are functions of step, chunk and
-    place (``graph.drawing``).
+    whole chunks (the last, smaller one of an epoch), a model that cannot become a program, and a
+    loss that parts of a batch do not make (``step.loss_weight``) take the plain path on one thread.
+    On workers, dropout and noise are functions of step, chunk and place (``graph.drawing``).
 
     A worker that fails has its chunk run again by worker 0. One that takes longer than ``hang_s``
     is given up, with the step's chunks run again by a new team of one worker less; what it may
@@ -65,7 +67,8 @@ class ParallelStep(TrainStep):
 
     Args:
         model, loss_fn, optimizer, clip_norm, clip_value: as for ``compile_step``.
-        x, y: a batch as later calls will give it; only the number of samples counts.
+        example: ``(x, y)`` or ``(x,)``, a batch as later calls will give it; only the number of
+            samples counts.
         plan: ``parallel``, ``cpu.thread_affinity``, ``numa`` and ``step.compile`` are used.
         machine: for placing workers; probed when ``None``.
         between: see ``TrainStep``.
@@ -76,8 +79,7 @@ class ParallelStep(TrainStep):
         model: nn.Module,
         loss_fn: LossFn,
         optimizer: torch.optim.Optimizer,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        example: Sequence[Any],
         plan: Plan,
         *,
         clip_norm: float | None = None,
@@ -100,17 +102,23 @@ class ParallelStep(TrainStep):
         self.placements = place_workers(plan, machine, self.num_workers)
         nodes = {placement.node for placement in self.placements}
         self._moves = plan.numa.allocation_policy != "default" or len(nodes) > 1
-        default = default_chunk_size(len(x), machine.usable_cpus)
+        batch = Batch(*example)
+        count = batch.num_samples or 1
+        default = default_chunk_size(count, machine.usable_cpus)
         self.chunk_size = plan.parallel.chunk_size or default
-        self.num_chunks = len(x) // self.chunk_size
+        self.num_chunks = count // self.chunk_size
         self.faults: list[str] = []
         self._team: Team | None = None
         self._chunks: RecordedChunk | None = None
         self.balancer = LoadBalancer(self.num_workers, max(1, self.num_chunks))
-        choice = choose_path(model, x, plan, chunk_size=self.chunk_size)
+        choice = choose_path(
+            model, batch.trees, plan, optimizer=optimizer, chunk_size=self.chunk_size
+        )
         self.reason, self.precision_reason = choice.reason, choice.precision_reason
         if choice.path != "plain":
             self._chunks = RecordedChunk(model, loss_fn, optimizer, whole=not self._partial)
+            if self.loss_weight.kind == "unknown":
+                self._chunks.judge = divides_by_data
             self.use(self._chunks)
 
     @property
@@ -127,16 +135,16 @@ class ParallelStep(TrainStep):
         """None: chunks on several workers overlap."""
         return []
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Any, y: Any = NO_TARGET) -> torch.Tensor:
         """Train on one batch; see ``TrainStep``."""
         with num_threads(1):
             return super().__call__(x, y)
 
     def many(
-        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None = None
+        self, x: Any, y: Any, steps: int, rates: list[list[float]] | None = None
     ) -> torch.Tensor | None:
         """Several steps in one call; see ``TrainStep``."""
-        if len(x) != self._batch_size * steps:
+        if Batch(x, y).num_samples != self._batch_size * steps:
             return None
         with num_threads(1):
             return super().many(x, y, steps, rates)
@@ -151,10 +159,14 @@ class ParallelStep(TrainStep):
 
     def close(self) -> None:
         """End the workers; batches take the plain path from then on."""
+        self._stay_plain("the workers were ended")
+
+    def _stay_plain(self, reason: str) -> None:
+        """End the workers, and say why."""
         if self._chunks is not None:
             self._end_team()
             self._chunks = self._recorded = None
-            self.reason = "the workers were ended"
+            self.reason = reason
 
     def _end_team(self) -> None:
         team, self._team = self._team, None
@@ -170,46 +182,56 @@ class ParallelStep(TrainStep):
         """Whether something comes between the gradients and the update."""
         return (self.clip_norm, self.clip_value, self.between) != (None, None, None)
 
-    def _key(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+    def _key(self, batch: Batch) -> Any:
         """Of the chunks of a batch."""
-        return shape_key(x[: self.chunk_size], y[: self.chunk_size], 1.0)
+        return batch.part(0, self.chunk_size).key()
 
-    def _steps_at_once(self, x: torch.Tensor, y: torch.Tensor, rows: int, steps: int) -> int:
+    def _shared(self, batch: Batch) -> Batch:
+        """The batch with the shares of its chunks, where these are not all the same."""
+        share = self.loss_weight.of_chunks(batch.y, self.chunk_size, self.num_chunks)
+        return batch if share is None else batch.with_share(share)
+
+    def _is_whole(self, batch: Batch, steps: int = 1) -> bool:
+        """Whether there are so many batches of whole chunks."""
+        return batch.is_rows and batch.num_samples == self._batch_size * steps
+
+    def _steps_at_once(self, batch: Batch, rows: int, steps: int) -> int:
         assert self._chunks is not None
-        return self._chunks.ready(self._key(x[:rows], y[:rows]), steps)
+        return self._chunks.ready(self._key(self._shared(batch)), steps)
 
     def _fast_steps(
-        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None
+        self, batch: Batch, steps: int, rates: list[list[float]] | None
     ) -> torch.Tensor | None:
         """``steps`` steps on the team; ``None``: it does not take them."""
-        chunks, size = self._chunks, self._batch_size
-        if chunks is None or not size * steps == len(x) == len(y):
+        chunks = self._chunks
+        if chunks is None or not self._is_whole(batch, steps):
             return None
-        key = self._key(x, y)
+        batch = self._shared(batch)
+        key = self._key(batch)
         if chunks.waits_for(key):
-            first = self._placed(x[: self.chunk_size], y[: self.chunk_size])
-            chunks.rehearse(key, first, lambda low: self._backward(*first, 1.0, low))
+            first = self._placed(batch.part(0, self.chunk_size))
+            chunks.rehearse(key, first, lambda low: self._backward(first, low))
         if chunks.ready(key, steps) < steps:
             return None
         began_s = time.monotonic()
         try:
-            losses = self._on_team(key, self._placed(x, y), steps, rates)
+            losses = self._on_team(key, self._placed(batch), steps, rates)
         except UpdateRefused as verdict:
             chunks.refuse(key, str(verdict))
             return None
         if self.between is not None:
             busy_s = time.monotonic() - began_s
-            losses = self.between(losses[0], len(x), busy_s).reshape(1)
+            losses = self._of_hosts(losses[0], batch, busy_s).reshape(1)
         of_each = f"chunks of {self.chunk_size} on {self.num_workers} workers"
         chunks.note_steps(key, steps, f"{of_each}, one copy of the weights")
         self._finish()
         return losses
 
     def _on_team(
-        self, key: Any, batch: tuple[torch.Tensor, ...], steps: int, rates: Any
+        self, key: Any, batch: Batch, steps: int, rates: list[list[float]] | None
     ) -> torch.Tensor:
         team = self._team_of(key)
-        parts = [batch[number] for number in team.chunk.batch_parts]
+        parts = [batch.tensors[number] for number in team.chunk.batch_parts]
         # From torch's generator, which checkpoints keep, in the order of the steps.
         keys = torch.randint(-(2**63), 2**63 - 1, (steps,)) if team.chunk.draws else None
         losses, done = [], 0
@@ -244,49 +266,80 @@ class ParallelStep(TrainStep):
         self._clip()
         self.optimizer.step()
 
-    def _slow_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _slow_step(self, batch: Batch) -> torch.Tensor:
         """Chunk by chunk where that may become a program, else as one batch."""
         chunks = self._chunks
-        whole = self._batch_size == len(x) == len(y)
-        if chunks is None or not whole or chunks.is_refused(self._key(x, y)):
-            return super()._slow_step(x, y)
+        if chunks is None or not self._is_whole(batch):
+            return super()._slow_step(batch)
+        shared = self._shared(batch)
+        if chunks.is_refused(self._key(shared)):
+            return super()._slow_step(batch)
         self.optimizer.zero_grad(set_to_none=True)
         began_s = time.monotonic()
-        loss = self._by_chunks(chunks, x, y)
+        loss = self._by_chunks(chunks, shared)
+        if loss is None:
+            return super()._slow_step(batch)
         if self.between is not None:
-            loss = self.between(loss, len(x), time.monotonic() - began_s)
+            loss = self._of_hosts(loss, batch, time.monotonic() - began_s)
         self._clip()
         self.optimizer.step()
         chunks.build()
         return loss
 
-    def _by_chunks(self, chunks: RecordedChunk, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Gradients and loss of a batch as PyTorch makes them, one chunk of it recorded."""
-        key = self._key(x, y)
+    def _by_chunks(self, chunks: RecordedChunk, batch: Batch) -> torch.Tensor | None:
+        """Gradients and loss of a batch as PyTorch makes them, one chunk of it recorded.
+
+        ``None``: chunks do not make this loss.
+        """
+        key = self._key(batch)
         # Another one in the second step: what changes from call to call shows.
         recorded = 0 if chunks.recordings_of(key) % 2 == 0 else self.num_chunks - 1
-        x, y = self._placed(x, y)
+        batch = self._placed(batch)
         sums = PlainChunks(self.model, self.loss_fn, self._scale)
+        self._answers = None if self.loss_weight.is_settled else []
         for number in range(self.num_chunks):
-            rows = slice(number * self.chunk_size, (number + 1) * self.chunk_size)
-            plain = functools.partial(self._backward, x[rows], y[rows], 1.0)
+            part = batch.part(number * self.chunk_size, self.chunk_size)
+            plain = functools.partial(self._backward, part)
             with sums.chunk() as add_loss:
                 if number == recorded:
-                    add_loss(chunks.record(key, (x[rows], y[rows]), plain))
+                    add_loss(chunks.record(key, part, plain))
                 else:
                     add_loss(plain(False))
+        answers, self._answers = self._answers, None
+        if answers is not None and not self._chunks_make_the_loss(answers):
+            sums.abandon()
+            return None
         return sums.finish()
 
-    def _part(
-        self, x: torch.Tensor, y: torch.Tensor, weight: float, *, first: bool
-    ) -> torch.Tensor:
+    def _chunks_make_the_loss(self, answers: list[tuple[Any, Batch]]) -> bool:
+        """Whether this may be trained in chunks; if not, workers are given up.
+
+        Raises:
+            ModelError: there are other hosts, which have parts of the batch in any case.
+        """
+        try:
+            half = (self.chunk_size + 1) // 2
+            if self.loss_weight.check(answers, _WITHOUT_HOSTS, half):
+                return True
+            reason = self.loss_weight.note or ""
+            if self.between is None:
+                self.loss_weight.note = None  # It is one batch from now on.
+        except ModelError as error:
+            if self.between is not None:
+                raise
+            reason = f"{error.rule}; got {error.got}"
+        if self.between is None:
+            self._stay_plain(reason)
+        return self.between is not None
+
+    def _part(self, batch: Batch, *, first: bool) -> torch.Tensor:
         """A part of a batch that is not cut into chunks: plain."""
-        return self._backward(*self._placed(x, y), weight, False)
+        return self._backward(self._placed(batch), False)
 
     @property
     def _scale(self) -> float:
         """Share of a chunk's loss in that of its batch."""
-        return 1.0 if self._sums else 1.0 / self.num_chunks
+        return 1.0 if self.loss_weight.kind == "sum" else 1.0 / self.num_chunks
 
     def _team_of(self, key: Any) -> Team:
         """The team for a kind of chunk, made anew where the last one ran another kind."""
@@ -308,7 +361,7 @@ class ParallelStep(TrainStep):
             self.optimizer,
             num_chunks=self.num_chunks,
             num_workers=self.num_workers,
-            sums=self._sums,
+            sums=self.loss_weight.kind == "sum",
             placements=self.placements[: self.num_workers],
             moves=self._moves,
             whole=self._chunks.whole,

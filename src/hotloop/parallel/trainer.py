@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, ModelError
+from ..memory.tree import num_samples
 from ..plan import Plan
 from ..step.check import LossFn, check_parts
+from ..step.step import check_example
 from .balance import LoadBalancer, WorkerStats
 from .placement import default_num_workers
 from .step import ParallelStep
@@ -57,23 +60,24 @@ class DataParallelTrainer:
         # One thread that is worker 0: OpenMP keeps a set of threads for each thread that calls it.
         self._caller = ThreadPoolExecutor(1, thread_name_prefix="hotloop-worker-0")
 
-    async def process_batch(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """One optimizer step on ``(x, y)``, ``[batch, ...]`` each; the loss, a detached scalar.
+    async def process_batch(self, batch: Sequence[Any]) -> torch.Tensor:
+        """One optimizer step on ``(x, y)`` or ``(x,)``; the loss, a detached scalar.
+
+        x and y are trees of tensors ``[batch, ...]``, as for ``compile_step``.
 
         Raises:
-            InputError: not two tensors with the same number of samples.
+            InputError: it is no batch.
             RunError: a chunk failed on two workers, or the last worker hangs.
         """
         try:
-            x, y = batch
-            alike = len(x) == len(y) > 0
-        except (TypeError, ValueError):
-            alike = False
-        if not alike:
+            trees = check_example(batch).trees
+        except ModelError:
+            trees = ()
+        if not trees or num_samples(*trees) == 0:
             raise InputError(
                 "a batch must be (x, y), samples and as many targets", next_step="pass (x, y)"
             )
-        return await asyncio.get_running_loop().run_in_executor(self._caller, self._process, x, y)
+        return await asyncio.get_running_loop().run_in_executor(self._caller, self._process, trees)
 
     @property
     def workers(self) -> list[WorkerStats]:
@@ -112,16 +116,15 @@ class DataParallelTrainer:
     ) -> None:
         self.close()
 
-    def _process(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _process(self, trees: tuple[Any, ...]) -> torch.Tensor:
         if self._step is None:
             self._step = ParallelStep(
                 self.model,
                 self.loss_fn,
                 self.optimizer,
-                x,
-                y,
+                trees,
                 self.plan,
                 machine=self.machine,
                 **self._clip,
             )
-        return self._step(x, y)
+        return self._step(*trees)

@@ -2,6 +2,8 @@
 
 check         what must hold of model, loss and optimizer before the first step
 step          compile_step: a step as it was chosen
+batch         one batch: its trees, its tensors, the key of its program; layout: of its image
+loss_weight   what a loss is the mean of, so that parts make the loss of a batch (loss_parts)
 path_choice   how a step is run, and why
 recorded      steps recorded, checked and run as programs of ``graph``
 guards        what changed in Python between two steps; the step took it for constant
@@ -17,6 +19,7 @@ accumulator   GradientAccumulator
 """
 
 from .accumulator import GradientAccumulator
+from .batch import NO_TARGET
 from .step import TrainStep, compile_step
 
-__all__ = ["GradientAccumulator", "TrainStep", "compile_step"]
+__all__ = ["NO_TARGET", "GradientAccumulator", "TrainStep", "compile_step"]

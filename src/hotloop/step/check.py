@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import nn
 from ..errors import ModelError
 from ..graph.recording import NotRecordable
 
-LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Of the model's answer and the targets, or of the answer alone.
+LossFn = Callable[..., torch.Tensor]
 
 
 def check_parts(model: Any, loss_fn: Any, optimizer: Any) -> None:
@@ -38,12 +40,6 @@ def check_parts(model: Any, loss_fn: Any, optimizer: Any) -> None:
             got=type(optimizer).__name__,
             next_step="pass torch.optim.Adam(model.parameters())",
         )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ModelError(
-            "an optimizer that evaluates the loss several times a step (a closure) cannot be used",
-            got=type(optimizer).__name__,
-            next_step="use torch.optim.Adam, AdamW, SGD or another without closure",
-        )
     own = {id(p) for p in model.parameters()}
     updated = [p for group in optimizer.param_groups for p in group["params"]]
     if not any(id(p) in own for p in updated):
@@ -59,6 +55,15 @@ def check_parts(model: Any, loss_fn: Any, optimizer: Any) -> None:
             got=f"parameters on {', '.join(sorted(devices))}",
             next_step="call model.cpu() or model.cuda() before building the optimizer",
         )
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer evaluates the loss itself, several times a step (LBFGS)."""
+    try:
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+    except (TypeError, ValueError):
+        return False
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def check_classes(loss_fn: Callable[..., Any], output_shape: Any, num_classes: int | None) -> None:

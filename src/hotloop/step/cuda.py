@@ -61,8 +61,8 @@ class CudaStep:
         model: nn.Module,
         loss_fn: LossFn,
         optimizer: optim.Optimizer,
-        x: torch.Tensor,
-        y: torch.Tensor,
+        x: Any,
+        y: Any,
         *,
         whole: bool,
         autocast: bool = False,
@@ -70,6 +70,10 @@ class CudaStep:
         clip_value: float | None = None,
         fuse: bool = False,
     ) -> None:
+        if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
+            raise NotRecordable("a CUDA graph takes a batch of two tensors")
+        if isinstance(loss_fn, nn.Module) and any(loss_fn.parameters()):
+            raise NotRecordable("a CUDA graph takes no loss that has parameters")
         refuse_hidden(model)
         devices = {t.device for t in [*model.parameters(), *model.buffers()]}
         if len(devices) != 1:
@@ -99,10 +103,12 @@ class CudaStep:
         """Whether the next batch of the shape is the one that is left to the plain path."""
         return not self._seen
 
-    def accepts(self, x: torch.Tensor, y: torch.Tensor) -> bool:
+    def accepts(self, x: Any, y: Any) -> bool:
         """Whether this batch, and the model as it is now, are what the graph is for."""
         alike = (
-            _signature(x, y) == self._shape
+            isinstance(x, torch.Tensor)
+            and isinstance(y, torch.Tensor)
+            and _signature(x, y) == self._shape
             and [m.training for m in self._modules] == self._modes
             and all(w.requires_grad for w in self.weights)
         )
@@ -317,8 +323,8 @@ def try_cuda(
     model: nn.Module,
     loss_fn: LossFn,
     optimizer: optim.Optimizer,
-    x: torch.Tensor,
-    y: torch.Tensor,
+    x: Any,
+    y: Any,
     **options: Any,
 ) -> tuple[CudaStep | None, str]:
     """A step that captures itself at the second batch, or ``None``; and the reason."""

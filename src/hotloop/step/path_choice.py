@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ..memory import tree
 from ..plan import Plan
+from .check import needs_closure
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,10 @@ class PathChoice:
 
 def choose_path(
     model: nn.Module,
-    x: torch.Tensor,
+    x: Any,
     plan: Plan,
     *,
+    optimizer: torch.optim.Optimizer | None = None,
     chunk_size: int | None = None,
     several_hosts: bool = False,
 ) -> PathChoice:
@@ -40,8 +43,9 @@ def choose_path(
 
     Args:
         model: its device counts.
-        x: samples ``[batch, ...]``; only their number counts.
+        x: samples, a tree of ``[batch, ...]``; only their number counts.
         plan: ``step`` and ``memory.micro_batch_size`` are used.
+        optimizer: whether it needs a closure counts.
         chunk_size: samples of a chunk where workers run the step; ``None``: no workers.
         several_hosts: whether other hosts take part.
     """
@@ -50,17 +54,24 @@ def choose_path(
         return PathChoice("plain", "several hosts with GPUs take the plain path")
     if plan.step.compile == "off":
         return PathChoice("plain", "compile is off in the plan")
+    if optimizer is not None and needs_closure(optimizer):
+        name = type(optimizer).__name__
+        return PathChoice("plain", f"{name} evaluates the loss itself, by a closure")
     if chunk_size is not None:
-        return _on_workers(len(x), plan, chunk_size)
+        return _on_workers(x, plan, chunk_size)
     return PathChoice("cuda_graph" if on_gpu else "recorded")
 
 
-def _on_workers(batch_size: int, plan: Plan, chunk_size: int) -> PathChoice:
+def _on_workers(x: Any, plan: Plan, chunk_size: int) -> PathChoice:
     if plan.memory.micro_batch_size is not None:
         return PathChoice("plain", "micro-batches are run one after the other")
     if plan.step.precision != "float32":
         reason = "workers compute in float32"
         return PathChoice("plain", reason, precision_reason=reason)
+    batch_size = tree.num_samples(x)
+    if batch_size is None or not all(t.dim() for t in tree.flatten(x)[0]):
+        reason = "a batch is cut into chunks where each tensor has the samples in its first size"
+        return PathChoice("plain", reason)
     if batch_size % chunk_size:
         return PathChoice("plain", f"batches of {batch_size} are not whole chunks of {chunk_size}")
     return PathChoice("workers")

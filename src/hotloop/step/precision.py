@@ -14,8 +14,11 @@ from torch import nn
 
 from ..measure import Turns
 
-Batches = Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
-Make = Callable[[nn.Module, torch.optim.Optimizer, str], Any]
+# Batches as a step is called with: ``(x, y)`` or ``(x,)``.
+Batches = Callable[[], Iterable[tuple[Any, ...]]]
+# Model, loss function and optimizer.
+Three = tuple[nn.Module, Callable[..., Any], torch.optim.Optimizer]
+Make = Callable[[Three, str], Any]
 
 PROBE_STEPS = 32
 # Losses are compared as means over so many steps, by this relative difference at most.
@@ -50,20 +53,19 @@ class Verdict:
         )
 
 
-def probe(
-    make: Make, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches
-) -> Verdict:
-    """Train copies of model and optimizer in both precisions on the same batches.
+def probe(make: Make, three: Three, batches: Batches) -> Verdict:
+    """Train copies of model, loss and optimizer in both precisions on the same batches.
 
-    One copy at a time. torch's random state, the model and the optimizer stay as they are.
+    One copy at a time. torch's random state, the model, a loss module and the optimizer stay as
+    they are.
 
     Args:
-        make: gives the step of a copied model and optimizer in a precision.
+        make: gives the step of the copies in a precision.
         batches: gives batches of the compiled shape; taken from the start again where they end.
     """
     losses, seconds = {}, {}
     for precision in ("float32", "bfloat16"):
-        losses[precision], seconds[precision] = _trained(make, model, optimizer, batches, precision)
+        losses[precision], seconds[precision] = _trained(make, three, batches, precision)
     exact, rounded = _windows(losses["float32"]), _windows(losses["bfloat16"])
     deviation = max(
         abs(b - a) / max(abs(a), 1e-12) if math.isfinite(a) and math.isfinite(b) else math.inf
@@ -75,17 +77,15 @@ def probe(
 
 def _trained(
     make: Make,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    three: Three,
     batches: Batches,
     precision: str,
 ) -> tuple[list[float], float]:
     """Losses of the probe's steps and the median seconds of one."""
     losses, seconds = [], []
     with torch.random.fork_rng(devices=[]):
-        # One copy of both, so that the copied optimizer holds the copied parameters.
-        twin, follower = copy.deepcopy((model, optimizer))
-        step = make(twin, follower, precision)
+        # One copy of all, so that the copied optimizer holds the copied parameters.
+        step = make(copy.deepcopy(three), precision)
         torch.manual_seed(0)
         fed = _again(batches)
         for played in Turns({precision: lambda: step(*next(fed)).item()}, rounds=PROBE_STEPS):
@@ -94,7 +94,7 @@ def _trained(
     return losses, statistics.median(seconds)
 
 
-def _again(batches: Batches) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _again(batches: Batches) -> Iterator[tuple[Any, ...]]:
     while True:
         yield from batches()
 

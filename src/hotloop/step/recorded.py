@@ -43,6 +43,7 @@ from ..graph.program import Program
 from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
 from ..measure.clock import now
+from .batch import Batch, refusal_of
 from .check import refuse_hidden
 from .guards import Guards
 from .guards_settings import PythonState
@@ -96,6 +97,7 @@ class RecordedStep:
     Attributes:
         whole: whether a program makes the update too.
         reason: why the last step ran as it did.
+        judge: says of a recording why it must not become a program; ``None``: nobody is asked.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class RecordedStep:
         self._rounds = autocast and rounds_products()
         self.limits = clip_norm, clip_value
         self.reason = RECORDING
+        self.judge: Callable[[Recording], str | None] | None = None
         self._shapes: OrderedDict[Any, Shape] = OrderedDict()
         self._resumed: dict[str, list[int]] = {}
         self._sums: list[torch.Tensor] = []
@@ -195,9 +198,7 @@ class RecordedStep:
         """Whether a shape was recorded before the run was resumed, and not yet after it."""
         return repr(key) in self._resumed
 
-    def rehearse(
-        self, key: Any, batch: Sequence[torch.Tensor], plain: Callable[[bool], torch.Tensor]
-    ) -> None:
+    def rehearse(self, key: Any, batch: Batch, plain: Callable[[bool], torch.Tensor]) -> None:
         """Record a shape as often as it was before, on a batch whose step is not made by it.
 
         Buffers, gradients and torch's random numbers stay as they are.
@@ -300,9 +301,7 @@ class RecordedStep:
 
     # ---- Recording ----------------------------------------------------------------------------
 
-    def record(
-        self, key: Any, batch: Sequence[torch.Tensor], plain: Callable[[bool], torch.Tensor]
-    ) -> torch.Tensor:
+    def record(self, key: Any, batch: Batch, plain: Callable[[bool], torch.Tensor]) -> torch.Tensor:
         """Run forward and backward as PyTorch makes them, recorded where that is of use.
 
         Args:
@@ -336,7 +335,7 @@ class RecordedStep:
             weight.grad = None
         guards = Guards(self.model, self.loss_fn, self.optimizer)
         state = PythonState(guards.generators)
-        recorder = Recorder({**self._tensors, "batch": batch})
+        recorder = Recorder({**self._tensors, "batch": batch.tensors})
         # So many new objects would make the collector look through all old ones, again and again.
         collects = gc.isenabled()
         gc.disable()
@@ -386,19 +385,17 @@ class RecordedStep:
         for shape in self._shapes.values():
             shape.program = shape.bound = None
 
-    def _refusal_before(self, batch: Sequence[torch.Tensor]) -> str | None:
+    def _refusal_before(self, batch: Batch) -> str | None:
         try:
             modules = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
             for module in modules:
                 refuse_hidden(module)
         except NotRecordable as verdict:
             return str(verdict)
-        if any(t.requires_grad for t in batch):
-            return "the batch needs a gradient of its own"
-        for kind, tensors in {**self._tensors, "batch": batch}.items():
+        for kind, tensors in self._tensors.items():
             if any(t.layout != torch.strided or t.device.type != "cpu" for t in tensors):
                 return f"a {kind} is not dense on the CPU"
-        return None
+        return refusal_of(batch)
 
     def _take(
         self, shape: Shape, recording: Recording, guards: Guards, refusal: str | None
@@ -478,6 +475,7 @@ class RecordedStep:
             shape.recordings, self.reason = 0, RECORDING
 
     def _build(self, shape: Shape, recording: Recording, guards: Guards) -> None:
+        self._ask_judge(recording)
         graph = graph_of(recording)
         if all(g is None for g in graph.gradients):
             raise NotRecordable("no parameter gets a gradient")
@@ -499,6 +497,11 @@ class RecordedStep:
         change = self._rebind(shape)
         if change is not None:
             raise NotRecordable(change)
+
+    def _ask_judge(self, recording: Recording) -> None:
+        verdict = None if self.judge is None else self.judge(recording)
+        if verdict is not None:
+            raise NotRecordable(verdict)
 
     def _optimize(self, shape: Shape, graph: RecordedGraph) -> None:
         """The passes over a graph, where they may move its operations."""

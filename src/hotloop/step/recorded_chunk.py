@@ -70,6 +70,7 @@ class RecordedChunk(RecordedStep):
 
     def _build(self, shape: Shape, recording: Recording, guards: Guards) -> None:
         kernels.library()  # Chunks are run by its loop, whoever computes them.
+        self._ask_judge(recording)
         graph = graph_of(recording)
         if all(g is None for g in graph.gradients):
             raise NotRecordable("no parameter gets a gradient")

@@ -10,7 +10,7 @@ import torch
 
 from ..graph.from_recording import RecordedGraph
 from ..graph.program import Program
-from ..graph.recording import Recording, extent_bytes, version_of
+from ..graph.recording import Recording, version_of
 from .chunk import Chunk
 from .guards import Guards
 from .updates import Update
@@ -114,12 +114,3 @@ def reason_of_weights(optimizer: torch.optim.Optimizer) -> str | None:
     if dtypes:
         return f"weights are {', '.join(sorted(str(d) for d in dtypes))}, so torch makes the update"
     return None
-
-
-def shape_key(x: torch.Tensor, y: torch.Tensor, weight: float) -> Any:
-    """What batches of one program have alike."""
-    # Where one begins in the other, if they overlap: what views both may be a view of either.
-    between = y.data_ptr() - x.data_ptr()
-    overlap = -extent_bytes(y) < between < extent_bytes(x)
-    same = between if overlap else None
-    return (x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype, weight, same)

@@ -12,19 +12,23 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
-from ..memory import TensorArena
-from ..memory.image_layout import preferred
+from ..memory import TensorArena, tree
 from ..plan import Plan
-from .check import LossFn, check_parts
+from .batch import NO_TARGET, Batch
+from .check import LossFn, check_parts, needs_closure
 from .cuda import CudaStep, try_cuda
+from .layout import Layout
+from .loss_parts import divides_by_data
+from .loss_weight import LossWeight, weighted
 from .operations import Operation
 from .path_choice import choose_path
-from .precision import Batches, probe
+from .precision import Batches, Three, probe
 from .recorded import RecordedStep
-from .recorded_shape import shape_key
 
-# Called with loss, samples and seconds when gradients are there; gives the loss of all hosts.
-Between = Callable[[torch.Tensor, int, float], torch.Tensor]
+# Called when gradients are there, with the loss, its samples, seconds and weight (``LossWeight.
+# count``); gives the loss of all hosts.
+Between = Callable[[torch.Tensor, int, float, float | None], torch.Tensor]
+_WITHOUT_PARTS = "leave memory.micro_batch_size out, or pass the loss of torch.nn itself"
 
 
 class TrainStep:
@@ -37,9 +41,11 @@ class TrainStep:
     that the program took for constant.
 
     A batch larger than the micro-batch is cut; gradients of the parts are added in place, each
-    part's loss weighted by its share of the batch, which for a loss that is a mean over samples
-    is the gradient of the whole batch up to float32 rounding. A loss module with
-    ``reduction="sum"`` is added without weights. Batch norm sees each part by itself.
+    part's loss weighted by its share of the batch's (``loss_weight``), which gives the gradient of
+    the whole batch up to float32 rounding. Batch norm sees each part by itself.
+
+    An optimizer whose ``step`` needs a closure evaluates the loss as often as it likes, as PyTorch
+    runs it.
 
     After a step that is one program the parameters' ``grad`` is ``None``: gradients never exist as
     a whole.
@@ -49,6 +55,7 @@ class TrainStep:
         precision_reason: what decided it where the plan said ``"auto"``, else ``None``.
         between: called when the gradients are there, before they are clipped and used.
         arena: entered around each call: where its tensors come from.
+        loss_weight: what the loss is the mean of.
     """
 
     def __init__(
@@ -76,9 +83,11 @@ class TrainStep:
         self._reason = "programs were not asked for"
         self._cuda: CudaStep | None = None
         self._recorded: RecordedStep | None = None
-        self._layout_of: Any = None
-        self._laid_out: Callable[[torch.Tensor], torch.Tensor] = preferred(model, torch.empty(0))
-        self._sums = getattr(loss_fn, "reduction", "mean") == "sum"
+        self._layout: Layout | None = None
+        self.loss_weight = LossWeight(loss_fn)
+        self._needs_closure = needs_closure(optimizer)
+        # What the model answers to each part of a batch, where somebody wants to know.
+        self._answers: list[tuple[Any, Batch]] | None = None
 
     @property
     def path(self) -> str:
@@ -90,12 +99,17 @@ class TrainStep:
     def reason(self) -> str:
         """Why the last step ran as it did."""
         reason = self._reason if self._recorded is None else self._recorded.reason
-        told = self.precision_reason
-        return f"{reason}; {told}" if told and told != reason else reason
+        told = [self.precision_reason, self.loss_weight.note]
+        return "; ".join([reason, *(each for each in told if each and each != reason)])
 
     @reason.setter
     def reason(self, reason: str) -> None:
         self._reason = reason
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the run beside its path."""
+        return [note for note in (self.precision_reason, self.loss_weight.note) if note]
 
     @property
     def device(self) -> torch.device:
@@ -134,149 +148,201 @@ class TrainStep:
         else:
             self._cuda = fast
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Any, y: Any = NO_TARGET) -> torch.Tensor:
         """Train on one batch.
 
         Args:
-            x: samples, ``[batch, ...]``.
-            y: targets, ``[batch, ...]``.
+            x: samples: a tensor, or any tuple, list, dict or dataclass of tensors and plain values.
+                The model is called as ``model(x)``, ``model(*x)`` or ``model(**x)``
+                (``memory.tree.call``).
+            y: targets, likewise; left out, the loss is ``loss_fn(answer)``.
 
         Returns:
             The loss before the update, a detached scalar; of the whole batch.
 
         Raises:
-            ModelError: the loss is not one number that depends on the parameters.
+            ModelError: the loss is not one number that depends on the parameters; or the batch is
+                larger than the micro-batch and cannot be cut, or its loss is not one of parts.
         """
         with self.arena:
-            return self._one(x, y)
+            return self._one(Batch(x, y))
 
-    def _one(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        losses = self._fast_steps(x, y, 1, None)
-        return self._slow_step(x, y) if losses is None else losses[0]
+    def _one(self, batch: Batch) -> torch.Tensor:
+        losses = self._fast_steps(batch, 1, None)
+        return self._slow_step(batch) if losses is None else losses[0]
 
-    def _slow_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _slow_step(self, batch: Batch) -> torch.Tensor:
         """One step that is not whole on the fast path."""
-        self.optimizer.zero_grad(set_to_none=True)
-        began_s = time.monotonic()
-        micro = self.micro_batch_size or len(x)
-        if self.between is not None and len(x) == 0:
-            total = torch.zeros(())  # A last, smaller batch leaves this host nothing.
-        elif micro >= len(x):
-            total = self._part(x, y, 1.0, first=True)
-        else:
-            total = torch.zeros(())
-            for number, (part_x, part_y) in enumerate(
-                zip(x.split(micro), y.split(micro), strict=True)
-            ):
-                weight = 1.0 if self._sums else len(part_x) / len(x)
-                total = total + self._part(part_x, part_y, weight, first=number == 0)
-        if self.between is not None:
-            total = self.between(total, len(x), time.monotonic() - began_s)
+        if self._needs_closure:
+            return self._closure_step(batch)
+        loss = self._gradients(batch)
         stepped_s = time.monotonic()
         self._clip()
         self.optimizer.step()
         if self._recorded is not None:
             self._recorded.build(time.monotonic() - stepped_s)
+        return loss
+
+    def _closure_step(self, batch: Batch) -> torch.Tensor:
+        """A step of an optimizer that evaluates the loss itself; the first of its losses."""
+        losses: list[torch.Tensor] = []
+
+        def closure() -> torch.Tensor:
+            losses.append(self._gradients(batch))
+            self._clip()
+            return losses[-1]
+
+        self.optimizer.step(closure)  # type: ignore[arg-type]
+        return losses[0]
+
+    def _gradients(self, batch: Batch) -> torch.Tensor:
+        """Gradients of the batch, of all hosts, in ``grad``; the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        began_s = time.monotonic()
+        if self.between is None:
+            return self._of_parts(self._cut(batch))
+        count = batch.num_samples
+        if count is None:
+            raise ModelError(
+                "a batch that several hosts share needs the samples in the first dimension of "
+                "every tensor"
+            )
+        # A last, smaller batch may leave this host nothing.
+        total = self._of_parts(self._cut(batch)) if count else torch.zeros(())
+        return self._of_hosts(total, batch, time.monotonic() - began_s)
+
+    def _of_hosts(self, loss: torch.Tensor, batch: Batch, seconds: float) -> torch.Tensor:
+        """The loss of all hosts, whose gradients are then in ``grad``."""
+        assert self.between is not None
+        count = batch.num_samples or 0
+        return self.between(loss, count, seconds, self.loss_weight.count(batch.y, count))
+
+    def _cut(self, batch: Batch) -> list[Batch]:
+        """Micro-batches, with their shares in the loss."""
+        micro = self.micro_batch_size
+        if micro is None or _fits(batch, micro):
+            return [batch]
+        return self.loss_weight.shared(batch.cut(micro))
+
+    def _of_parts(self, parts: list[Batch]) -> torch.Tensor:
+        """Gradients of all parts of a batch, and its loss."""
+        checks = len(parts) > 1 and not self.loss_weight.is_settled
+        self._answers = [] if checks else None
+        total = self._part(parts[0], first=True)
+        for part in parts[1:]:
+            total = total + self._part(part, first=False)
+        answers, self._answers = self._answers, None
+        # Before the update: a loss that is none of parts must not train anything.
+        if answers is not None and len(answers) == len(parts):
+            self.loss_weight.check(answers, _WITHOUT_PARTS)
         return total
 
     def _fast_steps(
-        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None
+        self, batch: Batch, steps: int, rates: list[list[float]] | None
     ) -> torch.Tensor | None:
         """``steps`` whole steps by the fast path; ``None``: it does not take them."""
-        rows = len(x) // steps
-        if self._cuda is not None and self._cuda.whole and self._cuda.accepts(x[:rows], y[:rows]):
-            losses = self._cuda.run(x, y, steps, rates)
-        elif self._recorded is not None and self._recorded.whole:
-            key = shape_key(x[:rows], y[:rows], 1.0)
-            self._rehearse(key, x[:rows], y[:rows], 1.0)
+        fast: CudaStep | RecordedStep | None = self._cuda or self._recorded
+        if fast is None or not fast.whole:
+            return None
+        first = batch if steps == 1 else batch.part(0, (batch.num_samples or 0) // steps)
+        if self._cuda is not None:
+            if not self._cuda.accepts(first.x, first.y):
+                return None
+            losses = self._cuda.run(batch.x, batch.y, steps, rates)
+        else:
+            assert self._recorded is not None
+            key = first.key()
+            self._rehearse(key, first)
             if self._recorded.ready(key, steps) < steps:
                 return None
-            losses = self._recorded.run(key, (x, y), steps, rates)
-        else:
-            return None
+            losses = self._recorded.run(key, batch.tensors, steps, rates)
         self._forget_gradients()
         # What a scheduler looks at to tell that the optimizer has made its step.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
         return losses
 
     def many(
-        self, x: torch.Tensor, y: torch.Tensor, steps: int, rates: list[list[float]] | None = None
+        self, x: Any, y: Any, steps: int, rates: list[list[float]] | None = None
     ) -> torch.Tensor | None:
         """Several steps in one call, without the interpreter between them where that is possible.
 
         Args:
-            x, y: ``steps`` batches one after the other; as they are until the losses are read.
+            x, y: ``steps`` batches one after the other, in each tensor; as they are until the
+                losses are read. ``y`` may be ``NO_TARGET``.
             rates: learning rate of each step and parameter group; ``None``: the optimizer's.
 
         Returns:
             Losses, float32 ``[steps]``; ``None``: not possible here, and nothing was done.
         """
-        rows = len(x) // steps
-        if not self.makes_many or rows * steps != len(x):
+        batch = Batch(x, y)
+        rows = (batch.num_samples or 0) // steps
+        if not self.makes_many or not batch.is_rows or rows * steps != batch.num_samples:
             return None
         if self._cuda is not None and not self._cuda.first_is_plain:
             with self.arena:
-                return self._fast_steps(x, y, steps, rates)
+                return self._fast_steps(batch, steps, rates)
         found: list[torch.Tensor] = []
         done = 0
         while done < steps:
-            count = self._steps_at_once(x[done * rows :], y[done * rows :], rows, steps - done)
-            part = slice(done * rows, (done + max(1, count)) * rows)
+            left = batch.part(done * rows, (steps - done) * rows) if done else batch
+            count = self._steps_at_once(left, rows, steps - done)
             its_rates = rates and rates[done : done + max(1, count)]
             losses = None
             if count > 0:
                 with self.arena:
-                    losses = self._fast_steps(x[part], y[part], count, its_rates)
+                    part = left if count == steps - done else left.part(0, count * rows)
+                    losses = self._fast_steps(part, count, its_rates)
             if losses is None:
-                first = slice(done * rows, (done + 1) * rows)
-                losses = self._first_of(x[first], y[first], its_rates).reshape(1)
+                losses = self._first_of(left.part(0, rows), its_rates).reshape(1)
             found.append(losses)
             done += len(losses)
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _steps_at_once(self, x: torch.Tensor, y: torch.Tensor, rows: int, steps: int) -> int:
+    def _steps_at_once(self, batch: Batch, rows: int, steps: int) -> int:
         """How many of ``steps`` steps the fast path makes now."""
         if self._cuda is not None:
             return 0 if self._cuda.first_is_plain else steps
         assert self._recorded is not None
-        return self._recorded.ready(shape_key(x[:rows], y[:rows], 1.0), steps)
+        return self._recorded.ready(batch.part(0, rows).key(), steps)
 
-    def _first_of(
-        self, x: torch.Tensor, y: torch.Tensor, rates: list[list[float]] | None
-    ) -> torch.Tensor:
+    def _first_of(self, batch: Batch, rates: list[list[float]] | None) -> torch.Tensor:
         """One step as a call of its own, at the first of the rates."""
         groups = self.optimizer.param_groups
         present = [group["lr"] for group in groups]
         for group, rate in zip(groups, rates[0] if rates else present, strict=True):
             group["lr"] = rate
-        loss = self(x, y)
+        loss = self(*batch.trees)
         for group, rate in zip(groups, present, strict=True):
             group["lr"] = rate
         return loss
 
-    def _part(
-        self, x: torch.Tensor, y: torch.Tensor, weight: float, *, first: bool
-    ) -> torch.Tensor:
-        """Gradients of a batch or a part of it, added to ``grad``; its weighted loss."""
-        if self._cuda is not None and not self._cuda.whole and self._cuda.accepts(x, y):
-            return self._cuda.add_gradients(x, y, weight, first)[0] * weight
-        recorded = self._recorded
+    def _part(self, batch: Batch, *, first: bool) -> torch.Tensor:
+        """Gradients of a batch or a part of it, added to ``grad``; its loss times its share."""
+        cuda, recorded = self._cuda, self._recorded
+        captured = cuda is not None and not cuda.whole and self._answers is None
+        if cuda is not None and captured and cuda.accepts(batch.x, batch.y):
+            share = float(batch.share)
+            loss = cuda.add_gradients(batch.x, batch.y, share, first)[0]
+            return loss * share if share else torch.zeros_like(loss)
         if recorded is None:
-            return self._backward(*self._placed(x, y), weight, self.precision == "bfloat16")
-        key = shape_key(x, y, weight)
+            return self._backward(self._placed(batch), self.precision == "bfloat16")
+        batch = self._moved(batch)
+        key = batch.key()
         if not recorded.whole:
-            self._rehearse(key, x, y, weight)
-        if not recorded.whole and recorded.ready(key):
-            return recorded.add_gradients(key, (x, y), first=first)
-        x, y = self._placed(x, y)
-        return recorded.record(key, (x, y), lambda low: self._backward(x, y, weight, low))
+            self._rehearse(key, batch)
+            if recorded.ready(key):
+                return recorded.add_gradients(key, batch.tensors, first=first)
+        placed = self._placed(batch)
+        return recorded.record(key, placed, lambda low: self._backward(placed, low))
 
-    def _rehearse(self, key: Any, x: torch.Tensor, y: torch.Tensor, weight: float) -> None:
+    def _rehearse(self, key: Any, batch: Batch) -> None:
         """Record what ran as a program before the run was resumed."""
         assert self._recorded is not None
         if self._recorded.waits_for(key):
-            x, y = self._placed(x, y)
-            self._recorded.rehearse(key, (x, y), lambda low: self._backward(x, y, weight, low))
+            answers, self._answers = self._answers, None
+            placed = self._placed(batch)
+            self._recorded.rehearse(key, placed, lambda low: self._backward(placed, low))
+            self._answers = answers
 
     @property
     def progress(self) -> dict[str, Any] | None:
@@ -288,31 +354,39 @@ class TrainStep:
         if self._recorded is not None and progress is not None:
             self._recorded.go_on(progress)
 
-    def _placed(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch where the model is, laid out as its layers like it."""
+    def _moved(self, batch: Batch) -> Batch:
+        """The batch where the model is."""
         device = self.device
-        x, y = x.to(device), y.to(device)
-        key = (x.shape[1:], x.stride()[1:])
-        if key != self._layout_of:
-            copies = self._recorded is not None
-            self._layout_of, self._laid_out = key, preferred(self.model, x, copies=copies)
-        return self._laid_out(x), y
+        if all(t.device == device for t in batch.tensors):
+            return batch
+        return batch.mapped(lambda t: t.to(device))
 
-    def _backward(
-        self, x: torch.Tensor, y: torch.Tensor, weight: float, autocast: bool
-    ) -> torch.Tensor:
+    def _placed(self, batch: Batch) -> Batch:
+        """The batch where the model is, images laid out as its layers like them."""
+        batch = self._moved(batch)
+        if self._layout is None:
+            self._layout = Layout(self.model, copies=self._recorded is not None)
+        x = self._layout(batch.x)
+        return batch if x is batch.x else Batch(x, batch.y, batch.share)
+
+    def _backward(self, batch: Batch, autocast: bool) -> torch.Tensor:
         """Forward and backward as PyTorch makes them."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-            output = self.model(x)
-        loss = self.loss_fn(output.float() if autocast else output, y)
-        if loss.dim() != 0 or not loss.requires_grad:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+            answer = tree.call(self.model, batch.x)
+        if autocast:
+            answer = tree.map_tensors(_as_float32, answer)
+        if self._answers is not None:
+            self._answers.append((answer, batch))
+        loss = batch.loss(self.loss_fn, answer)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise ModelError(
                 "the loss must be one number that depends on the model's parameters",
-                got=f"shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}",
+                got=f"shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}"
+                if isinstance(loss, torch.Tensor)
+                else type(loss).__name__,
                 next_step="use reduction='mean' and leave some parameters trainable",
             )
-        if weight != 1.0:
-            loss = loss * weight
+        loss = weighted(loss if loss.dim() == 0 else loss.reshape(()), batch.share)
         loss.backward()
         return loss.detach()
 
@@ -331,11 +405,21 @@ class TrainStep:
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
 
 
+def _fits(batch: Batch, micro: int) -> bool:
+    """Whether a batch is one micro-batch."""
+    count = batch.num_samples
+    return count is not None and count <= micro
+
+
+def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+
+
 def compile_step(
     model: nn.Module,
     loss_fn: LossFn,
     optimizer: torch.optim.Optimizer,
-    example: Sequence[torch.Tensor],
+    example: Sequence[Any],
     plan: Plan | None = None,
     *,
     clip_norm: float | None = None,
@@ -351,11 +435,11 @@ def compile_step(
     why. ``model.training`` is left as it is; call ``model.train()`` first, as in PyTorch.
 
     Args:
-        model: any ``torch.nn.Module``; any ``torch.optim.Optimizer`` on its parameters works
-            but those that need a closure.
-        loss_fn: ``loss_fn(model(x), y)`` gives a scalar, a mean over the samples.
-        optimizer: built on the model's parameters.
-        example: ``(x, y)``, one batch as later calls will give it.
+        model: any ``torch.nn.Module``, called as ``model(x)``, ``model(*x)`` or ``model(**x)``.
+        loss_fn: ``loss_fn(answer, y)``, or ``loss_fn(answer)`` where there is no y, gives a scalar.
+        optimizer: any ``torch.optim.Optimizer`` built on the model's parameters.
+        example: ``(x, y)`` or ``(x,)``, one batch as later calls will give it. x and y are trees: a
+            tensor, or any tuple, list, dict or dataclass of tensors and plain values.
         plan: ``cpu.num_threads``, ``memory.micro_batch_size`` and ``step`` are used; the defaults
             when ``None``, with torch's present number of threads.
         clip_norm: total norm of the gradients at most, as ``clip_grad_norm_``.
@@ -368,103 +452,108 @@ def compile_step(
         ModelError: model, loss or optimizer cannot be used, in one line.
     """
     check_parts(model, loss_fn, optimizer)
-    x, y = _check_example(example)
+    batch = check_example(example)
     plan = plan or Plan()
 
-    def make(a_model: nn.Module, an_optimizer: torch.optim.Optimizer, precision: str) -> TrainStep:
-        return _step(a_model, loss_fn, an_optimizer, x, y, plan, precision, clip_norm, clip_value)
+    def make(three: Three, precision: str) -> TrainStep:
+        return _step(three, batch, plan, precision, clip_norm, clip_value)
 
-    wanted = plan.step.precision
-    step = make(model, optimizer, "float32" if wanted == "auto" else wanted)
+    wanted, three = plan.step.precision, (model, loss_fn, optimizer)
+    step = make(three, "float32" if wanted == "auto" else wanted)
     if wanted != "auto":
         return step
     if step.path == "plain" and not step.is_recorded:
         step.precision_reason = "precision auto is float32 on the plain path"
-    elif batches is None and x.device.type == "meta":
+    elif batches is None and any(t.device.type == "meta" for t in batch.tensors):
         step.precision_reason = "precision auto is float32: no batches to probe bfloat16 with"
     else:
-        verdict = probe(make, model, optimizer, batches or (lambda: [_cut(x, y, plan)]))
+        verdict = probe(make, three, batches or (lambda: [_micro(batch, plan).trees]))
         if verdict.accepted:
-            step = make(model, optimizer, "bfloat16")
+            step = make(three, "bfloat16")
         step.precision_reason = verdict.reason
     return step
 
 
-def _cut(x: torch.Tensor, y: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    micro = plan.memory.micro_batch_size or len(x)
-    return x[:micro], y[:micro]
+def _micro(batch: Batch, plan: Plan) -> Batch:
+    micro = plan.memory.micro_batch_size
+    return batch if micro is None else batch.cut(micro)[0]
 
 
 def _step(
-    model: nn.Module,
-    loss_fn: LossFn,
-    optimizer: torch.optim.Optimizer,
-    x: torch.Tensor,
-    y: torch.Tensor,
+    three: Three,
+    batch: Batch,
     plan: Plan,
     precision: str,
     clip_norm: float | None,
     clip_value: float | None,
 ) -> TrainStep:
     """The step in one precision, recorded where the plan allows it."""
+    model, _, optimizer = three
     micro = plan.memory.micro_batch_size
-    step = TrainStep(
-        model,
-        loss_fn,
-        optimizer,
-        micro_batch_size=micro,
-        clip_norm=clip_norm,
-        clip_value=clip_value,
-        precision=precision,
-    )
+    limits: dict[str, Any] = {"clip_norm": clip_norm, "clip_value": clip_value}
+    step = TrainStep(*three, micro_batch_size=micro, precision=precision, **limits)
     if plan.memory.tensor_arena == "try" and step.device.type == "cpu":
         # Else each step takes fresh pages for its activations: a cnn took 1.8 times as long.
         arena = TensorArena(huge_pages=plan.memory.huge_pages, keep_pages=True)
         step.arena = arena
         weakref.finalize(step, arena.trim).atexit = False
-    choice = choose_path(model, x, plan)
+    part = _micro(batch, plan)  # Or the refusal to cut it.
+    choice = choose_path(model, batch.trees, plan, optimizer=optimizer)
     if choice.path == "plain":
         step.reason = choice.reason
         return step
-    whole = micro is None or micro >= len(x)
-    x, y = _cut(x, y, plan)
-    limits = {"clip_norm": clip_norm, "clip_value": clip_value}
+    whole = micro is None or _fits(batch, micro)
+    checked = not whole and step.loss_weight.kind == "unknown"
     if choice.path == "cuda_graph":
+        if checked:
+            step.reason = "a loss of your own is compared with that of its micro-batches each step"
+            return step
         cuda, step.reason = try_cuda(
-            model, loss_fn, optimizer, x, y, whole=whole, autocast=precision == "bfloat16",
+            *three, part.x, part.y, whole=whole, autocast=precision == "bfloat16",
             fuse=plan.step.compile == "always", **limits,
         )  # fmt: skip
         if cuda is not None:
             step.use(cuda)
         return step
-    step.use(
-        RecordedStep(
-            model,
-            loss_fn,
-            optimizer,
-            num_threads=torch.get_num_threads(),
-            whole=whole,
-            autocast=precision == "bfloat16",
-            **limits,
-        )
+    recorded = RecordedStep(
+        *three,
+        num_threads=torch.get_num_threads(),
+        whole=whole,
+        autocast=precision == "bfloat16",
+        **limits,
     )
+    if checked:
+        recorded.judge = divides_by_data
+    step.use(recorded)
     return step
 
 
-def _check_example(example: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    try:
-        x, y = example
-        same = len(x) == len(y)
-    except (TypeError, ValueError):
+def check_example(example: Any) -> Batch:
+    """The batch of an example.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if not isinstance(example, (tuple, list)) or len(example) not in (1, 2):
         raise ModelError(
-            "example must be (x, y), one batch of samples and targets",
-            got=type(example).__name__,
-            next_step="pass example=(x, y)",
-        ) from None
-    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)) or not same:
-        raise ModelError(
-            "example must be two tensors with the same number of samples",
-            got=", ".join(str(tuple(getattr(t, "shape", ()))) for t in (x, y)),
+            "example must be (x, y), one batch of samples and targets, or (x,) without targets",
+            got=type(example).__name__
+            if not isinstance(example, (tuple, list))
+            else f"{len(example)} parts",
             next_step="pass example=(x, y)",
         )
-    return x, y
+    batch = Batch(*example)
+    if not batch.tensors:
+        raise ModelError(
+            "example must have tensors",
+            got=", ".join(type(part).__name__ for part in example),
+            next_step="pass tensors, or tuples, lists and dicts of them",
+        )
+    x, y = batch.x, batch.y
+    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and batch.num_samples is None:
+        raise ModelError(
+            "an example of two tensors must have the same number of samples in both",
+            got=", ".join(str(tuple(t.shape)) for t in (x, y)),
+            next_step="pass example=(x, y)",
+        )
+    return batch

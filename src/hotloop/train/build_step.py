@@ -74,7 +74,7 @@ def _make_step(
     if run.hosts is not None:
         return step_of(run.hosts, *three, data.batch, plan, request.machine, parts.limits)
     if plan.parallel.num_workers is not None:
-        return ParallelStep(*three, *data.batch, plan, machine=request.machine, **parts.limits)
+        return ParallelStep(*three, data.batch, plan, machine=request.machine, **parts.limits)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return first_batches(data.dataset, data.layouts, plan, request.seed)

@@ -81,10 +81,11 @@ def step_of(
     limits: dict[str, Any],
 ) -> TrainStep:
     """The step on this host's part, which combines gradients with the other hosts."""
-    sums = getattr(loss_fn, "reduction", "mean") == "sum"
 
-    def between(loss: torch.Tensor, num_rows: int, busy_s: float) -> torch.Tensor:
-        return hosts.combine(model, optimizer, loss, num_rows, busy_s, sums=sums)
+    def between(
+        loss: torch.Tensor, num_rows: int, busy_s: float, weight: float | None
+    ) -> torch.Tensor:
+        return hosts.combine(model, optimizer, loss, num_rows, busy_s, weight)
 
     limits = {**limits, "between": between}
     rows = hosts.sizes(len(example[0]))[hosts.rank]
@@ -94,7 +95,7 @@ def step_of(
         step = TrainStep(model, loss_fn, optimizer, micro_batch_size=micro, **limits)
         step.reason = choose_path(model, x, plan, several_hosts=True).reason
         return step
-    parallel = ParallelStep(model, loss_fn, optimizer, x, y, plan, machine=machine, **limits)
+    parallel = ParallelStep(model, loss_fn, optimizer, (x, y), plan, machine=machine, **limits)
     hosts.resize = parallel.resize
     return parallel
 
