@@ -1,9 +1,15 @@
 """Offsets of temporaries: those that live at once lie apart, and memory is used again."""
 
+import numpy
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotloop.graph.memory_plan import LINE_BYTES, Lifetime, plan_offsets
+from hotloop.graph.memory_plan import LINE_BYTES, Block, Lifetime, plan_offsets
+from hotloop.memory import TensorArena
+from hotloop.monitor import resident_bytes
+from hotloop.units import MIB
 
 
 @st.composite
@@ -46,3 +52,44 @@ def test_memory_is_used_again():
 
 def test_nothing_needs_nothing():
     assert plan_offsets([]) == ([], 0)
+
+
+def _touch(memory):
+    numpy.frombuffer(memory, numpy.uint8)[:] = 1
+
+
+@pytest.mark.usefixtures("arena_available")
+def test_a_block_takes_no_second_room_where_small_tensors_part_the_arena():
+    if resident_bytes() is None:
+        pytest.skip("resident memory is not told here")
+    with TensorArena():
+        low = torch.ones(64 * MIB, dtype=torch.uint8)
+        wall = torch.full((MIB,), 7, dtype=torch.uint8)
+        del low
+        before = resident_bytes()
+        block = Block()
+        for _ in range(2):
+            _touch(block.reserve(96 * MIB))
+            # The room below is too small for it; its pages are given back.
+            assert resident_bytes() - before < 48 * MIB
+            block.release()
+            _touch(torch.ones(64 * MIB, dtype=torch.uint8).numpy())
+            assert resident_bytes() - before < 16 * MIB
+        assert bool((wall == 7).all())
+
+
+@pytest.mark.usefixtures("arena_available")
+def test_lent_pages_are_others_until_the_block_is_used_again():
+    if resident_bytes() is None:
+        pytest.skip("resident memory is not told here")
+    with TensorArena():
+        block = Block()
+        _touch(block.reserve(96 * MIB))
+        before = resident_bytes()
+        beside = torch.full((MIB,), 7, dtype=torch.uint8)
+        block.lend_pages()
+        assert before - resident_bytes() > 80 * MIB
+        memory = block.reserve(96 * MIB)
+        assert not numpy.frombuffer(memory, numpy.uint8)[4096:-4096].any()
+        _touch(memory)
+        assert bool((beside == 7).all())

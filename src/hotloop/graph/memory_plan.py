@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy
 
+from ..machine.heap import give_back_pages
+
 LINE_BYTES = 64
 
 
@@ -60,6 +62,10 @@ def _lowest_gap(taken: Any, size: int) -> int:
 class Block:
     """Memory for the temporaries of programs that run one at a time.
 
+    Small tensors that stay (an optimizer's state, made while gradients lay around it) may part the
+    arena, so that the block finds room only above all that was touched before. The pages of the
+    free blocks are then given back, for a run holds either the block or a plain step's tensors.
+
     Args:
         forget: called before memory is given back: nothing may use it any more.
 
@@ -71,21 +77,41 @@ class Block:
         self._forget = forget
         self.size_bytes = 0
         self._memory: memoryview | None = None
+        self._lies_above = False
+        self._address = 0
 
     def reserve(self, num_bytes: int) -> memoryview:
         """At least so many bytes, aligned to a line; other memory where they were too few."""
         if self._memory is None or num_bytes > self.size_bytes:
             import torch  # Here: plans are made in processes without it.
 
+            from ..memory import TensorArena
+
             self.release()
+            arena = TensorArena()
+            touched_bytes = arena.stats().touched_bytes
             whole = torch.empty(num_bytes + LINE_BYTES, dtype=torch.uint8)
-            start = -whole.data_ptr() % LINE_BYTES
+            self._lies_above = arena.stats().touched_bytes > touched_bytes
+            if self._lies_above:
+                arena.trim()
+            self._address = whole.data_ptr()
+            start = -self._address % LINE_BYTES
             self._memory = memoryview(whole.numpy())[start:]  # type: ignore[arg-type]
             self.size_bytes = num_bytes
         return self._memory
+
+    def lend_pages(self) -> None:
+        """Let others have the memory until the next program runs; it stays where it is."""
+        if self._memory is not None:
+            give_back_pages(self._address, self.size_bytes)
 
     def release(self) -> None:
         """Give the memory back."""
         self._forget()
         self._memory = None
         self.size_bytes = 0
+        if self._lies_above:
+            from ..memory import TensorArena
+
+            TensorArena().trim()
+            self._lies_above = False

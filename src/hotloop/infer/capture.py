@@ -30,7 +30,9 @@ from .signature import (
     flatten,
     leaf_names,
     not_of_arrays,
+    plain,
     unflatten,
+    without_values,
 )
 
 # Above it a protobuf file cannot hold the weights; they go beside it.
@@ -220,15 +222,41 @@ def export_program(
             ) from error
 
 
+class PlainTypes(nn.Module):
+    """A model between dicts and tuples, in place of types of its own that no graph knows."""
+
+    def __init__(self, model: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.inner = model
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            leaves = flatten((args, kwargs), "the input")[0]
+            return unflatten(plain(signature.output_structure), signature.call(model, leaves))
+
+        args, kwargs = plain(signature.input_structure)["tuple"]
+        by_place, by_name = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
+        # torch.export asks for a name for each of them.
+        forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(f"input_{i}", by_place) for i in range(len(args["tuple"]))]
+            + [inspect.Parameter(name, by_name) for name in kwargs["dict"]]
+        )
+        self.forward = forward
+
+
 def _export(
     model: nn.Module, signature: Signature, tensors: Sequence[torch.Tensor], dynamic: bool
 ) -> torch.export.ExportedProgram:
-    args, kwargs = unflatten(signature.input_structure, tensors)
+    structure = plain(signature.input_structure)
+    if (structure, plain(signature.output_structure)) != (
+        signature.input_structure, signature.output_structure,
+    ):  # fmt: skip
+        model = PlainTypes(model, signature)
+    args, kwargs = unflatten(structure, tensors)
     shapes = None
     if dynamic:
         free = {0: torch.export.Dim.AUTO}
         marks = [free if s.is_batched else {} for s in signature.inputs]
-        positional, named = unflatten(signature.input_structure, marks)
+        positional, named = unflatten(without_values(structure), marks)
         shapes = _by_parameter(model, positional, named)
     return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
@@ -241,8 +269,9 @@ def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def _is_dynamic(program: torch.export.ExportedProgram) -> bool:
     """Whether the batch is still a symbol, from two samples on, without an upper bound."""
     user = set(program.graph_signature.user_inputs)
-    first = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in user)
-    size = first.meta["val"].shape[0]
+    given = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
+    values = [n.meta["val"] for n in given]
+    size = next(v.shape[0] for v in values if isinstance(v, torch.Tensor) and v.dim())
     # A size that a branch of the model fixed is a symbol no more.
     if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
         return False

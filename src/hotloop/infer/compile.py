@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from ..errors import InputError, ModelError
 from ..machine import Machine
 from ..measure import now
+from ..memory.preserve import preserved
 from ..plan import Plan
 from . import remembered
 from .artifacts import ENGINES, ArtifactBuilder, settings_for
@@ -88,7 +90,9 @@ def compile_inference(
     sizes = _sizes(batch_sizes, batch_of(tensors) or 1)
     given = Samples(samples, signature, tensors, bounds)
     artifacts, settings = _candidates(twin, signature, tensors, given, bounds, goal, engines, plan)
+    random_numbers = contextlib.ExitStack()
     try:
+        random_numbers.enter_context(preserved())  # A model may draw some.
         tell = on_event or (lambda what: None)
         selector = EngineSelector(
             artifacts, goal, sizes, bounds, given, budget_s, start_s, tell, plan
@@ -105,6 +109,8 @@ def compile_inference(
     except BaseException:
         artifacts.close()
         raise
+    finally:
+        random_numbers.close()
 
 
 def _candidates(

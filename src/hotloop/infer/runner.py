@@ -153,7 +153,7 @@ class InferenceRunner:
         if leaves is None:
             raise DataError(
                 f"the model takes {'; '.join(spec.text() for spec in self.inputs)}",
-                got=f"{len(flatten((args, kwargs), 'the input')[0])} arrays in another arrangement",
+                got=f"{_count(args, kwargs)} arrays in another arrangement",
                 next_step="pass the arguments as in the example",
             )
         as_torch = any(type(leaf).__module__.startswith("torch") for leaf in leaves)
@@ -269,6 +269,10 @@ class InferenceRunner:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _count(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    return len(flatten((args, kwargs), "the input", opaque=True)[0])
 
 
 def _is_numpy(dtype: str) -> bool:

@@ -8,6 +8,7 @@ object in a result).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import sys
@@ -83,13 +84,15 @@ class Signature:
 
         One argument may be the whole tree, as a train step takes it.
         """
-        leaves, structure = flatten((args, kwargs), "the input")
-        if self._is_input(structure):
-            return leaves
-        if len(args) != 1 or kwargs:
-            return None
-        leaves, structure = flatten(arguments(args[0]), "the input")
-        return leaves if self._is_input(structure) else None
+        given = [(args, kwargs)]
+        if len(args) == 1 and not kwargs:
+            given.append(arguments(args[0]))
+        for arranged in given:
+            with contextlib.suppress(ModelError):
+                leaves, structure = flatten(arranged, "the input")
+                if self._is_input(structure):
+                    return leaves
+        return None
 
     def _is_input(self, structure: Any) -> bool:
         if structure == self.input_structure:
@@ -232,6 +235,18 @@ def plain(structure: Any) -> Any:
     if kind == "dict":
         return {"dict": {key: plain(part) for key, part in parts.items()}}
     return {kind: [plain(part) for part in parts]}
+
+
+def without_values(structure: Any) -> Any:
+    """A plain structure with ``None`` in the place of plain values."""
+    if not isinstance(structure, dict):
+        return structure
+    ((kind, parts),) = structure.items()
+    if kind in _PLAIN:
+        return None
+    if kind == "dict":
+        return {"dict": {key: without_values(part) for key, part in parts.items()}}
+    return {kind: [without_values(part) for part in parts]}
 
 
 def not_of_arrays(structure: Any) -> str | None:

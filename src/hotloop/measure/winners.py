@@ -189,7 +189,7 @@ def _read(path: Path | None) -> Mapping[str, Winner]:
     return _parsed(path, looked.st_ino, looked.st_mtime_ns, looked.st_size)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)  # Earlier contents are of no use: megabytes, in a long-used cache.
 def _parsed(path: Path, *state: int) -> Mapping[str, Winner]:
     """A file is read again only when it was written again."""
     return _load(path)

@@ -380,6 +380,10 @@ class RecordedStep:
         if not in_use.intersection(map(id, self._sums)):
             self._sums = []
 
+    def lend_pages(self) -> None:
+        """Let others have the memory of programs until the next one runs."""
+        self._block.lend_pages()
+
     def _unbind(self) -> None:
         """Let go of what lies in the block."""
         for shape in self._shapes.values():

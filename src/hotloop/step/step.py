@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -134,6 +134,22 @@ class TrainStep:
         if self._recorded is not None:
             return self._recorded.arena_bytes
         return None if self._cuda is None else self._cuda.working_bytes
+
+    @contextmanager
+    def memory_lent(self) -> Iterator[None]:
+        """Others may have the memory of programs meanwhile: an evaluation between two epochs.
+
+        What they leave free is given back after it.
+        """
+        recorded = self._recorded
+        if recorded is None or not recorded.has_program:
+            yield
+            return
+        recorded.lend_pages()
+        try:
+            yield
+        finally:
+            TensorArena().trim()
 
     def operations(self) -> list[Operation]:
         """Matrix products and convolutions of the program: kernel, seconds, FLOP."""

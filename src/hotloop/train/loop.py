@@ -229,7 +229,8 @@ class TrainLoop:
         state = self.state
         result: Evaluation | None = None
         if self.validation is not None:
-            with num_threads(self.plan.parallel.num_workers or self.num_threads):
+            threads = num_threads(self.plan.parallel.num_workers or self.num_threads)
+            with threads, self.step.memory_lent():
                 result = evaluate(
                     self.model,
                     self.step.loss_fn,
