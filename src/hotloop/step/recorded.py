@@ -372,6 +372,11 @@ class RecordedStep:
         shape.overhead_s = now() - began_s - shape.plain_s
         return loss
 
+    def leave_out(self, plain: Callable[[bool], torch.Tensor], reason: str) -> torch.Tensor:
+        """Run forward and backward as PyTorch makes them; nothing is recorded."""
+        self.reason = reason
+        return plain(self._autocast)
+
     def _make_room(self) -> None:
         """Let a plain step have the memory of programs and sums; they are made again after it.
 
