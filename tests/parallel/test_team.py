@@ -250,7 +250,7 @@ class Centred(nn.Module):
 def test_what_chunks_cannot_share_takes_the_plain_path() -> None:
     _, _, _, step = trained(Centred, 2)
     assert step.path == "plain"
-    assert "writes into a weight, which all chunks read" in step.reason
+    assert "writes into a weight of all chunks" in step.reason
 
 
 def test_a_failing_chunk_is_run_again() -> None:

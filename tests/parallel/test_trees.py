@@ -165,13 +165,27 @@ def test_a_loss_that_chunks_do_not_make_is_one_batch(loss_fn, told):
 
 
 def test_labels_that_only_later_batches_ignore():
-    """A function that may leave labels out is never run in chunks, whatever the first batches."""
+    """A batch that has some is run as one; in chunks are those that have none."""
+    torch.manual_seed(0)
+    model, own = Classes(), lambda answer, y: F.cross_entropy(answer, y)
+    twin = copy.deepcopy(model)
+    mine, plain = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    step = ParallelStep(model, own, mine, words(), plan())
+    for number in range(STEPS):
+        batch = padded(number) if number in (4, 6) else words(seed=number)
+        same(step(*batch), plain_step(twin, own, plain, *batch), 1e-5)
+        assert ("left out" in step.reason) == (number in (4, 6)), step.reason
+    assert step.path == "parallel", step.reason
+    step.close()
+
+
+def test_a_loss_that_makes_its_labels_is_one_batch():
     reason, *_ = compare(
         lambda n: padded(n) if n > 4 else words(seed=n), Classes(),
-        lambda answer, y: F.cross_entropy(answer, y), path="plain",
+        lambda answer, y: F.cross_entropy(answer, y + 0), path="plain",
     )  # fmt: skip
     assert "test_trees.py" in reason
-    assert "may leave labels out" in reason
+    assert "may weigh labels" in reason
 
 
 class WithLoss(nn.Module):

@@ -185,12 +185,14 @@ class Recorder(TorchDispatchMode):
     Attributes:
         recording: what was recorded.
         refusal: why the step cannot become a program; ``None`` so far.
+        watch: asked at each call what happened outside of torch, in words for the report.
     """
 
     def __init__(self, inputs: dict[str, Sequence[torch.Tensor]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.refusal: str | None = None
+        self.watch: Callable[[], str | None] | None = None
         # Seconds that recording itself took.
         self.overhead_s = 0.0
         self._checks = 0
@@ -305,6 +307,9 @@ class Recorder(TorchDispatchMode):
         facts = _facts(func)
         if self._checks and facts.reads_value:
             return func(*args, **kwargs)
+        happened = self.watch() if self.watch is not None and self.refusal is None else None
+        if happened is not None:
+            self.refusal = f"{happened}, before {user_line()}"
         if self.refusal is None and (facts.reads_value or facts.shape_depends_on_data):
             self._refuse(func, args)
         if self.refusal is not None:

@@ -18,11 +18,10 @@ from ..plan import ParallelConfig, Plan
 from ..step.batch import NO_TARGET, Batch
 from ..step.check import LossFn
 from ..step.chunk import Chunk
-from ..step.loss_parts import divides_by_data
 from ..step.operations import Operation
 from ..step.path_choice import choose_path
 from ..step.recorded_chunk import RecordedChunk
-from ..step.step import Between, TrainStep
+from ..step.step import LEFT_OUT, Between, TrainStep
 from .balance import LoadBalancer, WorkerStats
 from .placement import place_workers, placed
 from .plain_chunks import PlainChunks
@@ -118,7 +117,7 @@ class ParallelStep(TrainStep):
         if choice.path != "plain":
             self._chunks = RecordedChunk(model, loss_fn, optimizer, whole=not self._partial)
             if self.loss_weight.kind == "unknown":
-                self._chunks.judge = divides_by_data
+                self._chunks.judge = self.loss_weight.judge
             self.use(self._chunks)
 
     @property
@@ -204,7 +203,7 @@ class ParallelStep(TrainStep):
     ) -> torch.Tensor | None:
         """``steps`` steps on the team; ``None``: it does not take them."""
         chunks = self._chunks
-        if chunks is None or not self._is_whole(batch, steps):
+        if chunks is None or not self._is_whole(batch, steps) or self.loss_weight.leaves_out(batch):
             return None
         batch = self._shared(batch)
         key = self._key(batch)
@@ -270,6 +269,14 @@ class ParallelStep(TrainStep):
         """Chunk by chunk where that may become a program, else as one batch."""
         chunks = self._chunks
         if chunks is None or not self._is_whole(batch):
+            return super()._slow_step(batch)
+        if self.loss_weight.leaves_out(batch):
+            if self.between is not None:
+                raise ModelError(
+                    "hosts cannot weigh the labels that a loss of your own leaves out",
+                    next_step=_WITHOUT_HOSTS,
+                )
+            chunks.reason = LEFT_OUT
             return super()._slow_step(batch)
         shared = self._shared(batch)
         if chunks.is_refused(self._key(shared)):

@@ -78,10 +78,10 @@ class Batch:
         def rows(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.narrow(0, begin, length) if tensor.dim() else tensor
 
-        share = rows(self.share) if isinstance(self.share, torch.Tensor) else self.share
-        if self._structure is None and self.x.dim() and self.y.dim():
+        if self._structure is None and self.y is not self.x:
+            share = rows(self.share) if isinstance(self.share, torch.Tensor) else self.share
             return Batch(rows(self.x), rows(self.y), share)
-        return Batch(*_both([tree.map_tensors(rows, t) for t in self.trees]), share=share)
+        return self.mapped(rows)
 
     def cut(self, rows: int) -> list[Batch]:
         """Parts of ``rows`` samples at most.
@@ -111,9 +111,16 @@ class Batch:
         return Batch(*_both(self.trees), share=share)
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        """The batch with each tensor changed, its share too."""
+        """The batch with each tensor changed, its share too; what is one tensor stays one."""
+        made: dict[int, torch.Tensor] = {}
+
+        def once(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in made:
+                made[id(tensor)] = change(tensor)
+            return made[id(tensor)]
+
         share = change(self.share) if isinstance(self.share, torch.Tensor) else self.share
-        return Batch(*_both([tree.map_tensors(change, t) for t in self.trees]), share=share)
+        return Batch(*_both([tree.map_tensors(once, t) for t in self.trees]), share=share)
 
     def loss(self, loss_fn: Callable[..., Any], answer: Any) -> Any:
         """``loss_fn(answer, y)``, or ``loss_fn(answer)`` where there is no y."""
@@ -157,7 +164,8 @@ def _key_of_two(x: torch.Tensor, y: torch.Tensor, share: float | torch.Tensor) -
     # Where one begins in the other, if they overlap: what views both may be a view of either.
     between = y.data_ptr() - x.data_ptr()
     overlap = -extent_bytes(y) < between < extent_bytes(x)
-    same = between if overlap else None
+    # A model may ask whether they are one.
+    same = "one" if y is x else between if overlap else None
     return (x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype, share, same)
 
 
@@ -170,23 +178,27 @@ def _look(tensor: torch.Tensor) -> Any:
     return kind, tensor.shape, tensor.stride(), tensor.dtype, tensor.device.type, *flags
 
 
-def _overlaps(tensors: Sequence[torch.Tensor]) -> tuple[tuple[int, int], ...]:
-    """Which tensors lie in memory that another one lies in, and how far from the first of those."""
+def _overlaps(tensors: Sequence[torch.Tensor]) -> tuple[tuple[int, int, int], ...]:
+    """Which tensors lie in memory that another one lies in, and how far from the first of those.
+
+    With each goes the number of the first place where the same object is given.
+    """
+    first = {id(t): number for number, t in reversed(list(enumerate(tensors)))}
     spans = sorted(
         (t.data_ptr(), t.data_ptr() + extent_bytes(t), number)
         for number, t in enumerate(tensors)
         if t.layout is torch.strided and not t.is_nested and t.numel()
     )
-    found: list[tuple[int, int]] = []
-    group: list[tuple[int, int]] = []
+    found: list[tuple[int, int, int]] = []
+    group: list[tuple[int, int, int]] = []
     origin = end = 0
     for begin, its_end, number in spans:
         if group and begin < end:
-            group.append((number, begin - origin))
+            group.append((number, begin - origin, first[id(tensors[number])]))
             end = max(end, its_end)
             continue
         found += group if len(group) > 1 else []
-        group, origin, end = [(number, 0)], begin, its_end
+        group, origin, end = [(number, 0, first[id(tensors[number])])], begin, its_end
     found += group if len(group) > 1 else []
     return tuple(found)
 

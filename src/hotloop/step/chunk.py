@@ -120,7 +120,8 @@ def _refuse(recorded: RecordedGraph, tensors: dict[str, list[torch.Tensor]]) -> 
             memory = operators.memory_of(target)
             if memory.op == "placeholder" and memory.meta["input"][0] in _SHARED:
                 kind = memory.meta["input"][0]
-                raise NotRecordable(f"{node.target} writes into a {kind}, which all chunks read")
+                where = f"{node.meta['line']}: " if node.meta.get("line") else ""
+                raise NotRecordable(f"{where}{node.target} writes into a {kind} of all chunks")
 
 
 def _written(node: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
@@ -178,25 +178,46 @@ def _one(
     return (flat[0][1].unflatten(made),)
 
 
-def divides_by_data(recording: Recording) -> str | None:
-    """Where a step divides by a number that depends on its batch; ``None``: nowhere.
+@dataclass
+class Divisions:
+    """Whether what a step divides by depends on its batch: a mean for one, and not for the next.
 
-    Such a loss may be a mean over samples for one batch and not for the next.
+    Attributes:
+        refusal: where it does; ``None``: nowhere.
+        labels: number of a tensor of the batch, and the label in it that cross entropy leaves out.
+            Where no such label is there, nothing depends on the batch.
     """
-    of_batch = {ref.storage for ref, (kind, _) in recording.inputs.items() if kind == "batch"}
+
+    refusal: str | None = None
+    labels: set[tuple[int, int]] = field(default_factory=set)
+
+
+def divisions(recording: Recording) -> Divisions:
+    """What the step of a recording divides by."""
+    found = Divisions()
+    batch = {ref.storage: n for ref, (kind, n) in recording.inputs.items() if kind == "batch"}
+    of_batch, same = set(batch), dict(batch)  # Made of the batch, and of its values alone.
     for entry in recording.entries:
         refs = list(_refs((entry.args, tuple(value for _, value in entry.kwargs))))
+        results = [ref.storage for ref in _refs((entry.results,))]
         if not of_batch.isdisjoint(ref.storage for ref in refs):
-            of_batch.update(ref.storage for ref in _refs((entry.results,)))
+            of_batch.update(results)
+        if entry.op in _COPIES and refs[0].storage in same:
+            same[results[0]] = same[refs[0].storage]
         where = f"{entry.line}: " if entry.line else ""
         if entry.op in _LABELS and entry.args[3] == _MEAN:
-            return f"{where}cross entropy in a function of your own may leave labels out"
+            target, weight, ignored = entry.args[1], entry.args[2], entry.args[4]
+            if weight is None and target.storage in same:
+                found.labels.add((same[target.storage], ignored))
+            else:
+                found.refusal = f"{where}cross entropy in a function of your own may weigh labels"
         by = entry.args[1] if entry.op in _DIVISIONS else None
         if isinstance(by, TensorRef) and by.size == () and by.storage in of_batch:
-            return f"{where}the loss divides by a number that depends on the batch"
-    return None
+            found.refusal = f"{where}the loss divides by a number that depends on the batch"
+    return found
 
 
+_COPIES = (_aten.clone.default, _aten._to_copy.default)
 _LABELS = (_aten.nll_loss_forward.default, _aten.nll_loss2d_forward.default)
 _DIVISIONS = (_aten.div.Tensor, _aten.div_.Tensor, _aten.true_divide.Tensor)
 

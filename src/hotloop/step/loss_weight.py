@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import ModelError
+from ..graph.recording import Recording
 from .batch import Batch
-from .loss_parts import compared, pieces
+from .loss_parts import compared, divisions, pieces
 
 Kind = Literal["mean", "sum", "labels", "unknown"]
 
@@ -54,11 +55,23 @@ class LossWeight:
         self.loss_fn = loss_fn
         self.is_settled = False
         self.note: str | None = None
+        self._labels: set[tuple[int, int]] = set()
 
     @property
     def kind(self) -> Kind:
         """``"mean"`` over samples, ``"sum"``, ``"labels"``: a mean over the labels that count."""
         return _recognised(self.loss_fn)[0]
+
+    def judge(self, recording: Recording) -> str | None:
+        """Why a step must not become a program of parts; ``None``: it may (``leaves_out``)."""
+        found = divisions(recording)
+        self._labels |= found.labels
+        return found.refusal
+
+    def leaves_out(self, batch: Batch) -> bool:
+        """Whether a batch has labels that a loss of the user's own leaves out: no program then."""
+        tensors = batch.tensors
+        return any(n < len(tensors) and bool((tensors[n] == i).any()) for n, i in self._labels)
 
     def count(self, y: Any, num_samples: int) -> float | None:
         """What the loss of a batch is to be multiplied by in a mean over batches.

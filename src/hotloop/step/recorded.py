@@ -336,6 +336,7 @@ class RecordedStep:
         guards = Guards(self.model, self.loss_fn, self.optimizer)
         state = PythonState(guards.generators)
         recorder = Recorder({**self._tensors, "batch": batch.tensors})
+        recorder.watch = state.changed if shape.draws else None
         # So many new objects would make the collector look through all old ones, again and again.
         collects = gc.isenabled()
         gc.disable()
@@ -346,14 +347,17 @@ class RecordedStep:
             returned_s = now()
             recording = recorder.recording
             refusal = recorder.refusal
-            if refusal is None and any(is_sparse(w.grad) for w in self.weights):
-                refusal = "a parameter gets a sparse gradient"
+            sparse = next((w for w in self.weights if is_sparse(w.grad)), None)
+            if refusal is None and sparse is not None:
+                refusal = f"{self._name(sparse)} gets a sparse gradient"
             if refusal is None:
                 recording.loss = recorder.ref(loss)
                 recording.gradients = [
                     None if w.grad is None else recorder.ref(w.grad) for w in self.weights
                 ]
-            refusal = refusal or state.changed()
+            drawn = state.changed()
+            shape.draws = drawn is not None
+            refusal = refusal or drawn
             change = guards.changed()
             if refusal is None and change is not None:
                 refusal = f"the step itself changes something: {change}"
@@ -367,6 +371,11 @@ class RecordedStep:
         shape.plain_s = returned_s - called_s - recorder.overhead_s
         shape.overhead_s = now() - began_s - shape.plain_s
         return loss
+
+    def leave_out(self, plain: Callable[[bool], torch.Tensor], reason: str) -> torch.Tensor:
+        """Run forward and backward as PyTorch makes them; nothing is recorded."""
+        self.reason = reason
+        return plain(self._autocast)
 
     def _make_room(self) -> None:
         """Let a plain step have the memory of programs and sums; they are made again after it.
@@ -396,10 +405,19 @@ class RecordedStep:
                 refuse_hidden(module)
         except NotRecordable as verdict:
             return str(verdict)
-        for kind, tensors in self._tensors.items():
-            if any(t.layout != torch.strided or t.device.type != "cpu" for t in tensors):
-                return f"a {kind} is not dense on the CPU"
+        for tensor in (t for tensors in self._tensors.values() for t in tensors):
+            if tensor.layout != torch.strided or tensor.device.type != "cpu":
+                return f"{self._name(tensor)} is not dense on the CPU"
         return refusal_of(batch)
+
+    def _name(self, tensor: torch.Tensor) -> str:
+        """What a parameter or a buffer is called."""
+        for module in (m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)):
+            for name, mine in (*module.named_parameters(), *module.named_buffers()):
+                if mine is tensor:
+                    kind = "parameter" if isinstance(mine, nn.Parameter) else "buffer"
+                    return f"{kind} {name}"
+        return "a parameter"
 
     def _take(
         self, shape: Shape, recording: Recording, guards: Guards, refusal: str | None

@@ -34,6 +34,8 @@ class Shape:
     overhead_s: float = 0.0
     changes: int = 0
     refusal: str | None = None
+    # Python's random numbers were drawn: the next recording finds out where.
+    draws: bool = False
     # Of two recordings that say the same: a program may be built.
     agreed: Guards | None = None
     guards: Guards | None = None

@@ -18,7 +18,6 @@ from .batch import NO_TARGET, Batch
 from .check import LossFn, check_parts, needs_closure
 from .cuda import CudaStep, try_cuda
 from .layout import Layout
-from .loss_parts import divides_by_data
 from .loss_weight import LossWeight, weighted
 from .operations import Operation
 from .path_choice import choose_path
@@ -28,6 +27,7 @@ from .recorded import RecordedStep
 # Called when gradients are there, with the loss, its samples, seconds and weight (``LossWeight.
 # count``); gives the loss of all hosts.
 Between = Callable[[torch.Tensor, int, float, float | None], torch.Tensor]
+LEFT_OUT = "labels are left out in a loss of your own, which is compared with that of its parts"
 _WITHOUT_PARTS = "leave memory.micro_batch_size out, or pass the loss of torch.nn itself"
 
 
@@ -88,6 +88,8 @@ class TrainStep:
         self._needs_closure = needs_closure(optimizer)
         # What the model answers to each part of a batch, where somebody wants to know.
         self._answers: list[tuple[Any, Batch]] | None = None
+        # Whether the parts of the batch under way must not be programs.
+        self._is_plain = False
 
     @property
     def path(self) -> str:
@@ -216,7 +218,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         began_s = time.monotonic()
         if self.between is None:
-            return self._of_parts(self._cut(batch))
+            return self._of_parts(batch)
         count = batch.num_samples
         if count is None:
             raise ModelError(
@@ -224,7 +226,7 @@ class TrainStep:
                 "every tensor"
             )
         # A last, smaller batch may leave this host nothing.
-        total = self._of_parts(self._cut(batch)) if count else torch.zeros(())
+        total = self._of_parts(batch) if count else torch.zeros(())
         return self._of_hosts(total, batch, time.monotonic() - began_s)
 
     def _of_hosts(self, loss: torch.Tensor, batch: Batch, seconds: float) -> torch.Tensor:
@@ -240,10 +242,12 @@ class TrainStep:
             return [batch]
         return self.loss_weight.shared(batch.cut(micro))
 
-    def _of_parts(self, parts: list[Batch]) -> torch.Tensor:
+    def _of_parts(self, batch: Batch) -> torch.Tensor:
         """Gradients of all parts of a batch, and its loss."""
+        parts = self._cut(batch)
         checks = len(parts) > 1 and not self.loss_weight.is_settled
         self._answers = [] if checks else None
+        self._is_plain = checks and self.loss_weight.leaves_out(batch)
         total = self._part(parts[0], first=True)
         for part in parts[1:]:
             total = total + self._part(part, first=False)
@@ -344,11 +348,13 @@ class TrainStep:
             return self._backward(self._placed(batch), self.precision == "bfloat16")
         batch = self._moved(batch)
         key = batch.key()
-        if not recorded.whole:
+        if not recorded.whole and not self._is_plain:
             self._rehearse(key, batch)
             if recorded.ready(key):
                 return recorded.add_gradients(key, batch.tensors, first=first)
         placed = self._placed(batch)
+        if self._is_plain:
+            return recorded.leave_out(lambda low: self._backward(placed, low), LEFT_OUT)
         return recorded.record(key, placed, lambda low: self._backward(placed, low))
 
     def _rehearse(self, key: Any, batch: Batch) -> None:
@@ -539,7 +545,7 @@ def _step(
         **limits,
     )
     if checked:
-        recorded.judge = divides_by_data
+        recorded.judge = step.loss_weight.judge
     step.use(recorded)
     return step
 
