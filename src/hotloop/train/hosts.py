@@ -75,7 +75,7 @@ def step_of(
     model: nn.Module,
     loss_fn: LossFn,
     optimizer: torch.optim.Optimizer,
-    example: tuple[torch.Tensor, ...],
+    example: tuple[Any, ...],
     plan: Plan,
     machine: Machine,
     limits: dict[str, Any],

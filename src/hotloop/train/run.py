@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from ..monitor import reset_peak_resident
 from ..parallel import joined
 from ..step.cuda import page_locked
@@ -29,13 +31,16 @@ def run_fit(request: FitRequest, watch: Stopwatch) -> TrainReport:
         data = open_data(request, run)
         run = with_tuned(request, run, data)
         predicted = predict(request, run, data)
-        notes = [*predicted.budget.assumptions, *run.notes]
+        notes = [*predicted.budget.assumptions, *run.notes, *data.batches.notes]
         reset_peak_resident()
         with run_context(model, machine, predicted.plan, request.seed, notes) as context:
             built = build_step(request, run, data, predicted)
             budget = refine_budget(data, predicted, built)
             loop = make_loop(request, run, data, predicted, built, watch, context.stop, notes)
-            with loop.pool, page_locked(loop.pool.memory, built.step.device):
+            with contextlib.ExitStack() as stack:
+                if loop.pool is not None:
+                    stack.enter_context(loop.pool)
+                    stack.enter_context(page_locked(loop.pool.memory, built.step.device))
                 run_monitored(loop, budget, context.arena, request.ceilings, machine)
             notes += built.faults + run.shares
             used = memory_use(loop, context.arena, data.resident_bytes)
