@@ -252,7 +252,9 @@ class CalledBatches:
     ) -> None:
         self._function, self._to_batch, self._seed = function, to_batch, seed
         self.description = f"batches of {name}"
-        self.notes = (f"{name} has no state to save: a run that is resumed begins its epoch again",)
+        self.notes: tuple[str, ...] = (
+            f"{name} has no state to save: a run that is resumed begins its epoch again",
+        )
         self._peeked: tuple[Iterator[Any], Any, RandomState] | None = None
 
     @property
