@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import BudgetError
 from ..memory import Budget, largest_micro_batch
-from ..memory.budget import model_bytes
 from ..plan import Plan
 from .labels import check_labels
 from .lone_sample import check_lone_sample
@@ -51,11 +49,7 @@ def _fitting_budget(request: FitRequest, run: Resolved, data: RunData) -> tuple[
         "machine": request.machine,
     }
     size, example = data.batch_size, data.example
-    try:
-        budget = Budget.predict(parts.model, example, size, "train", plan, **options)
-    except Exception as error:
-        # What cannot be traced may still train; what cannot is told by its first step.
-        return plan, _unknown(request, plan, data, error)
+    budget = Budget.predict(parts.model, example, size, "train", plan, **options)
     limit = plan.memory_limit_bytes(request.machine)
     if limit is None or budget.total_bytes <= limit:
         return plan, budget
@@ -64,30 +58,3 @@ def _fitting_budget(request: FitRequest, run: Resolved, data: RunData) -> tuple[
         budget.require_fit(limit, None if best is None else best[0])
     assert best is not None
     return plan.replace({"memory.micro_batch_size": best[0]}), best[1]
-
-
-def _unknown(request: FitRequest, plan: Plan, data: RunData, error: Exception) -> Budget:
-    """A budget of what can be counted."""
-    if isinstance(error, BudgetError):
-        raise error
-    model = request.parts.model
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    reason = " ".join(str(error).split())[:200]
-    return Budget(
-        phase="train",
-        batch_size=data.batch_size,
-        micro_batch_size=min(plan.memory.micro_batch_size or data.batch_size, data.batch_size),
-        model_parameters_bytes=model_bytes(model),
-        batch_data_bytes=data.resident_bytes,
-        gradient_buffers_bytes=sum(p.numel() * p.itemsize for p in trainable),
-        optimizer_state_bytes=0,
-        working_memory_bytes=None,
-        runtime_base_bytes=None,
-        enclave_overhead_bytes=plan.memory.enclave_overhead_bytes or 0,
-        flop_per_step=None,
-        output_shape=None,
-        assumptions=(
-            "memory is not predicted, because the step cannot be traced: "
-            f"{type(error).__name__}: {reason}",
-        ),
-    )
