@@ -232,9 +232,11 @@ def _decode(tensors: dict[str, torch.Tensor], node: Any) -> Any:
 def _sparse(tag: str, parts: list[Any]) -> torch.Tensor:
     if tag in _COMPRESSED_NAMES:
         layout = _COMPRESSED_NAMES[tag]
-        return torch.sparse_compressed_tensor(*parts, layout=layout)
+        return torch.sparse_compressed_tensor(*parts, layout=layout, check_invariants=True)
     indices, values, size, coalesced = parts
-    return torch.sparse_coo_tensor(indices, values, size, is_coalesced=coalesced)
+    return torch.sparse_coo_tensor(
+        indices, values, size, is_coalesced=coalesced, check_invariants=True
+    )
 
 
 def _mapping(kind: type[dict[Any, Any]], pairs: list[Any]) -> dict[Any, Any]:
