@@ -1,10 +1,13 @@
-"""A run that is cut off in the middle of an epoch goes on as if it had not been, whatever its data."""
+"""A run that is cut off in mid-epoch goes on as if it had not been, whatever its data."""
 
 import random
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import hotloop
 from support.data_sources import (
     LOSS,
     SIZE,
@@ -18,9 +21,6 @@ from support.data_sources import (
     make_trainer,
     same_weights,
 )
-from torch.utils.data import DataLoader, TensorDataset
-
-import hotloop
 
 
 class ThreeGenerators(Samples):
