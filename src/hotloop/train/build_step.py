@@ -55,7 +55,7 @@ def build_step(
     layouts, size = data.layouts, data.batch_size
     if layouts is None or not isinstance(data.batches, PackedBatches):
         return BuiltStep(step=step, steps_per_call=1, layouts=None, num_buffers=0)
-    if step.makes_many and len(data.batch) == 2:
+    if step.makes_many:
         bytes_of_batch = sum(layout.total_bytes for layout in layouts)
         steps_per_call = max(1, min(_MOST_STEPS, _CALL_BYTES // bytes_of_batch))
         if steps_per_call > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..memory import MemoryPool
 from ..memory.image_layout import preferred
 from ..memory.tree import call, map_tensors
 from ..step.check import LossFn
+from ..step.loss_weight import LossWeight
 
 # Buffers of a pool for evaluation alone: in use, queued, being filled.
 _BUFFERS = 3
@@ -28,7 +30,8 @@ class Evaluation:
     """Result of one pass without updates.
 
     Attributes:
-        loss: mean over samples.
+        loss: of the whole set: a mean over samples, or over what the loss divides by (labels that
+            are not ``ignore_index``, with their class weights); of a sum, by sample.
         accuracy: share of samples whose greatest score is at the label; ``None``: targets are
             not classes.
         num_samples: how many there were.
@@ -58,11 +61,11 @@ def evaluate(
         pool: lends the buffers of packed samples where its layouts are theirs; else one is made.
     """
     started = time.perf_counter()
-    loss_sum, count = 0.0, 0
+    loss_sum, weight_sum, count = 0.0, 0.0, 0
+    weights = LossWeight(loss_fn)
     correct: int | None = None
     laid_out: Callable[[torch.Tensor], torch.Tensor] | None = None
     device = next(model.parameters()).device
-    sums = getattr(loss_fn, "reduction", "mean") == "sum"
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -77,7 +80,11 @@ def evaluate(
                     laid_out = laid_out or preferred(model, x)
                     x = laid_out(x)
                 output = call(model, x)
-                loss_sum += float(loss_fn(output, *targets)) * (1 if sums else size)
+                weight = weights.count(targets[0] if targets else None, size)
+                loss = float(loss_fn(output, *targets))
+                if weight != 0.0:  # Of no label that counts the loss is no number.
+                    loss_sum += loss * (1.0 if weight is None else weight)
+                    weight_sum += size if weight is None else weight
                 count += size
                 if targets and _are_classes(output, targets[0]):
                     correct = (correct or 0) + int((output.argmax(1) == targets[0]).sum())
@@ -85,11 +92,21 @@ def evaluate(
         for module, mode in modes:
             module.training = mode
     return Evaluation(
-        loss=loss_sum / max(1, count),
+        loss=loss_sum / weight_sum if weight_sum else math.nan,
         accuracy=None if correct is None else correct / count,
         num_samples=count,
         wall_s=time.perf_counter() - started,
     )
+
+
+def told_of(loss_fn: LossFn) -> list[str]:
+    """What a reader of the report must know of the loss of an evaluation."""
+    if LossWeight(loss_fn).kind != "unknown":
+        return []
+    return [
+        "validation loss: the loss of each batch is weighted by its samples, as is right for a "
+        "loss that is a mean over samples"
+    ]
 
 
 def _batches_of(

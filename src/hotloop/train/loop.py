@@ -23,7 +23,7 @@ from ..monitor import PerformanceMonitor
 from ..monitor.recorder import Phase, StepRecorder
 from ..parallel import Hosts
 from ..plan import Plan
-from ..step import TrainStep
+from ..step import NO_TARGET, TrainStep
 from ..step.check import LossFn
 from .checkpoint import CheckpointStore
 from .evaluate import Evaluation, evaluate
@@ -177,7 +177,7 @@ class TrainLoop:
                     rates.append([float(g["lr"]) for g in self.optimizer.param_groups])
                     self.optimizer._opt_called = True  # type: ignore[attr-defined]
                     self.scheduler.step()
-            x, y = batch
+            x, y = batch if len(batch) == 2 else (batch[0], NO_TARGET)
             losses = self.step.many(x, y, count, rates)
             assert losses is not None, "steps_per_call is above 1 only where many() works"
             return [float(loss) for loss in losses.tolist()]
