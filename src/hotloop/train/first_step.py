@@ -1,7 +1,8 @@
-"""What is said when the very first step fails: which input or target it was."""
+"""What is said when a loss cannot be called, or the very first step fails: which input it was."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -41,18 +42,34 @@ def does_not_fit(
             next_step="change the layer or the data; to_batch says what is x and what y",
         )
     name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
-    if not targets:
-        return ModelError(
-            f"{name} must take what {type(model).__name__} answers, as loss_fn(answer): the data "
-            f"has no y, but {', '.join(inputs)}",
-            got=said,
-            next_step="pass to_batch, which gives (x, y) of a batch",
-        )
     return ModelError(
         f"{name} must take what {type(model).__name__} answers and the data's {', '.join(targets)}",
         got=said,
         next_step="change the loss, the last layer or the targets' shape or dtype",
     )
+
+
+def check_targets(loss_fn: Callable[..., Any], batch: Batch) -> None:
+    """Check that a loss can be called with what the data has.
+
+    Raises:
+        ModelError: it needs targets and there are none, or there are some and it takes none.
+    """
+    count = len(batch)
+    try:
+        inspect.signature(getattr(loss_fn, "forward", loss_fn)).bind(*range(count))
+    except ValueError:  # It does not tell.
+        return
+    except TypeError as error:
+        name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+        form = "loss_fn(answer, y)" if count == 2 else "loss_fn(answer)"
+        parts = zip(batch, "xy", strict=False)
+        shown = ", ".join(line for part, root in parts for line in describe(part, root))
+        raise ModelError(
+            f"the loss must take the data's batches, as {form}",
+            got=f"{name}: {error}, for {shown}",
+            next_step="pass to_batch, which gives (x, y) or (x,) of a batch, or another loss",
+        ) from None
 
 
 def _where(

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..memory import Budget, largest_micro_batch
 from ..plan import Plan
+from .first_step import check_targets
 from .labels import check_labels
 from .lone_sample import check_lone_sample
 from .request import FitRequest
@@ -33,9 +34,10 @@ def predict(request: FitRequest, run: Resolved, data: RunData) -> Prediction:
         BudgetError: predicted not to fit the memory limit.
         ModelError: the model cannot take the data.
     """
+    check_targets(request.parts.loss_fn, data.batch)
+    check_lone_sample(request.parts.model, data, run.plan.memory.micro_batch_size)
     plan, budget = _fitting_budget(request, run, data)
     check_labels(request.parts.loss_fn, budget.output_shape, data.labels)
-    check_lone_sample(request.parts.model, data, plan.memory.micro_batch_size)
     return Prediction(plan=plan, budget=budget)
 
 
