@@ -12,8 +12,7 @@ from ..data import PackedBatches
 from ..data.batch import Batch
 from ..data.random_state import random_state_kept
 from ..errors import ModelError
-from ..memory.tree import call, map_tensors, num_samples
-from ..step.batch import Batch as StepBatch
+from ..memory.tree import call, map_tensors, num_samples, part_sizes
 from .run_data import RunData
 
 # What torch says of a batch that has one value a channel.
@@ -48,15 +47,10 @@ def _lone_sample(data: RunData, micro_batch_size: int | None) -> str | None:
     for name, count in (("a batch", size), ("the last batch of an epoch", last)):
         if count == 1:
             return f"{name} has 1 sample"
-        if micro is not None and count is not None and count > micro:
-            smallest = min(part.num_samples or 0 for part in _parts(count, micro))
-            if smallest == 1:
-                return f"{name} has {count} samples, in micro-batches of {micro}"
+        parts = [] if micro is None or count is None else part_sizes(count, micro)
+        if len(parts) > 1 and 1 in parts:
+            return f"{name} has {count} samples, in micro-batches of {micro}"
     return None
-
-
-def _parts(count: int, micro: int) -> list[StepBatch]:
-    return StepBatch(torch.empty(count, device="meta")).cut(micro)
 
 
 def _normalises(module: nn.Module) -> bool:
