@@ -116,7 +116,8 @@ def test_what_cannot_be_packed_is_refused_in_one_line(tmp_path):
     assert "1e+300 in sample 2" in refused((huge, y))
     assert "sample 3" in refused((x[:4], np.array([0, 0, 0, np.nan])))
     assert "-1 for sample 4999" in refused((x, np.where(np.arange(5000) == 4999, -1, 0)))
-    assert "-5 for sample 1" in refused((x[:2], np.array([[0, -100], [-5, 0]])))
+    masks = open_dataset((x[:2], np.array([[0, -100], [-5, 0]])))  # The loss knows what it skips.
+    assert masks.labels == {0: 0, -100: 0, -5: 1}
     assert "5000 samples and 4999 targets" in refused((x, y[:-1]))
     assert "at least 1 sample" in refused((x[:0], y[:0]))
     assert "real numbers" in refused((np.array([object()] * 3), y[:3]))
@@ -136,8 +137,8 @@ def test_what_cannot_be_packed_is_refused_in_one_line(tmp_path):
     assert "train or test" in refused((x, y), split="valid")
     assert "does not exist" in refused(tmp_path / "nothing.npz")
     assert "does not exist" in refused(str(tmp_path / "nothing"))
-    (tmp_path / "data.csv").write_text("1,2\n")
-    assert "no known kind" in refused(tmp_path / "data.csv")
+    (tmp_path / "data.xml").write_text("1,2\n")
+    assert "no known kind" in refused(tmp_path / "data.xml")
     assert "IDX files" in refused(tmp_path)
 
 
@@ -195,17 +196,23 @@ def test_outputs_of_another_shape_or_type_are_refused():
             data.gather(two, *wrong)
 
 
-def test_the_batch_buffer_is_written_in_place_and_its_padding_is_not_touched():
-    data = open_dataset((np.full((6, 3, 3), 51, np.uint8), LABELS))
-    layouts = data.layouts(4)
-    block = torch.full((layouts[0].total_bytes // 4,), 9.0).view(torch.uint8)
-    x = layouts[0].view(block) if block.data_ptr() % 64 == 0 else None
-    if x is None:
-        pytest.skip("this allocation is not aligned")
-    data.gather(torch.arange(4), x, torch.empty(4, dtype=torch.int64))
-    rows = block.view(torch.float32).view(4, 16)
-    assert torch.equal(rows[:, :9], torch.full((4, 9), 51.0) / 255)
-    assert (rows[:, 9:] == 9.0).all()
+@pytest.mark.parametrize("shape", [(3, 3), (5,), (1, 7, 3)])
+def test_batches_are_contiguous_as_a_loader_gives_them_and_padded_rows_can_be_written_too(shape):
+    data = open_dataset((np.full((6, *shape), 51, np.uint8), LABELS))
+    with MemoryPool(data.layouts(4), 2) as pool:
+        for count in (4, 3):
+            buffer = pool.acquire()
+            buffer.num_rows = count
+            x, y = buffer.rows()
+            assert x.is_contiguous()
+            assert x.data_ptr() % 64 == 0
+            data.gather(torch.arange(count), x, y)
+            assert torch.equal(x, torch.full((count, *shape), 51.0) / 255)
+    numel = x[0].numel()
+    wide = torch.full((4, numel + 3), 9.0)
+    data.gather(torch.arange(4), wide[:, :numel].unflatten(1, shape), y.new_empty(4))
+    assert torch.equal(wide[:, :numel], torch.full((4, numel), 51.0) / 255)
+    assert (wide[:, numel:] == 9.0).all()
 
 
 def test_the_normalization_of_bytes_is_that_of_torchvision():

@@ -48,8 +48,10 @@ def live_view(
         table.add_row(name, _bar(share), text)
 
     if progress is not None:
-        done = progress.step / max(1, progress.total_steps)
-        row("steps", done, f"{progress.step:,} of {progress.total_steps:,}, "
+        total = progress.total_steps
+        done = None if total is None else progress.step / max(1, total)
+        of_all = "" if total is None else f" of {total:,}"
+        row("steps", done, f"{progress.step:,}{of_all}, "
             f"{format_seconds(progress.remaining_s)} left, loss {progress.loss:.4f}")  # fmt: skip
     last = report.samples[-1] if report.samples else None
     rate = report.step.samples_per_s if last is None else last.samples_per_s

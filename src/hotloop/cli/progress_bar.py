@@ -28,11 +28,11 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.completed:.0f}{task.fields[of_all]} steps"),
             TextColumn("{task.fields[figures]}"),
         )
         with Bar(*columns, console=Console(stderr=True), expand=True) as bar:
-            task = bar.add_task("train", total=None, epoch="-", figures="")
+            task = bar.add_task("train", total=None, epoch="-", figures="", of_all="")
 
             def show(progress: Progress) -> None:
                 bar.update(
@@ -41,6 +41,7 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
                     total=progress.total_steps,
                     epoch=f"{progress.epoch + 1}/{progress.epochs}",
                     figures=_figures(progress),
+                    of_all="" if progress.total_steps is None else f"/{progress.total_steps}",
                 )
 
             yield show
@@ -50,7 +51,8 @@ def _figures(progress: Progress) -> str:
     parts = [format_rate(progress.samples_per_s, "samples"), f"loss {progress.loss:.4f}"]
     if progress.validation_accuracy is not None:
         parts.append(f"accuracy {progress.validation_accuracy:.2%}")
-    parts.append(f"{format_seconds(progress.remaining_s)} left")
+    if progress.total_steps is not None:
+        parts.append(f"{format_seconds(progress.remaining_s)} left")
     return ", ".join(parts)
 
 

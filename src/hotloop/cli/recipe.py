@@ -35,7 +35,8 @@ class Recipe:
         dataset: ``"mnist"``, or ``"file"`` for ``data``.
         data: for ``"mnist"`` the folder with its IDX files, else the path of the data.
         test_data: path of the validation data; MNIST and IDX folders have their own.
-        label_column: of a Parquet file.
+        label_column: of a table.
+        image_size: side in pixels that images of a folder are resized to; ``None``: as they are.
         samples: how many training samples; ``None``: all.
         download: whether MNIST may be fetched.
         model: ``cnn``, ``small``, ``big`` or ``package.module:factory``.
@@ -50,6 +51,7 @@ class Recipe:
     data: str | None = None
     test_data: str | None = None
     label_column: str | None = None
+    image_size: int | None = None
     samples: int | None = None
     download: bool = True
     model: str = "cnn"
@@ -81,6 +83,7 @@ class Recipe:
             ("--batch-size", self.batch_size),
             ("--epochs", self.epochs),
             ("--samples", self.samples),
+            ("--image-size", self.image_size),
         ):
             if count is not None and count < 1:
                 raise InputError(f"{name} must be at least 1", got=count)
@@ -147,6 +150,7 @@ class Recipe:
             "seed": self.seed,
             "mmap_above_bytes": mmap_above_bytes,
             "label_column": self.label_column,
+            "image_size": (self.image_size,) * 2 if self.image_size else None,
             "allow_download": self.download,
             **folder,
         }
@@ -267,10 +271,16 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         help="a data set by name; without one, --data names a file or folder",
     )
     group.add_argument(
-        "--data", metavar="PATH", help=".npz, .parquet or IDX folder; with mnist: its IDX folder"
+        "--data",
+        metavar="PATH",
+        help=".npz, .parquet, .arrow, .feather or .csv file, IDX folder, or folder of images by "
+        "class; with mnist: its IDX folder",
     )
     group.add_argument("--test-data", metavar="PATH", help="validation data of the same kind")
-    group.add_argument("--label-column", metavar="NAME", help="target column of a Parquet file")
+    group.add_argument("--label-column", metavar="NAME", help="target column of a table")
+    group.add_argument(
+        "--image-size", type=int, metavar="N", help="resize images of a folder to N x N pixels"
+    )
     group.add_argument("--samples", type=int, metavar="N", help="training samples (default: all)")
     group.add_argument(
         "--no-download",

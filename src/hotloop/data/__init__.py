@@ -1,17 +1,24 @@
 """Data: read once, checked, packed; then gathered in batches, ahead of the step.
 
-opening      open_dataset: one door to all kinds of data
-mnist        load_mnist: the full set, or the digits shipped in ``digits/``
+batches      open_batches: one door to all kinds of data, as batches of epochs
+opening      open_dataset: what can be packed, packed
 packed       PackedDataset: packed samples and the transforms applied when gathered
+loaded       batches that are not packed: read ahead, or as a loader or function gives them
+batch        what a batch is: (x, y) or (x,)
 sampler      GlobalSampler: order and batches as a pure function of seed and epoch
-prefetch     Prefetcher: batches gathered ahead by a thread, in a bounded queue
+order        LoaderOrder: the order that a DataLoader's sampler draws, and how to find it again
+prefetch     Prefetcher: batches gathered ahead by a thread, in a bounded queue; ahead: read ahead
 transforms   normalize, affine, crop, flip on whole batches
-pack         from a source to packed storage; what is checked and how values are kept
-source       what a reader yields; readers: idx, npz, parquet, arrays, torch_dataset
+pack         from a source of pairs to packed storage; what is checked, how values are converted
+pack_rows    trees of tensors to packed storage, as they are; rows_source: where the rows come from
+source       what a reader of pairs yields; readers: idx, npz, tables, image_folder, arrays
+samples      a map-style dataset read as a DataLoader would; array_tree: trees of arrays
 storage      packed rows in memory or in a file
-affine, hashing, download   random maps, counter-based draws, fetching
+mnist        load_mnist: the full set, or the digits shipped in ``digits/``
+labels, random_state, affine, hashing, download, table_files   parts of these
 """
 
+from .batches import Batches, PackedBatches, open_batches
 from .mnist import load_mnist
 from .opening import open_dataset
 from .packed import PackedDataset
@@ -29,8 +36,10 @@ from .transforms import (
 
 __all__ = [
     "TRANSFORMS",
+    "Batches",
     "GlobalSampler",
     "Normalize",
+    "PackedBatches",
     "PackedDataset",
     "Prefetcher",
     "RandomAffine",
@@ -38,6 +47,7 @@ __all__ = [
     "RandomFlip",
     "Transform",
     "load_mnist",
+    "open_batches",
     "open_dataset",
     "parse_transforms",
 ]

@@ -32,6 +32,9 @@ def save_packed(dataset: PackedDataset, folder: Path, *, most_bytes: int = 512 *
         "num_samples": count,
         "num_classes": dataset.num_classes,
         "value_scale": dataset.value_scale,
+        "labels": dataset.labels,
+        "table": dataset.table,
+        "structure": dataset.structure,
         "description": dataset.description,
         "transforms": dataset.transforms,
         "seed": dataset.seed,
@@ -75,7 +78,7 @@ def load_packed(folder: Path) -> PackedDataset:
                     wanted = min(_ROWS_AT_A_TIME, count - start)
                     data = bytearray(file.read(wanted * row_bytes))
                     rows = torch.frombuffer(data, dtype=torch.uint8).view(dtype)
-                    column.append(rows.view(wanted, *shape).numpy())
+                    column.append(rows.view(wanted, *shape))
             columns.append(column)
     except (OSError, ValueError, RuntimeError) as error:
         raise StorageError(f"the copy of the data in {folder} must be whole", got=error) from error
@@ -84,6 +87,9 @@ def load_packed(folder: Path) -> PackedDataset:
         num_samples=count,
         num_classes=about["num_classes"],
         value_scale=about["value_scale"],
+        labels=about["labels"],
+        table=about["table"],
+        structure=about["structure"],
         description=about["description"],
         transforms=about["transforms"],
         seed=about["seed"],

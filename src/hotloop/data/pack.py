@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 
 from ..errors import DataError
 from ..units import MIB
+from .labels import LabelCounter
 from .packed import PackedDataset
 from .source import Array, ArraySpec, SampleSource
 from .storage import Column, make_column
@@ -23,28 +23,9 @@ from .transforms import Transform
 
 MMAP_ABOVE_BYTES = 16 * MIB
 _EXTEND_ROWS = 256  # Distorting takes some twenty times the memory of the rows as stored.
-IGNORE_INDEX = -100  # PyTorch's losses skip targets of this value.
 
 # Stored samples [n, ...] and int64 positions [n] of new ones -> their samples [n, ...].
 Extend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass
-class _ClassCounter:
-    """Checks class labels as they pass, and counts the classes."""
-
-    where: str
-    largest: int = -1
-
-    def check(self, labels: Array, start: int, *, single: bool) -> None:
-        allowed = labels >= 0 if single else (labels >= 0) | (labels == IGNORE_INDEX)
-        if not allowed.all():
-            row = int(np.argwhere(~allowed)[0][0])
-            raise DataError(
-                f"class labels of {self.where} must be integers from 0",
-                got=f"{labels[row].min()} for sample {start + row}",
-            )
-        self.largest = max(self.largest, int(labels.max()))
 
 
 def pack(
@@ -91,7 +72,7 @@ def pack(
         for spec, dtype in ((source.x, x_dtype), (source.y, y_dtype))
     ]
     x, y = columns
-    classes = _ClassCounter(source.description)
+    labels = LabelCounter()
     real = min(total, source.num_samples)
     start = 0
     for x_chunk, y_chunk in source.chunks():
@@ -101,7 +82,9 @@ def pack(
         x_rows = _converted(x_chunk[:count], x_dtype, start, f"samples of {source.description}")
         y_rows = _converted(y_chunk[:count], y_dtype, start, f"targets of {source.description}")
         if y_dtype == torch.int64:
-            classes.check(y_rows, start, single=source.y.shape == ())
+            if source.y.shape == ():
+                _check_labels(y_rows, start, source.description)
+            labels.look(y_rows, start)
         x.append(x_rows)
         y.append(y_rows)
         start += count
@@ -111,11 +94,13 @@ def pack(
         raise DataError(f"{source.description} must yield {real} samples", got=start)
     if extend is not None:
         _append_extended(x, y, real, total, extend)
+    counted = y_dtype == torch.int64
     return PackedDataset(
         x,
         y,
         num_samples=total,
-        num_classes=classes.largest + 1 if y_dtype == torch.int64 else None,
+        num_classes=labels.num_classes if counted else None,
+        labels=labels.first if counted else None,
         value_scale=1.0 if source.x.dtype.kind == "b" else 1 / 255,
         description=description or _describe(source, total),
         transforms=transforms,
@@ -156,6 +141,16 @@ def _check_total(source: SampleSource, num_samples: int | None, extend: Extend |
             next_step="only digits can be extended by distorted copies",
         )
     return num_samples
+
+
+def _check_labels(labels: Array, start: int, where: str) -> None:
+    """One label a sample is a class; where there are several, what is no class is the loss's."""
+    if (labels < 0).any():
+        row = int(np.flatnonzero(labels < 0)[0])
+        raise DataError(
+            f"class labels of {where} must be integers from 0",
+            got=f"{labels[row]} for sample {start + row}",
+        )
 
 
 def _column_bytes(total: int, spec: ArraySpec, dtype: torch.dtype) -> int:

@@ -26,9 +26,7 @@ class Gatherable(Protocol):
     def gather(
         self,
         indices: torch.Tensor,
-        x_out: torch.Tensor,
-        y_out: torch.Tensor,
-        *,
+        *outs: torch.Tensor,
         epoch: int = 0,
         training: bool = False,
     ) -> None:
@@ -49,7 +47,7 @@ class Prefetcher:
     Args:
         dataset: gathers the batches.
         batches: int64 index tensors, none longer than a buffer.
-        pool: lends buffers of two tensors, samples and targets.
+        pool: lends buffers with a tensor for each column of the dataset.
         epoch: passed to ``gather``.
         training: passed to ``gather``.
         queue_size: filled buffers that may wait for the consumer, at least 1.
@@ -140,7 +138,7 @@ class Prefetcher:
     def _work(self) -> None:
         failure: BaseException | None = None
         try:
-            _use_one_torch_thread()
+            use_one_torch_thread()
             for indices in self._batches:
                 buffer = self._acquire()
                 if buffer is None:
@@ -175,8 +173,7 @@ class Prefetcher:
                 f"a batch must fit the pool's buffers of {buffer.capacity} rows", got=len(indices)
             )
         buffer.num_rows = len(indices)
-        x, y = buffer.rows()
-        self._dataset.gather(indices, x, y, epoch=self._epoch, training=self._training)
+        self._dataset.gather(indices, *buffer.rows(), epoch=self._epoch, training=self._training)
 
     def _put(self, buffer: BatchBuffer) -> bool:
         """Queue a buffer when there is room; ``False`` when it is time to stop instead."""
@@ -197,7 +194,7 @@ class Prefetcher:
             self._pool.release(buffer)
 
 
-def _use_one_torch_thread() -> None:
+def use_one_torch_thread() -> None:
     """Keep torch's operations in this thread on this thread.
 
     OpenMP would start a second team of workers for it, to fight with the first over the cores the

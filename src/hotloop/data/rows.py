@@ -139,5 +139,20 @@ def byte_table(
     return table.mul_(factor.reshape(-1, 1)).add_(offset.reshape(-1, 1))
 
 
+def look_up(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """What bytes stand for.
+
+    Args:
+        values: 0 to 255 in any type, ``[n, ...]``; ``[n, channels, ...]`` where the table has
+            several rows.
+        table: float32 ``[channels, 256]``.
+    """
+    places = values.long()
+    if len(table) == 1:
+        return table[0][places]
+    channels = torch.arange(len(table)).view(-1, *[1] * (values.dim() - 2))
+    return table[channels, places]
+
+
 def _rows_dense(out: torch.Tensor) -> bool:
     return len(out) == 0 or out[0].is_contiguous()

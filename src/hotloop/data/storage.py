@@ -45,7 +45,7 @@ class Column(Protocol):
     storage_bytes: int
     resident_bytes: int
 
-    def append(self, rows: Array) -> None:
+    def append(self, rows: Array | torch.Tensor) -> None:
         """Add rows ``[k, *row_shape]`` of the stored type after those already there."""
 
     def gather(
@@ -77,9 +77,13 @@ class MemoryColumn:
         self._filled = 0
         self._scratch = _Scratch(row_shape, dtype)
 
-    def append(self, rows: Array) -> None:
+    def append(self, rows: Array | torch.Tensor) -> None:
         """Copy rows to the block."""
-        self._rows[self._filled : self._filled + len(rows)].numpy()[...] = rows
+        place = self._rows[self._filled : self._filled + len(rows)]
+        if isinstance(rows, torch.Tensor):
+            place.copy_(rows)
+        else:
+            place.numpy()[...] = rows
         self._filled += len(rows)
 
     def gather(
@@ -135,12 +139,14 @@ class FileColumn:
             raise self._write_error(error) from error
         self._scratch = _Scratch(row_shape, dtype)
 
-    def append(self, rows: Array) -> None:
+    def append(self, rows: Array | torch.Tensor) -> None:
         """Write rows at the end of the file.
 
         Raises:
             StorageError: the disk is full or fails.
         """
+        if isinstance(rows, torch.Tensor):
+            rows = rows.contiguous().view(-1).view(torch.uint8).numpy()
         left = np.ascontiguousarray(rows).data.cast("B")
         try:
             while left:

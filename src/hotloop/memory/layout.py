@@ -31,6 +31,7 @@ class BatchLayout:
         row_shape: shape of one row without the batch dimension, every size at least 1.
         dtype: element type.
         line_bytes: cache line of the machine; a power of two no smaller than one element.
+        padded: ``False`` packs all rows densely and aligns the start alone: a contiguous tensor.
 
     Raises:
         InputError: a size is outside its rule.
@@ -40,6 +41,7 @@ class BatchLayout:
     row_shape: tuple[int, ...]
     dtype: torch.dtype
     line_bytes: int = 64
+    padded: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "row_shape", tuple(int(size) for size in self.row_shape))
@@ -63,7 +65,8 @@ class BatchLayout:
     @property
     def stride_bytes(self) -> int:
         """Bytes from the start of one row to the start of the next."""
-        return round_up(self.row_bytes, self.line_bytes) if self.row_shape else self.row_bytes
+        padded = self.padded and self.row_shape
+        return round_up(self.row_bytes, self.line_bytes) if padded else self.row_bytes
 
     @property
     def total_bytes(self) -> int:

@@ -232,8 +232,19 @@ def num_samples(*trees: Any) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def part_sizes(count: int, rows: int) -> list[int]:
+    """Samples of the parts of a batch of ``count`` that is cut into parts of ``rows``.
+
+    The last may have fewer, but not one alone where that can be had: a batch norm needs two.
+    """
+    sizes = [rows] * (count // rows) + [count % rows] * (count % rows > 0)
+    if len(sizes) > 1 and sizes[-1] == 1 and rows > 2:
+        sizes[-2:] = [rows - 1, 2]
+    return sizes
+
+
 def split(trees: Sequence[Any], rows: int) -> Iterator[tuple[Any, ...]]:
-    """Cut trees of one batch into parts of ``rows`` samples; the last may have fewer.
+    """Cut trees of one batch into parts of ``rows`` samples at most, see ``part_sizes``.
 
     Scalars and plain values go into each part as they are.
 
@@ -249,10 +260,11 @@ def split(trees: Sequence[Any], rows: int) -> Iterator[tuple[Any, ...]]:
             got=f"shapes {', '.join(map(str, sizes)) or 'none'}",
             next_step="leave micro_batch_size out, or keep what is no sample in the model",
         )
-    for begin in range(0, count, rows):
-        length = min(rows, count - begin)
+    begin = 0
+    for length in part_sizes(count, rows):
 
         def part(tensor: torch.Tensor, begin: int = begin, length: int = length) -> torch.Tensor:
             return tensor.narrow(0, begin, length) if tensor.dim() > 0 else tensor
 
         yield tuple(map_tensors(part, tree) for tree in trees)
+        begin += length

@@ -84,9 +84,7 @@ class Batch:
         return self.mapped(rows)
 
     def cut(self, rows: int) -> list[Batch]:
-        """Parts of ``rows`` samples at most.
-
-        No part has one sample where that can be had: a batch norm needs two.
+        """Parts of ``rows`` samples at most, see ``tree.part_sizes``.
 
         Raises:
             ModelError: the tensors have no common first size.
@@ -100,11 +98,9 @@ class Batch:
                 got=f"shapes {', '.join(map(str, sizes)) or 'none'}",
                 next_step="leave micro_batch_size out, or keep what is no sample in the model",
             )
-        sizes_of_parts = [rows] * (count // rows) + [count % rows] * (count % rows > 0)
-        if len(sizes_of_parts) > 1 and sizes_of_parts[-1] == 1 and rows > 2:
-            sizes_of_parts[-2:] = [rows - 1, 2]
-        begins = [sum(sizes_of_parts[:number]) for number in range(len(sizes_of_parts))]
-        return [self.part(b, n) for b, n in zip(begins, sizes_of_parts, strict=True)]
+        lengths = tree.part_sizes(count, rows)
+        begins = [sum(lengths[:number]) for number in range(len(lengths))]
+        return [self.part(b, n) for b, n in zip(begins, lengths, strict=True)]
 
     def with_share(self, share: float | torch.Tensor) -> Batch:
         """The same batch with another share."""

@@ -9,7 +9,7 @@ from ..errors import DataError, InputError
 
 
 def check_arguments(
-    batch_size: int,
+    batch_size: int | None,
     epochs: int,
     target_accuracy: float | None,
     max_steps: int | None,
@@ -17,7 +17,7 @@ def check_arguments(
 ) -> None:
     """Raises InputError where one is outside its rule."""
     for name, value in (("batch_size", batch_size), ("epochs", epochs), ("max_steps", max_steps)):
-        if name == "max_steps" and value is None:
+        if name != "epochs" and value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number of at least 1", got=repr(value))
@@ -36,8 +36,10 @@ def check_arguments(
 
 
 def check_alike(dataset: PackedDataset, validation: PackedDataset) -> None:
-    """Raises DataError where shapes or dtypes of the two differ."""
-    for name in ("sample_shape", "sample_dtype", "target_shape", "target_dtype"):
+    """Raises DataError where the structure, shapes or dtypes of the two differ."""
+    pairs = dataset.is_pair and validation.is_pair
+    names = ("sample_shape", "sample_dtype", "target_shape", "target_dtype")
+    for name in names if pairs else ("structure", "row_shapes", "row_dtypes"):
         here, there = getattr(dataset, name), getattr(validation, name)
         if here != there:
             raise DataError(

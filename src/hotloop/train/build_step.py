@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
+from ..data import PackedBatches
+from ..data.batch import Batch
 from ..memory import BatchLayout, pool_buffers
 from ..parallel import ParallelStep
 from ..step import TrainStep, compile_step
@@ -29,12 +29,14 @@ class BuiltStep:
     """The step of a run and the buffers it is fed from.
 
     Attributes:
-        layouts: of one buffer: the batches of ``steps_per_call`` steps. num_buffers: of the pool.
+        layouts: of one buffer: the batches of ``steps_per_call`` steps; ``None``: there is no
+            pool.
+        num_buffers: of the pool.
     """
 
     step: TrainStep
     steps_per_call: int
-    layouts: tuple[BatchLayout, ...]
+    layouts: tuple[BatchLayout, ...] | None
     num_buffers: int
 
     @property
@@ -50,7 +52,9 @@ def build_step(
     step = _make_step(request, run, data, predicted)
     if run.found is not None:
         step.go_on(run.found.document.get("programs"))
-    layouts, size = data.layouts, request.batch_size
+    layouts, size = data.layouts, data.batch_size
+    if layouts is None or not isinstance(data.batches, PackedBatches):
+        return BuiltStep(step=step, steps_per_call=1, layouts=None, num_buffers=0)
     if step.makes_many:
         bytes_of_batch = sum(layout.total_bytes for layout in layouts)
         steps_per_call = max(1, min(_MOST_STEPS, _CALL_BYTES // bytes_of_batch))
@@ -58,7 +62,9 @@ def build_step(
             return BuiltStep(
                 step=step,
                 steps_per_call=steps_per_call,
-                layouts=data.dataset.layouts(size * steps_per_call, line_bytes=data.line_bytes),
+                layouts=data.batches.dataset.layouts(
+                    size * steps_per_call, line_bytes=data.line_bytes
+                ),
                 num_buffers=_CALL_BUFFERS,
             )
     return BuiltStep(
@@ -76,8 +82,8 @@ def _make_step(
     if plan.parallel.num_workers is not None:
         return ParallelStep(*three, data.batch, plan, machine=request.machine, **parts.limits)
 
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return first_batches(data.dataset, data.layouts, plan, request.seed)
+    def batches() -> Iterator[Batch]:
+        return first_batches(data, plan)
 
     return compile_step(
         *three,

@@ -133,10 +133,7 @@ class CheckpointStore:
         """
         if type(step) is not int or not 0 <= step < 10**18:
             raise CheckpointError("the step of a checkpoint must be a whole number", got=step)
-        for group, named in tensors.items():
-            check_group(group)
-            check_tensors(group, named)
-        text = encode_document(document)
+        text = self.check(tensors, document)
         with self._saving:
             self.not_removed = ()
             try:
@@ -149,6 +146,19 @@ class CheckpointStore:
                 raise storage_error(_RULE, self.folder, error) from error
             self._remove_old(path)
             return path
+
+    def check(
+        self, tensors: Mapping[str, Mapping[str, torch.Tensor]], document: Mapping[str, Any]
+    ) -> bytes:
+        """The document as ``save`` writes it, if all of this can be saved; writes nothing.
+
+        Raises:
+            CheckpointError: a name, a tensor or a value cannot be stored.
+        """
+        for group, named in tensors.items():
+            check_group(group)
+            check_tensors(group, named)
+        return encode_document(document)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint whose every byte is as it was written; ``None`` if there is none.

@@ -33,6 +33,15 @@ _SEQUENCES: dict[str, Callable[[Iterable[Any]], Any]] = {
     "tuple": tuple, "set": set, "frozenset": frozenset, "torch.Size": torch.Size,
 }  # fmt: skip
 _NAMES = {kind: name for name, kind in [*_MAPPINGS.items(), *_SEQUENCES.items()]}
+_COMPRESSED = {
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+_COMPRESSED_NAMES = {str(layout): layout for layout in _COMPRESSED}
+# Written as pairs of real numbers: safetensors has no such type.
+_AS_PAIRS = (torch.complex128,)
 _DTYPES = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _MALFORMED = (
     ArithmeticError, AttributeError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError,
@@ -46,9 +55,9 @@ def split_state(state: Any) -> tuple[dict[str, torch.Tensor], Any]:
 
     Types are kept exactly: None, bool, int, float (infinities, NaN with its bits, minus zero), str,
     bytes, list, tuple, set, frozenset, dict (any encodable key, order kept), OrderedDict, Counter,
-    torch.Size, torch.dtype, torch.device, Tensor, NumPy numbers and arrays. Two paths that hold one
-    tensor object hold one again after ``join_state``. A Parameter, or a tensor that requires a
-    gradient, comes back as a plain detached tensor.
+    torch.Size, torch.dtype, torch.device, Tensor (sparse ones too), NumPy numbers and arrays. Two
+    paths that hold one dense tensor object hold one again after ``join_state``. A Parameter, or a
+    tensor that requires a gradient, comes back as a plain detached tensor.
 
     Nothing is copied: the tensors are those of the state, detached; arrays share memory too.
 
@@ -98,12 +107,31 @@ class _Writer:
         if kind is torch.device:
             return {"torch.device": str(value)}
         if isinstance(value, torch.Tensor):
-            return {"tensor": self._add(value, value.detach(), path)}
+            return self._tensor(value, path)
         if isinstance(value, np.generic) and value.dtype.kind in "biufc":
             return {"numpy": [value.dtype.str, value.tobytes().hex()]}
         if kind is np.ndarray:
             return self._array(value, path)
         return self._container(value, path)
+
+    def _tensor(self, value: torch.Tensor, path: str) -> Any:
+        """A dense tensor by its name; a sparse one as the dense tensors it consists of."""
+        if value.layout == torch.strided and value.dtype in _AS_PAIRS and not value.is_meta:
+            pairs = torch.view_as_real(value.detach().resolve_conj())
+            return {str(value.dtype): self._add(value, pairs, path)}
+        if value.layout == torch.strided:
+            return {"tensor": self._add(value, value.detach(), path)}
+        value = value.detach()
+        if value.layout == torch.sparse_coo:
+            parts = [value._indices(), value._values()]
+            plain: list[Any] = [value.is_coalesced()]
+        elif value.layout in _COMPRESSED:
+            names = _COMPRESSED[value.layout]
+            parts, plain = [getattr(value, name)() for name in names], []
+        else:
+            return {"tensor": self._add(value, value, path)}  # Refused where it is written.
+        encoded = [self.encode(part, _below(path, place)) for place, part in enumerate(parts)]
+        return {str(value.layout): [*encoded, list(value.shape), *plain]}
 
     def _container(self, value: Any, path: str) -> Any:
         kind = type(value)
@@ -182,6 +210,10 @@ def _decode(tensors: dict[str, torch.Tensor], node: Any) -> Any:
         if value not in tensors:
             raise CheckpointError("every tensor of the state must be there", got=f"no {value!r}")
         return tensors[value] if tag == "tensor" else tensors[value].numpy()
+    if tag in _COMPRESSED_NAMES or tag == str(torch.sparse_coo):
+        return _sparse(tag, [_decode(tensors, part) for part in value])
+    if tag in map(str, _AS_PAIRS):
+        return torch.view_as_complex(tensors[value])
     if tag == "int":
         return int(value, 16)
     if tag == "float":
@@ -195,6 +227,16 @@ def _decode(tensors: dict[str, torch.Tensor], node: Any) -> Any:
     if tag == "numpy":
         return np.frombuffer(bytes.fromhex(value[1]), np.dtype(value[0]))[0]
     raise CheckpointError("a state document has an unknown tag", got=tag)
+
+
+def _sparse(tag: str, parts: list[Any]) -> torch.Tensor:
+    if tag in _COMPRESSED_NAMES:
+        layout = _COMPRESSED_NAMES[tag]
+        return torch.sparse_compressed_tensor(*parts, layout=layout, check_invariants=True)
+    indices, values, size, coalesced = parts
+    return torch.sparse_coo_tensor(
+        indices, values, size, is_coalesced=coalesced, check_invariants=True
+    )
 
 
 def _mapping(kind: type[dict[Any, Any]], pairs: list[Any]) -> dict[Any, Any]:

@@ -16,6 +16,7 @@ from ..parallel import Hosts, ParallelStep, default_chunk_size, default_num_work
 from ..parallel.placement import numa_cpus, place_workers
 from ..plan import Plan
 from ..step import TrainStep
+from ..step.batch import Batch
 from ..step.check import LossFn
 from ..step.path_choice import choose_path
 from .checkpoint import Checkpoint, CheckpointStore
@@ -75,7 +76,7 @@ def step_of(
     model: nn.Module,
     loss_fn: LossFn,
     optimizer: torch.optim.Optimizer,
-    example: tuple[torch.Tensor, ...],
+    example: tuple[Any, ...],
     plan: Plan,
     machine: Machine,
     limits: dict[str, Any],
@@ -88,14 +89,14 @@ def step_of(
         return hosts.combine(model, optimizer, loss, num_rows, busy_s, weight)
 
     limits = {**limits, "between": between}
-    rows = hosts.sizes(len(example[0]))[hosts.rank]
-    x, y = (t[:rows] for t in example)
+    whole = Batch(*example)
+    mine = whole.part(0, hosts.sizes(whole.num_samples or 0)[hosts.rank])
     if next(model.parameters()).device.type != "cpu":
         micro = plan.memory.micro_batch_size
         step = TrainStep(model, loss_fn, optimizer, micro_batch_size=micro, **limits)
-        step.reason = choose_path(model, x, plan, several_hosts=True).reason
+        step.reason = choose_path(model, mine.x, plan, several_hosts=True).reason
         return step
-    parallel = ParallelStep(model, loss_fn, optimizer, (x, y), plan, machine=machine, **limits)
+    parallel = ParallelStep(model, loss_fn, optimizer, mine.trees, plan, machine=machine, **limits)
     hosts.resize = parallel.resize
     return parallel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import GlobalSampler, PackedDataset, Prefetcher
+from ..data import Batches
+from ..data.batch import Batch
 from ..data.hashing import mix
-from ..errors import DivergedError
+from ..errors import DataError, DivergedError, HotloopError
 from ..machine.threads import num_threads
-from ..memory import BatchBuffer, MemoryPool
+from ..memory import MemoryPool
 from ..monitor import PerformanceMonitor
 from ..monitor.recorder import Phase, StepRecorder
 from ..parallel import Hosts
 from ..plan import Plan
-from ..step import TrainStep
+from ..step import NO_TARGET, TrainStep
+from ..step.check import LossFn
 from .checkpoint import CheckpointStore
 from .evaluate import Evaluation, evaluate
+from .feeding import Call, Feed
+from .first_step import does_not_fit
 from .interrupt import StopRequest
 from .progress import Progress, RunState, Stopwatch
-from .snapshot import RunIdentity, snapshot
+from .snapshot import RunIdentity, Snapshot, snapshot
 
 # A progress bar that is drawn more often costs more than it tells.
 _PROGRESS_EVERY_S = 0.1
@@ -44,13 +48,15 @@ class TrainLoop:
     """
 
     model: nn.Module
+    loss_fn: LossFn
     optimizer: torch.optim.Optimizer
     scheduler: Any
     scheduler_interval: str
     step: TrainStep
-    dataset: PackedDataset
-    validation: PackedDataset | None
-    pool: MemoryPool
+    batches: Batches
+    validation: Batches | None
+    feed: Feed
+    pool: MemoryPool | None
     plan: Plan
     num_threads: int
     identity: RunIdentity
@@ -71,10 +77,8 @@ class TrainLoop:
     tuned: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.sampler = GlobalSampler(
-            self.dataset.num_samples, self.identity.batch_size, seed=self.identity.seed
-        )
         self.samples_trained = 0
+        self._first_step = self.state.step
         self._saved_at_s = self._shown_at_s = time.monotonic()
 
     @property
@@ -112,23 +116,19 @@ class TrainLoop:
 
     def _epoch(self) -> None:
         """Train to the end of the epoch under way, or to a reason to stop inside it."""
-        state, release, lap = self.state, self.pool.release, self.watch.lap
+        state, lap = self.state, self.watch.lap
         # What nobody looks at is recorded too: it costs less than asking each time.
         recorder = self.monitor.recorder if self.monitor is not None else StepRecorder()
+        left = True
         with contextlib.ExitStack() as stack:
             recorder.waiting = True
-            for buffer in self._batches(stack):
+            for call in self.feed.calls(state, stack):
                 recorder.waiting = False
                 waited_s = lap("data_wait")
                 state.train_s += waited_s
-                x, y = buffer.rows()
-                count = len(x)
-                if self.hosts is not None:
-                    # Of all hosts: what is left of the epoch, or a whole batch.
-                    size = self.identity.batch_size
-                    count = min(size, self.dataset.num_samples - state.batch * size)
-                losses = self._steps(x, y)
-                release(buffer)
+                losses = self._checked_steps(call)
+                call.release()
+                count = call.num_samples
                 for loss in losses:
                     if not math.isfinite(loss):
                         raise self._diverged(loss)
@@ -142,69 +142,32 @@ class TrainLoop:
                     self.on_losses(losses)
                 if self._stopping or state.step == self.max_steps:
                     break
-                if state.batch < self.sampler.num_batches and self._save_is_due():
+                if state.batch != self.batches.num_batches and self._save_is_due():
                     self._save()
                 recorder.waiting = True
+            else:
+                left = False
         recorder.waiting = False
-        if state.batch == self.sampler.num_batches:
+        if not left or state.batch == self.batches.num_batches:
             self._finish_epoch()
 
-    def _batches(self, stack: contextlib.ExitStack) -> Iterator[BatchBuffer]:
-        """Filled buffers of the epoch under way, each for one call of the step."""
-        if self.steps_per_call > 1 or self.hosts is not None:
-            return self._filled_here()
-        return iter(
-            stack.enter_context(
-                Prefetcher(
-                    self.dataset,
-                    self._chunks(),
-                    self.pool,
-                    epoch=self.state.epoch,
-                    training=True,
-                    queue_size=self.plan.cpu.queue_size,
-                )
-            )
-        )
+    def _checked_steps(self, call: Call) -> list[float]:
+        """Losses of the steps of a call; of the very first, what goes wrong is explained."""
+        if self.state.step > self._first_step:
+            return self._steps(call.batch, call.steps)
+        try:
+            return self._steps(call.batch, call.steps)
+        except HotloopError:
+            raise
+        except Exception as error:
+            told = does_not_fit(error, self.model, self.loss_fn, call.batch)
+            if told is None:
+                raise
+            raise told from error
 
-    def _filled_here(self) -> Iterator[BatchBuffer]:
-        """Fill between calls, in this thread: a second one would bring a second set of OpenMP
-        threads, which wait for work by spinning and take the cores from the step."""
-        epoch = self.state.epoch
-        for indices in self._chunks():
-            buffer = self.pool.acquire()
-            assert buffer is not None
-            if self.hosts is not None:
-                indices = self.hosts.part(indices)
-            buffer.num_rows = len(indices)
-            if len(indices):
-                self.dataset.gather(indices, *buffer.rows(), epoch=epoch, training=True)
-            yield buffer
-
-    def _chunks(self) -> Iterator[torch.Tensor]:
-        """Positions of the batches of a call, one call after the other.
-
-        A call ends where the loop has something to do between two steps.
-        """
-        state, every = self.state, self.plan.checkpoint.every_steps
-        step, chunk = state.step, list[torch.Tensor]()
-        for batch in self.sampler.batches(state.epoch, state.batch):
-            if chunk and len(batch) < self.identity.batch_size:
-                yield torch.cat(chunk)
-                chunk = []
-            chunk.append(batch)
-            step += 1
-            due = step == self.max_steps or (every is not None and step % every == 0)
-            if due or len(chunk) == self.steps_per_call:
-                yield torch.cat(chunk) if len(chunk) > 1 else batch
-                chunk = []
-        if chunk:
-            yield torch.cat(chunk) if len(chunk) > 1 else chunk[0]
-
-    def _steps(self, x: torch.Tensor, y: torch.Tensor) -> list[float]:
-        """Losses of the steps on the batches in x and y."""
+    def _steps(self, batch: Batch, count: int) -> list[float]:
+        """Losses of the ``count`` steps on a batch."""
         every_step = self.scheduler is not None and self.scheduler_interval == "step"
-        size = self.identity.batch_size
-        count = max(1, len(x) // size)
         if count > 1:
             rates = None
             if every_step:
@@ -214,29 +177,34 @@ class TrainLoop:
                     rates.append([float(g["lr"]) for g in self.optimizer.param_groups])
                     self.optimizer._opt_called = True  # type: ignore[attr-defined]
                     self.scheduler.step()
+            x, y = batch if len(batch) == 2 else (batch[0], NO_TARGET)
             losses = self.step.many(x, y, count, rates)
             assert losses is not None, "steps_per_call is above 1 only where many() works"
             return [float(loss) for loss in losses.tolist()]
         if self.hosts is not None and self.hosts.rank:
             # Host 0's generator is in the checkpoint; the others' numbers are of the step alone.
             torch.manual_seed(mix(self.identity.seed, self.state.step, self.hosts.rank) >> 1)
-        loss = self.step(x, y).item()
+        loss = self.step(*batch).item()
         if every_step:
             self.scheduler.step()
         return [loss]
 
     def _finish_epoch(self) -> None:
         state = self.state
+        if not state.samples:
+            raise DataError(
+                "every epoch must have at least 1 batch",
+                got=f"none in epoch {state.epoch} of {self.batches.description}",
+            )
         result: Evaluation | None = None
         if self.validation is not None:
             threads = num_threads(self.plan.parallel.num_workers or self.num_threads)
             with threads, self.step.memory_lent():
                 result = evaluate(
                     self.model,
-                    self.step.loss_fn,
+                    self.loss_fn,
                     self.validation,
                     self.pool,
-                    batch_size=self.identity.batch_size,
                     queue_size=self.plan.cpu.queue_size,
                 )
             self._spent("other", self.watch.lap("evaluate"))
@@ -279,22 +247,30 @@ class TrainLoop:
     def _save(self) -> None:
         if self.store is None:
             return
-        tensors, document = snapshot(
-            self.model,
-            self.optimizer,
-            self.scheduler,
-            self.state,
-            self.identity,
-            self.num_threads,
-            self.step.path,
-            self.step.precision,
-            self.tuned,
-            self.step.progress,
-        )
+        tensors, document = self.snapshot()
         self.checkpoint = self.store.save(self.state.step, tensors=tensors, document=document)
         self.saved_step = self.state.step
         self._saved_at_s = time.monotonic()
         self._spent("checkpoint", self.watch.lap("checkpoint"))
+
+    def snapshot(self) -> Snapshot:
+        """The run as it stands, for a checkpoint."""
+        return snapshot(
+            self.model,
+            self.loss_fn,
+            self.optimizer,
+            self.scheduler,
+            self.state,
+            self.identity,
+            {
+                "num_threads": self.num_threads,
+                "path": self.step.path,
+                "precision": self.step.precision,
+                "tuned": self.tuned,
+                "programs": self.step.progress,
+            },
+            self.batches.state_dict(mid_epoch=self.state.batch > 0),
+        )
 
     def _spent(self, phase: Phase, seconds: float) -> None:
         if self.monitor is not None:
@@ -308,10 +284,10 @@ class TrainLoop:
             return
         self._shown_at_s = time.monotonic()
         state, rate = self.state, self.samples_per_s
-        total_steps = self.epochs * self.sampler.num_batches
-        if self.max_steps is not None:
-            total_steps = min(total_steps, self.max_steps)
-        left = (total_steps - state.step) * self.identity.batch_size
+        total_steps = self._total_steps()
+        left = None
+        if total_steps is not None:
+            left = (total_steps - state.step) * self.identity.batch_size
         self.on_progress(
             Progress(
                 step=state.step,
@@ -321,12 +297,20 @@ class TrainLoop:
                 epochs_done=state.epoch,
                 loss=loss,
                 samples_per_s=rate,
-                remaining_s=left / rate if rate else None,
+                remaining_s=left / rate if rate and left is not None else None,
                 validation_accuracy=state.history[-1].validation_accuracy
                 if state.history
                 else None,
             )
         )
+
+    def _total_steps(self) -> int | None:
+        """Of the whole run; ``None``: not known."""
+        batches = self.batches.num_batches
+        if batches is None:
+            return self.max_steps
+        total = self.epochs * batches
+        return total if self.max_steps is None else min(total, self.max_steps)
 
     def _diverged(self, loss: float) -> DivergedError:
         kept = "" if self.checkpoint is None else f"; the last checkpoint is {self.checkpoint}"

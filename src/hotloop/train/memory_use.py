@@ -42,7 +42,7 @@ def memory_use(loop: TrainLoop, arena: TensorArena | None, resident_bytes: int) 
         arena=None if arena is None else dataclasses.asdict(arena.stats()),
         components={
             "model_parameters_bytes": model_bytes(loop.model),
-            "batch_data_bytes": loop.pool.total_bytes + resident_bytes,
+            "batch_data_bytes": (loop.pool.total_bytes if loop.pool else 0) + resident_bytes,
             "optimizer_state_bytes": _optimizer_bytes(loop.optimizer),
         },
     )

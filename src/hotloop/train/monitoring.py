@@ -49,10 +49,11 @@ def _describe(
     arena: TensorArena | None,
     ceilings: Ceilings | None,
 ) -> None:
-    step, plan, pool, model = loop.step, loop.plan, loop.pool, loop.model
+    step, plan, model = loop.step, loop.plan, loop.model
     steps_per_call, num_threads = loop.steps_per_call, loop.num_threads
     working = budget.working_memory_bytes or 0
-    batch_bytes = sum(layout.total_bytes for layout in pool.layouts) // steps_per_call
+    layouts = loop.pool.layouts if loop.pool is not None else ()
+    batch_bytes = sum(layout.total_bytes for layout in layouts) // steps_per_call
     used = 1 if isinstance(step, ParallelStep) else num_threads
     queued = plan.cpu.queue_size * batch_bytes if steps_per_call == 1 else None
     monitor.describe(
@@ -74,7 +75,7 @@ def _describe(
         learning_rate=float(loop.optimizer.param_groups[0]["lr"]),
         parameter_bytes=budget.model_parameters_bytes,
         has_convolutions=any(isinstance(m, _CONVOLUTIONS) for m in model.modules()),
-        num_samples=loop.dataset.num_samples,
+        num_samples=loop.batches.num_samples,
         **_ceilings(ceilings, num_threads),
     )
     if isinstance(step, ParallelStep):
@@ -88,7 +89,9 @@ def _describe(
         return stats.peak_live_bytes, stats.capacity_bytes
 
     monitor.observe(
-        plan=plan.to_dict(), pool=pool.stats, arena=None if arena is None else arena_use
+        plan=plan.to_dict(),
+        pool=None if loop.pool is None else loop.pool.stats,
+        arena=None if arena is None else arena_use,
     )
 
 

@@ -1,4 +1,4 @@
-"""Third stage of a run: its memory predicted, before any of it is taken."""
+"""Third stage of a run: its memory predicted, and what would fail later, before any is taken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from ..memory import Budget, largest_micro_batch
 from ..plan import Plan
-from ..step.check import check_classes
+from .first_step import check_targets
+from .labels import check_labels
+from .lone_sample import check_lone_sample
 from .request import FitRequest
 from .resolve import Resolved
 from .run_data import RunData
@@ -32,8 +34,10 @@ def predict(request: FitRequest, run: Resolved, data: RunData) -> Prediction:
         BudgetError: predicted not to fit the memory limit.
         ModelError: the model cannot take the data.
     """
+    check_targets(request.parts.loss_fn, data.batch)
+    check_lone_sample(request.parts.model, data, run.plan.memory.micro_batch_size)
     plan, budget = _fitting_budget(request, run, data)
-    check_classes(request.parts.loss_fn, budget.output_shape, data.num_classes)
+    check_labels(request.parts.loss_fn, budget.output_shape, data.labels)
     return Prediction(plan=plan, budget=budget)
 
 
@@ -46,7 +50,7 @@ def _fitting_budget(request: FitRequest, run: Resolved, data: RunData) -> tuple[
         "data_resident_bytes": data.resident_bytes,
         "machine": request.machine,
     }
-    size, example = request.batch_size, data.example
+    size, example = data.batch_size, data.example
     budget = Budget.predict(parts.model, example, size, "train", plan, **options)
     limit = plan.memory_limit_bytes(request.machine)
     if limit is None or budget.total_bytes <= limit:

@@ -92,6 +92,11 @@ class RunState:
         self.batch = self.samples = 0
         self.loss_sum = self.train_s = 0.0
 
+    def restart_epoch(self) -> None:
+        """Forget what was done of the epoch under way: its batches come again."""
+        self.batch = self.samples = 0
+        self.loss_sum = self.train_s = 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         document = dataclasses.asdict(self)
@@ -111,17 +116,17 @@ class Progress:
     """What a progress bar needs, about ten times a second.
 
     Attributes:
-        step, total_steps: optimizer steps done and in the whole run.
+        step, total_steps: optimizer steps done and in the whole run; ``None``: not known.
         epoch, epochs: the epoch under way, from 0, and their number.
         epochs_done: finished epochs.
         loss: of the last batch.
         samples_per_s: over this call of ``fit``; ``None`` at its start.
-        remaining_s: at that rate; ``None`` at its start.
+        remaining_s: at that rate; ``None`` at its start, or not known.
         validation_accuracy: of the last finished epoch, if evaluated.
     """
 
     step: int
-    total_steps: int
+    total_steps: int | None
     epoch: int
     epochs: int
     epochs_done: int

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.batch import ToBatch
 from ..machine import Ceilings, Machine
 from ..monitor import PerformanceMonitor
 from ..plan import Plan
@@ -29,9 +30,11 @@ class FitRequest:
     ceilings: Ceilings | None
     data: Any
     validation: Any
-    batch_size: int
+    batch_size: int | None
     epochs: int
     seed: int
+    drop_last: bool
+    to_batch: ToBatch | None
     target_accuracy: float | None
     max_steps: int | None
     checkpoint_dir: Path | None
@@ -54,6 +57,7 @@ class FitRequest:
             "seed": self.seed,
             "epochs": self.epochs,
             "max_steps": self.max_steps,
+            "drop_last": self.drop_last,
             "target_accuracy": self.target_accuracy,
             "resume": self.resume,
             "checkpoint_dir": self.checkpoint_dir is not None,

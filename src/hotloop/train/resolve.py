@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.batches import DEFAULT_BATCH_SIZE
 from ..errors import CheckpointError, InputError
 from ..parallel import Hosts
 from ..plan import AUTO, Plan
@@ -48,7 +49,7 @@ def resolve(request: FitRequest, hosts: Hosts | None) -> Resolved:
     store, found = _open_store(request, hosts)
     plan = _resolved_plan(request, found)
     if hosts is not None:
-        plan = plan_of(hosts, plan, request.batch_size, request.machine)
+        plan = plan_of(hosts, plan, request.batch_size or DEFAULT_BATCH_SIZE, request.machine)
     notes = found.skipped if found else ()
     return Resolved(plan=plan, hosts=hosts, store=store, found=found, notes=notes)
 

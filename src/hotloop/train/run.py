@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from ..monitor import reset_peak_resident
 from ..parallel import joined
 from ..step.cuda import page_locked
 from .build_step import build_step
+from .evaluate import told_of
 from .loop_report import report_of
 from .make_loop import make_loop
 from .memory_use import memory_use
@@ -29,14 +32,19 @@ def run_fit(request: FitRequest, watch: Stopwatch) -> TrainReport:
         data = open_data(request, run)
         run = with_tuned(request, run, data)
         predicted = predict(request, run, data)
-        notes = [*predicted.budget.assumptions, *run.notes]
+        notes = [*predicted.budget.assumptions, *run.notes, *data.batches.notes]
+        if data.validation is not None:
+            notes += told_of(request.parts.loss_fn)
         reset_peak_resident()
         with run_context(model, machine, predicted.plan, request.seed, notes) as context:
             built = build_step(request, run, data, predicted)
             budget = refine_budget(data, predicted, built)
             loop = make_loop(request, run, data, predicted, built, watch, context.stop, notes)
-            with loop.pool, page_locked(loop.pool.memory, built.step.device):
+            with contextlib.ExitStack() as stack:
+                if loop.pool is not None:
+                    stack.enter_context(loop.pool)
+                    stack.enter_context(page_locked(loop.pool.memory, built.step.device))
                 run_monitored(loop, budget, context.arena, request.ceilings, machine)
-            notes += built.faults + run.shares
+            notes += built.faults + run.shares + built.step.notes
             used = memory_use(loop, context.arena, data.resident_bytes)
         return report_of(loop, budget, request.ceilings, machine, used, notes)

@@ -61,7 +61,10 @@ def run_context(
         on_gpu = [device] if device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=on_gpu))
         torch.manual_seed(seed)
-        model.train()
+        # Layers that the user put into eval mode stay so; a model that is in it as a whole has
+        # been evaluated before.
+        if not model.training:
+            model.train()
         try:
             yield RunContext(stack.enter_context(StopRequest()), arena)
         finally:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ..data import GlobalSampler, PackedDataset, open_dataset
+from ..data import Batches, GlobalSampler, PackedBatches, open_batches
+from ..data.batch import Batch, size_of
+from ..data.batches import has_own_batches, takes_to_batch
+from ..errors import DataError
 from ..memory import BatchLayout
+from ..memory.tree import map_tensors
 from ..plan import Plan
 from .arguments import check_alike
 from .request import FitRequest
@@ -20,76 +25,126 @@ class RunData:
     """The data of a run.
 
     Attributes:
-        example: one sample and its target as meta tensors ``[1, ...]``.
-        layouts: of a batch of samples and of targets.
-        batch: a batch as the step will see it, as meta tensors: rows are padded to the cache line,
-            and a graph is made for these strides.
+        batches: for training. validation: the same for evaluation.
+        batch_size: samples of a batch; of the first where each has its own size.
+        batch: a batch as the step will see it; meta tensors where samples are packed.
+        layouts: of the tensors of a batch; ``None``: nothing is packed.
     """
 
-    dataset: PackedDataset
-    validation: PackedDataset | None
+    batches: Batches
+    validation: Batches | None
     line_bytes: int
-    example: tuple[torch.Tensor, torch.Tensor]
-    layouts: tuple[BatchLayout, ...]
-    batch: tuple[torch.Tensor, torch.Tensor]
+    batch_size: int
+    batch: Batch
+    layouts: tuple[BatchLayout, ...] | None
+
+    @property
+    def example(self) -> Batch:
+        """One sample and its target, where samples are packed; else a batch."""
+        if isinstance(self.batches, PackedBatches):
+            return self.batches.dataset.example()
+        return self.batch
 
     @property
     def resident_bytes(self) -> int:
         """Samples that stay in memory."""
-        tested = self.validation
-        return self.dataset.resident_bytes + (tested.resident_bytes if tested else 0)
+        sets = [self.batches, self.validation]
+        return sum(b.dataset.resident_bytes for b in sets if isinstance(b, PackedBatches))
 
     @property
-    def num_classes(self) -> int | None:
-        """The highest label and 1; ``None``: targets are not classes."""
-        sets = [self.dataset, *([self.validation] if self.validation else [])]
-        return max((d.num_classes for d in sets if d.num_classes), default=None)
+    def labels(self) -> dict[int, int]:
+        """Each class label of training and validation data, and a sample that has it; of packed
+        samples."""
+        found: dict[int, int] = {}
+        for batches in (self.validation, self.batches):
+            if isinstance(batches, PackedBatches):
+                found.update(batches.dataset.labels or {})
+        return found
 
-    def num_batches(self, batch_size: int) -> int:
-        """Of an epoch; the last may be smaller."""
-        return -(-self.dataset.num_samples // batch_size)
+    @property
+    def last_batch_size(self) -> int | None:
+        """Samples of the last batch of an epoch; ``None``: not known."""
+        count, size = self.batches.num_samples, self.batches.batch_size
+        if not count or not size:
+            return None
+        return size if self.batches.drop_last else count % size or size
 
 
 def open_data(request: FitRequest, run: Resolved) -> RunData:
     """Open training and validation data; all hosts must have as much."""
-    above, seed = run.plan.memory.mmap_above_bytes, request.seed
-    dataset = open_dataset(request.data, seed=seed, mmap_above_bytes=above)
+    shared: dict[str, Any] = {
+        "seed": request.seed,
+        "to_batch": request.to_batch,
+        "mmap_above_bytes": run.plan.memory.mmap_above_bytes,
+    }
+    batches = open_batches(
+        request.data, batch_size=request.batch_size, drop_last=request.drop_last, **shared
+    )
     validation = None
     if request.validation is not None:
-        validation = open_dataset(
-            request.validation, split="test", seed=seed, mmap_above_bytes=above
-        )
-        check_alike(dataset, validation)
+        validation = _open_validation(request, batches, shared)
     if run.hosts is not None:
+        _require_packed(batches)
         run.hosts.agree(
-            samples=dataset.num_samples,
+            samples=batches.num_samples,
             validation_samples=None if validation is None else validation.num_samples,
         )
     line_bytes = run.plan.memory.line_bytes or 64
-    layouts = dataset.layouts(request.batch_size, line_bytes=line_bytes)
-    x, y = (
-        layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8, device="meta"))
-        for layout in layouts
-    )
+    layouts: tuple[BatchLayout, ...] | None = None
+    if isinstance(batches, PackedBatches):
+        batch_size = batches.batch_size
+        layouts = batches.dataset.layouts(batch_size, line_bytes=line_bytes)
+        batch = batches.dataset.batch(batches.dataset.example_tensors(batch_size))
+    else:
+        batch = batches.first()
+        batch_size = batches.batch_size or size_of(batch)
     return RunData(
-        dataset=dataset,
+        batches=batches,
         validation=validation,
         line_bytes=line_bytes,
-        example=dataset.example(),
+        batch_size=batch_size,
+        batch=batch,
         layouts=layouts,
-        batch=(x, y),
     )
 
 
-def first_batches(
-    dataset: PackedDataset, layouts: Sequence[BatchLayout], plan: Plan, seed: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The whole batches of epoch 0, one after the other in the same memory."""
-    batch_size, micro = layouts[0].num_rows, plan.memory.micro_batch_size
-    x, y = (layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8)) for layout in layouts)
-    for indices in GlobalSampler(dataset.num_samples, batch_size, seed=seed).batches(0, 0):
-        if len(indices) < batch_size:
+def _open_validation(request: FitRequest, batches: Batches, shared: dict[str, Any]) -> Batches:
+    data = request.validation
+    size = None if has_own_batches(data) else request.batch_size or batches.batch_size
+    if not takes_to_batch(data):
+        shared = {**shared, "to_batch": None}
+    validation = open_batches(data, batch_size=size, training=False, **shared)
+    if isinstance(batches, PackedBatches) and isinstance(validation, PackedBatches):
+        check_alike(batches.dataset, validation.dataset)
+    return validation
+
+
+def _require_packed(batches: Batches) -> None:
+    """Each host takes its part of a batch by the positions of the samples."""
+    if not isinstance(batches, PackedBatches) or not isinstance(batches.order, GlobalSampler):
+        raise DataError(
+            "several hosts need data that each of them packs: arrays, a file, or a Dataset whose "
+            "samples stay the same and have one shape",
+            got=batches.description,
+        )
+
+
+def first_batches(data: RunData, plan: Plan) -> Iterator[Batch]:
+    """Batches to try the step on: the whole ones of epoch 0, or the first again and again."""
+    micro = plan.memory.micro_batch_size
+    if not isinstance(data.batches, PackedBatches) or data.layouts is None:
+        for _ in range(data.batches.num_batches or 1):
+            yield data.batch
+        return
+    dataset = data.batches.dataset
+    outs = [layout.view(torch.empty(layout.total_bytes, dtype=torch.uint8)) for layout in
+            data.layouts]  # fmt: skip
+    order = data.batches.order
+    seed = order.seed if isinstance(order, GlobalSampler) else 0
+    for indices in GlobalSampler(dataset.num_samples, data.batch_size, seed=seed).batches(0, 0):
+        if len(indices) < data.batch_size:
             # A dataset smaller than one batch: its samples again.
-            indices = torch.cat([indices] * -(-batch_size // len(indices)))[:batch_size]
-        dataset.gather(indices, x, y, epoch=0, training=True)
-        yield x[:micro], y[:micro]
+            indices = torch.cat([indices] * -(-data.batch_size // len(indices)))[: data.batch_size]
+        dataset.gather(indices, *outs, epoch=0, training=True)
+        batch = dataset.batch(outs)
+        yield batch if micro is None else map_tensors(lambda t: t[:micro], batch)

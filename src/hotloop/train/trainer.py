@@ -23,11 +23,12 @@ from .run import run_fit
 
 
 class Trainer:
-    """Trains a model on packed data.
+    """Trains a model on data of any kind.
 
     Args:
         model: any ``torch.nn.Module``, on the CPU or on one CUDA device.
-        loss_fn: ``loss_fn(model(x), y)`` gives a scalar, a mean over the samples.
+        loss_fn: ``loss_fn(model(x), y)`` gives a scalar, a mean over the samples; where the data
+            has no ``y``, ``loss_fn(model(x))``.
         optimizer: any ``torch.optim`` optimizer on the model's parameters but those that need
             a closure.
         plan: how the machine is used; the defaults when ``None``.
@@ -88,11 +89,13 @@ class Trainer:
     def fit(
         self,
         data: Any,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         epochs: int = 1,
         *,
         validation: Any = None,
         seed: int = 0,
+        drop_last: bool = False,
+        to_batch: Callable[[Any], Any] | None = None,
         target_accuracy: float | None = None,
         max_steps: int | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -109,10 +112,17 @@ class Trainer:
         the run after the step under way, with a checkpoint.
 
         Args:
-            data: ``(X, Y)`` arrays, a torch Dataset, a path, ``"mnist"``, or a ``PackedDataset``.
-            batch_size: samples of a step; the last step of an epoch may have fewer.
+            data: ``(X, Y)`` or other trees of arrays, a map-style or iterable Dataset, a
+                DataLoader, a function that yields the batches of an epoch, a path, ``"mnist"``, or
+                a ``PackedDataset`` (``docs/data.md``). A batch of two parts is ``x`` and ``y``;
+                anything else is ``x``, and the loss is ``loss_fn(answer)``.
+            batch_size: samples of a step, default 64; the last step of an epoch may have fewer.
+                Left out where the data comes in batches.
             epochs: of the whole run, those before a resume included.
             validation: the same kinds; evaluated after each epoch.
+            drop_last: leave out the last batch of an epoch where it is smaller.
+            to_batch: makes ``(x, y)`` or ``(x,)`` of what a loader gives for a batch, as in
+                ``lambda b: (b["image"], b["label"])``.
             seed: of shuffling, augmentation and the model's own randomness (dropout).
             target_accuracy: stop after the epoch in which validation reaches it, 0 to 1.
             max_steps: stop after so many optimizer steps of the whole run.
@@ -143,6 +153,8 @@ class Trainer:
             batch_size=batch_size,
             epochs=epochs,
             seed=seed,
+            drop_last=drop_last,
+            to_batch=to_batch,
             target_accuracy=target_accuracy,
             max_steps=max_steps,
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),

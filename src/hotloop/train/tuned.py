@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
+from ..data.batch import Batch
 from ..errors import PlanError
+from ..memory.tree import flatten
 from ..plan import AUTO, Plan
 from ..tuning import knobs_of, text_of
 from ..tuning.remembered import recall
@@ -37,7 +38,7 @@ def with_tuned(request: FitRequest, run: Resolved, data: RunData) -> Resolved:
         kept = run.found.document.get("tuned")
         remembered = (dict(kept), "as when the run began") if kept else None
     else:
-        work = parts_fingerprint(request.parts, request.batch_size, data.example)
+        work = parts_fingerprint(request.parts, data.batch_size, data.example)
         remembered = recall(request.machine.fingerprint(), work)
     if remembered is None:
         return run
@@ -56,9 +57,7 @@ def _changed(knobs: Mapping[str, Any], default: Mapping[str, Any]) -> str:
     return text_of({k: v for k, v in knobs.items() if default[k] != v})
 
 
-def parts_fingerprint(
-    parts: TrainingParts, batch_size: int, example: tuple[torch.Tensor, torch.Tensor]
-) -> str:
+def parts_fingerprint(parts: TrainingParts, batch_size: int, example: Batch) -> str:
     """16 hex digits of what makes two runs the same work: model, loss, optimizer, batch, sample.
 
     Values of weights, learning rates and the like are left out.
@@ -76,7 +75,7 @@ def parts_fingerprint(
             sorted((k, v) for k, v in optimizer.defaults.items() if isinstance(v, bool)),
         ],
         "limits": [parts.clip_norm is not None, parts.clip_value is not None],
-        "batch": [batch_size, *((list(t.shape[1:]), str(t.dtype)) for t in example)],
+        "batch": [batch_size, *((list(t.shape[1:]), str(t.dtype)) for t in flatten(example)[0])],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

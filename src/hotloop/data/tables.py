@@ -1,9 +1,10 @@
-"""Parquet tables, streamed by row group (needs pyarrow, the extra ``parquet``).
+"""Tables, streamed: Parquet, Arrow and Feather, CSV (needs pyarrow, the extra ``parquet``).
 
-One column is the target; all others, in the order of the file, are the features. A single column
-of lists of length k gives samples of shape ``[k]``; otherwise the columns are laid side by side in
-one vector, lists taking as many places as they are long. The element type is the narrowest NumPy
-type that holds all feature columns.
+One column is the target; all others, in the order of the file, are the features, but for those
+that pandas wrote for a frame's index. A single column of lists of length k gives samples of shape
+``[k]``; otherwise the columns are laid side by side in one vector, lists taking as many places as
+they are long. The element type is the narrowest NumPy type that holds all feature columns. Columns
+in the form of a dictionary are read as the values they stand for, decimals as float64.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import numpy as np
 
 from ..errors import DataError, MissingExtraError
 from .source import Array, ArraySpec, Chunk, chunk_rows
+from .table_files import TABLE_SUFFIXES, index_columns, kind_of, open_table, require_file
+
+__all__ = ["TABLE_SUFFIXES", "TableSource"]
 
 LABEL_COLUMNS = ("label", "target", "y")
 
 
-class ParquetSource:
+class TableSource:
     """A table with a label column.
 
     Args:
@@ -29,37 +33,33 @@ class ParquetSource:
 
     Raises:
         MissingExtraError: pyarrow is not installed.
-        DataError: no such file, not Parquet, no label column, or columns that hold no numbers.
+        DataError: no such file, damaged, no label column, or columns that hold no numbers.
     """
 
     def __init__(self, path: Path, *, label_column: str | None = None) -> None:
+        self._kind = kind_of(path)
         try:
             import pyarrow as pa
-            import pyarrow.parquet as pq
         except ImportError:
-            raise MissingExtraError("reading Parquet", "pyarrow", "parquet") from None
-        self._pa, self._pq, self._path = pa, pq, path
-        if not path.is_file():
-            raise DataError(f"{path} does not exist")
-        with self._open() as file:
-            schema = file.schema_arrow
-            self.num_samples: int = file.metadata.num_rows
-            if self.num_samples < 1:
-                raise DataError("the data must have at least 1 sample", got=f"an empty {path}")
-            self._label = _label_column(schema.names, label_column, path)
-            self._features = [name for name in schema.names if name != self._label]
-            if not self._features:
-                raise DataError(
-                    f"{path} must have feature columns beside the label column {self._label!r}"
-                )
-            columns = [self._label, *self._features]
-            specs = {name: self._column_spec(schema.field(name)) for name in columns}
-            if any(spec is None for spec in specs.values()):
-                # Lists of variable length do not say how long they are: the first row does.
-                first = next(file.iter_batches(batch_size=1, columns=columns, use_threads=False))
-                for name, spec in specs.items():
-                    if spec is None:
-                        specs[name] = self._first_row_spec(first.column(name), name)
+            raise MissingExtraError(f"reading {self._kind}", "pyarrow", "parquet") from None
+        self._pa, self._path = pa, path
+        require_file(path)
+        try:
+            self._file = open_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is not a sound {self._kind} file", got=error) from error
+        schema = self._file.schema
+        self.num_samples: int = self._file.num_rows
+        if self.num_samples < 1:
+            raise DataError("the data must have at least 1 sample", got=f"an empty {path}")
+        self._label = _label_column(schema.names, label_column, path)
+        no_features = {self._label, *index_columns(schema)}
+        self._features = [name for name in schema.names if name not in no_features]
+        if not self._features:
+            raise DataError(
+                f"{path} must have feature columns beside the label column {self._label!r}"
+            )
+        specs = self._column_specs(schema)
         self._specs: dict[str, ArraySpec] = {k: v for k, v in specs.items() if v is not None}
         features = [self._specs[name] for name in self._features]
         dtype = np.result_type(*(spec.dtype for spec in features))
@@ -73,28 +73,43 @@ class ParquetSource:
         rows = chunk_rows(self.x, self.y)
         columns = [self._label, *self._features]
         start = 0
-        with self._open() as file:
+        try:
+            for batch in self._file.batches(columns, rows):
+                x = np.empty((batch.num_rows, *self.x.shape), self.x.dtype)
+                at = 0
+                for name in self._features:
+                    part = self._values(self._plain(batch.column(name)), name, start)
+                    width = part.shape[1] if part.ndim == 2 else 1
+                    x[:, at : at + width] = part.reshape(batch.num_rows, width)
+                    at += width
+                yield x, self._values(self._plain(batch.column(self._label)), self._label, start)
+                start += batch.num_rows
+        except (self._pa.ArrowException, OSError) as error:
+            raise DataError(f"{self._path} is damaged", got=error) from error
+
+    def _column_specs(self, schema: Any) -> dict[str, ArraySpec | None]:
+        columns = [self._label, *self._features]
+        specs = {name: self._column_spec(schema.field(name)) for name in columns}
+        if any(spec is None for spec in specs.values()):
+            # Lists of variable length do not say how long they are: the first row does.
             try:
-                batches = file.iter_batches(batch_size=rows, columns=columns, use_threads=False)
-                for batch in batches:
-                    x = np.empty((batch.num_rows, *self.x.shape), self.x.dtype)
-                    at = 0
-                    for name in self._features:
-                        part = self._values(batch.column(name), name, start)
-                        width = part.shape[1] if part.ndim == 2 else 1
-                        x[:, at : at + width] = part.reshape(batch.num_rows, width)
-                        at += width
-                    yield x, self._values(batch.column(self._label), self._label, start)
-                    start += batch.num_rows
+                batches = self._file.batches(columns, 1)
+                first = next(batch for batch in batches if batch.num_rows)
             except (self._pa.ArrowException, OSError) as error:
                 raise DataError(f"{self._path} is damaged", got=error) from error
+            for name, spec in specs.items():
+                if spec is None:
+                    specs[name] = self._first_row_spec(first.column(name), name)
+        return specs
 
-    def _open(self) -> Any:
-        try:
-            # Without pre_buffer only the pages of the current batch are held.
-            return self._pq.ParquetFile(self._path, pre_buffer=False)
-        except (self._pa.ArrowException, OSError) as error:
-            raise DataError(f"{self._path} is not a sound Parquet file", got=error) from error
+    def _plain(self, column: Any) -> Any:
+        """A column of plain numbers, whatever form it is stored in."""
+        types = self._pa.types
+        if types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if types.is_decimal(column.type):
+            column = column.cast(self._pa.float64())
+        return column
 
     def _column_spec(self, field: Any) -> ArraySpec | None:
         """Shape and type of one value of a column; ``None``: a list whose length is not stated."""
@@ -110,6 +125,10 @@ class ParquetSource:
 
     def _number_dtype(self, kind: Any, name: str) -> np.dtype[Any]:
         types = self._pa.types
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        if types.is_decimal(kind):
+            kind = self._pa.float64()
         if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
             raise DataError(
                 f"column {name!r} of {self._path} must hold numbers or lists of numbers",
