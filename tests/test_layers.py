@@ -11,7 +11,7 @@ SOURCE = Path(hotloop.__file__).parent
 ORDER = [
     "version", "errors", "units", "files", "machine", "kernels", "measure", "plan", "monitor",
     "memory", "data", "graph", "step", "parallel", "tuning", "train", "infer", "enclave", "serve",
-    "report", "bench", "launch", "cli",
+    "report", "bench", "launch", "integrations", "cli",
 ]  # fmt: skip
 
 

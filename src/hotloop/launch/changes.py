@@ -123,6 +123,8 @@ def decide(
         "environment": environment,
         "environment_before": {name: environ.get(name) for name in environment},
         "fingerprint": machine.fingerprint(),
+        "usable_cpus": machine.usable_cpus,
+        "bfloat16": any("bf16" in name for name in machine.isa) if machine.isa else None,
         "lines": tuple(f"{c.name}: {c.text}" for c in changes if c.made),
     }
     return Settings(**merged), changes
