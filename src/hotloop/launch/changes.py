@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import PlanError
 from ..machine import Machine, ThreadAffinity
@@ -117,7 +118,7 @@ def decide(
     ]
     environment = values.pop("environment", {})
     assert isinstance(environment, dict)
-    merged = {
+    merged: dict[str, Any] = {
         **vars(settings),
         **values,
         "environment": environment,

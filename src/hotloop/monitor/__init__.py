@@ -10,10 +10,9 @@
 Each name is imported on first use: who wants an ``Optimization`` does not wait for the monitor.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from ..lazy import names_in
 
 if TYPE_CHECKING:
     from .metrics import (
@@ -94,10 +93,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{module}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = names_in(__name__, _MODULE_OF)
