@@ -125,7 +125,7 @@ def child(name: str, variant: str, plan: str) -> int:
 def metrics(report: Any) -> dict[str, Any]:
     """What thresholds are held against."""
     from hotloop.machine import Machine
-    from hotloop.monitor.suggest import Facts
+    from hotloop.monitor.rules import Facts
 
     facts = Facts(report, Machine.probe())
     cpu, step = report.cpu, report.step

@@ -1,4 +1,4 @@
-"""Costs that rules of ``hotloop.monitor.suggest`` reckon with, measured on this machine.
+"""Costs that rules of ``hotloop.monitor.rules`` reckon with, measured on this machine.
 
     python benchmarks/thresholds.py [--json benchmarks/results/thresholds.json]
 

@@ -9,9 +9,10 @@ import hotloop
 
 SOURCE = Path(hotloop.__file__).parent
 ORDER = [
-    "version", "errors", "units", "files", "machine", "kernels", "measure", "plan", "monitor",
+    "lazy", "version", "errors", "units", "files", "machine", "kernels", "measure", "plan",
+    "monitor",
     "memory", "data", "graph", "step", "parallel", "tuning", "train", "infer", "enclave", "serve",
-    "report", "bench", "launch", "cli",
+    "report", "bench", "launch", "integrations", "cli",
 ]  # fmt: skip
 
 

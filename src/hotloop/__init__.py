@@ -6,9 +6,9 @@ This file is the table of contents. Every public name is imported on first use, 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .lazy import names_in
 from .version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -190,13 +190,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    room = _ROOM_OF.get(name)
-    if room is None:
-        raise AttributeError(f"module 'hotloop' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{room}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = names_in(__name__, _ROOM_OF)
 
 
 def __dir__() -> list[str]:

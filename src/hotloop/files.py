@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from .errors import StorageError
@@ -15,6 +14,8 @@ def write_text_atomically(path: Path, text: str) -> None:
     Raises:
         StorageError: the folder cannot be written or the disk is full.
     """
+    import tempfile
+
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

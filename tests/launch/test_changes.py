@@ -3,7 +3,8 @@
 import pytest
 
 from hotloop.errors import PlanError
-from hotloop.launch import NAMES, Options, Settings, decide
+from hotloop.launch.changes import NAMES, Options, decide
+from hotloop.launch.settings import Settings
 from hotloop.machine import Core, Machine, MachineMemory, NumaNode, ThreadAffinity
 from hotloop.units import GIB, MIB
 

@@ -16,7 +16,7 @@ from hotloop.monitor import (
     WorkerUse,
     suggest,
 )
-from hotloop.monitor.suggest import RULES
+from hotloop.monitor.rules import RULES
 from hotloop.plan import Plan
 from support import monitor_reports as reports
 
@@ -270,7 +270,7 @@ def test_every_rule_has_a_case():
 
 
 def reports_facts(seen, where):
-    from hotloop.monitor.suggest import Facts
+    from hotloop.monitor.rules import Facts
 
     return Facts(seen, where)
 

@@ -200,6 +200,8 @@ CHANGES = {
     "list in dataclass": (lambda c: c.block.config.sizes.append(3), "attribute config.sizes[2]"),
     "another dataclass": (lambda c: setattr(c.block, "config", Config(0.6)), "config.rate"),
     "object": (lambda c: setattr(c.block.options, "beta", 2), "attribute options.beta"),
+    "what it had of its class": (lambda c: setattr(c.block.options, "limit", 5),
+        "attribute options.limit"),
     "slots": (lambda c: setattr(c.block.slotted, "gain", 3), "attribute slotted.gain"),
     "namespace": (lambda c: setattr(c.block.space.inner, "leaf", [2]), "space.inner.leaf[0]"),
     "namespace new": (lambda c: setattr(c.block.space, "more", 2), "attribute space.more"),

@@ -16,7 +16,9 @@ from ..machine import Machine, ThreadAffinity
 from ..machine.numa import ALLOCATION_POLICIES
 
 if TYPE_CHECKING:
-    from ..launch import Change, Options, Settings, Target
+    from ..launch.changes import Change, Options
+    from ..launch.command import Target
+    from ..launch.settings import Settings
 
 NAME = "run"
 
@@ -108,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _target(args: argparse.Namespace) -> Target:
-    from ..launch import Target
+    from ..launch.command import Target
 
     if args.module:
         name, *rest = args.module
@@ -119,7 +121,7 @@ def _target(args: argparse.Namespace) -> Target:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    from ..launch import Options
+    from ..launch.changes import Options
     from ..machine.probe.tree import parse_cpu_list
 
     nodes = parse_cpu_list(args.numa_nodes) if args.numa_nodes else ()

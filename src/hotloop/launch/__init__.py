@@ -11,10 +11,6 @@ Inside the script's process:
     optimizer Adam by the fused kernel
     waits     time spent in DataLoaders
     session   counters; report and suggest at the end
+
+Nothing is imported here: the script's process takes ``settings`` and ``inside`` alone.
 """
-
-from .changes import NAMES, Change, Options, decide
-from .command import Target
-from .settings import Settings
-
-__all__ = ["NAMES", "Change", "Options", "Settings", "Target", "decide"]

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import PlanError
 from ..machine import Machine, ThreadAffinity
@@ -117,12 +118,14 @@ def decide(
     ]
     environment = values.pop("environment", {})
     assert isinstance(environment, dict)
-    merged = {
+    merged: dict[str, Any] = {
         **vars(settings),
         **values,
         "environment": environment,
         "environment_before": {name: environ.get(name) for name in environment},
         "fingerprint": machine.fingerprint(),
+        "usable_cpus": machine.usable_cpus,
+        "bfloat16": any("bf16" in name for name in machine.isa) if machine.isa else None,
         "lines": tuple(f"{c.name}: {c.text}" for c in changes if c.made),
     }
     return Settings(**merged), changes

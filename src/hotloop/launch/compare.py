@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import RunError
 from ..measure import Turns, always_valid_interval, there_and_back, timed
-from ..monitor.metrics import Record
+from ..monitor.record import Record
 
 CONFIDENCE = 0.95
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?:nan|inf)", re.IGNORECASE)

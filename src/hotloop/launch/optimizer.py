@@ -100,6 +100,17 @@ def can_fuse(
         options.get("beta1"), torch.Tensor
     ):
         return False
+    if not are_plain(lists):
+        return False
+    return all(step.device.type == "cpu" and step.dtype == torch.float32 for step in state_steps)
+
+
+def are_plain(lists: Sequence[list[torch.Tensor]]) -> bool:
+    """Whether all are float32 tensors on the CPU without gaps, those of a parameter laid out alike.
+
+    Args:
+        lists: parameters, then their gradients and states; a list may be empty.
+    """
     params, *others = lists
     for index, param in enumerate(params):
         if type(param) not in (torch.Tensor, torch.nn.Parameter) or param.dtype != torch.float32:
@@ -118,7 +129,7 @@ def can_fuse(
                 return False
             if type(other) not in (torch.Tensor, torch.nn.Parameter) or other.stride() != stride:
                 return False
-    return all(step.device.type == "cpu" and step.dtype == torch.float32 for step in state_steps)
+    return True
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:

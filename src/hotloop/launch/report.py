@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..monitor.metrics import Record
 from ..monitor.optimization import Optimization
+from ..monitor.record import Record
 from ..units import format_bytes, format_rate, format_seconds, format_share
 
 FORMAT = 2

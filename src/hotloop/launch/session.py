@@ -76,15 +76,13 @@ class Session:
     def _report(self) -> RunReport:
         import dataclasses
 
-        from ..machine import Machine
-        from ..monitor import peak_resident_bytes
+        from ..monitor.process import peak_resident_bytes
         from . import report as reports
         from .suggest import suggest
 
         now = time.monotonic()
         usage = resource.getrusage(resource.RUSAGE_SELF)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        machine = Machine.probe()
         delay_s = _run_delay_s()
         torch_values = self._of_torch() if self._torch_at is not None else {}
         found = reports.RunReport(
@@ -99,7 +97,7 @@ class Session:
             system_s=usage.ru_stime - self._usage.ru_stime,
             children_s=children.ru_utime + children.ru_stime
             - self._children.ru_utime - self._children.ru_stime,
-            usable_cpus=machine.usable_cpus,
+            usable_cpus=self._settings.usable_cpus,
             run_delay_s=(
                 None if delay_s is None or self._delay_s is None else delay_s - self._delay_s
             ),
@@ -108,7 +106,7 @@ class Session:
             major_faults=usage.ru_majflt - self._usage.ru_majflt,
             voluntary_switches=usage.ru_nvcsw - self._usage.ru_nvcsw,
             involuntary_switches=usage.ru_nivcsw - self._usage.ru_nivcsw,
-            bfloat16=_has_bfloat16(machine.isa),
+            bfloat16=self._settings.bfloat16,
             **torch_values,
         )  # fmt: skip
         return dataclasses.replace(found, optimizations=suggest(found))
@@ -149,9 +147,3 @@ def _run_delay_s() -> float | None:
             return int(file.read().split()[1]) * 1e-9
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _has_bfloat16(isa: tuple[str, ...]) -> bool | None:
-    if not isa:
-        return None
-    return any("bf16" in name for name in isa)

@@ -30,7 +30,8 @@ class Settings:
         numa_policy: ``"default"``: left. numa_nodes: nodes of each rank.
         mallopt: glibc's ``mallopt`` parameters by number.
         matmul: route products. optimizer: fused Adam.
-        fingerprint: of the machine.
+        fingerprint: of the machine. usable_cpus: threads that run at once on it.
+        bfloat16: whether it multiplies bfloat16; ``None``: not known.
         report: print the report. report_path: write it there as JSON.
         lines: what was changed, for the report.
     """
@@ -48,6 +49,8 @@ class Settings:
     matmul: bool = False
     optimizer: bool = False
     fingerprint: str | None = None
+    usable_cpus: int | None = None
+    bfloat16: bool | None = None
     num_threads: int | None = None
     report: bool = False
     report_path: str | None = None

@@ -10,16 +10,39 @@
 - ``tcp_info``: when something last came on a connection, by the kernel's clock.
 """
 
-from . import numa
-from .affinity import ThreadAffinity, give_way, pinned, pinned_thread
+from typing import TYPE_CHECKING
+
+from ..lazy import names_in
 from .cache_dir import cache_dir
-from .ceilings import BandwidthCeiling, Ceilings, MatmulCeiling, Measurement
-from .machine import Machine
-from .probe.accelerators import Accelerator
-from .probe.caches import Cache
-from .probe.memory import MachineMemory
-from .probe.topology import Core, NumaNode
-from .threads import num_threads
+
+if TYPE_CHECKING:
+    from . import numa
+    from .affinity import ThreadAffinity, give_way, pinned, pinned_thread
+    from .ceilings import BandwidthCeiling, Ceilings, MatmulCeiling, Measurement
+    from .machine import Machine
+    from .probe.accelerators import Accelerator
+    from .probe.caches import Cache
+    from .probe.memory import MachineMemory
+    from .probe.topology import Core, NumaNode
+    from .threads import num_threads
+
+_MODULE_OF = {
+    "Accelerator": "probe.accelerators",
+    "BandwidthCeiling": "ceilings",
+    "Cache": "probe.caches",
+    "Ceilings": "ceilings",
+    "Core": "probe.topology",
+    "Machine": "machine",
+    "MachineMemory": "probe.memory",
+    "MatmulCeiling": "ceilings",
+    "Measurement": "ceilings",
+    "NumaNode": "probe.topology",
+    "ThreadAffinity": "affinity",
+    "give_way": "affinity",
+    "num_threads": "threads",
+    "pinned": "affinity",
+    "pinned_thread": "affinity",
+}
 
 __all__ = [
     "Accelerator",
@@ -40,3 +63,5 @@ __all__ = [
     "pinned",
     "pinned_thread",
 ]
+
+__getattr__ = names_in(__name__, _MODULE_OF)

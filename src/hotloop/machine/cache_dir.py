@@ -6,7 +6,6 @@ Nothing in the cache is needed: what is missing or damaged is measured, built or
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +104,8 @@ def cache_dir() -> Path:
 
 
 def _temporary_folder() -> Path:
+    import tempfile
+
     user = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir()) / f"hotloop-{user}"
     try:

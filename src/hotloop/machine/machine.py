@@ -10,11 +10,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
-from . import ceilings_cache
-from .ceilings import Ceilings
 from .probe.accelerators import Accelerator, read_accelerators
 from .probe.allocator import read_allocator
 from .probe.caches import Cache, read_caches
@@ -25,6 +23,9 @@ from .probe.system import read_architecture, read_is_virtual, read_kernel, read_
 from .probe.tee import read_tee, read_tee_hosted
 from .probe.topology import Core, NumaNode, count_sockets, read_cores, read_nodes, read_online
 from .probe.tree import Tree, parse_cpu_list, parse_fields
+
+if TYPE_CHECKING:
+    from .ceilings import Ceilings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +180,15 @@ class Machine:
                     next_step="take hotloop.Machine, which brings it",
                 )
             known = _measure_ceilings(self)
+            from . import ceilings_cache
+
             ceilings_cache.store(self.fingerprint(), known)
         return known
 
     def cached_ceilings(self, *, max_age_s: float | None = 30 * 86_400.0) -> Ceilings | None:
         """What ``ceilings`` measured before; ``None`` where it would have to measure."""
+        from . import ceilings_cache
+
         return ceilings_cache.load(self.fingerprint(), max_age_s=max_age_s)
 
 

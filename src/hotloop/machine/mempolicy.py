@@ -6,7 +6,6 @@ import ctypes
 import errno
 import functools
 import os
-import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -91,6 +90,8 @@ def _mask_of(nodes: Iterable[int]) -> ctypes.Array[ctypes.c_ulong]:
 
 
 def _syscall_numbers() -> tuple[int, int]:
+    import platform
+
     # A 32-bit process on a 64-bit kernel has other numbers; none is supported.
     known = platform.system() == "Linux" and ctypes.sizeof(ctypes.c_void_p) == 8
     numbers = _SYSCALLS.get(platform.machine()) if known else None

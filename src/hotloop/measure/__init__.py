@@ -17,15 +17,42 @@ A new measurement gives its candidates to ``Turns``, or to a rule, and keeps wha
 ``winners``. ``Machine`` is here because measuring its ceilings is.
 """
 
-from ..machine import Machine
-from . import ceilings, winners
-from .clock import now, timed
-from .interval import always_valid_interval
-from .least import Timing, least_seconds
-from .medians import Standing, race, steadiest
-from .pairs import Comparison, compare
-from .turns import Candidate, Turn, Turns, in_order, rotating, take_turn, there_and_back
-from .winners import Winner
+from typing import TYPE_CHECKING
+
+from ..lazy import names_in
+
+if TYPE_CHECKING:
+    from ..machine import Machine
+    from . import ceilings, winners
+    from .clock import now, timed
+    from .interval import always_valid_interval
+    from .least import Timing, least_seconds
+    from .medians import Standing, race, steadiest
+    from .pairs import Comparison, compare
+    from .turns import Candidate, Turn, Turns, in_order, rotating, take_turn, there_and_back
+    from .winners import Winner
+
+_MODULE_OF = {
+    "Candidate": "turns",
+    "Comparison": "pairs",
+    "Machine": "ceilings",
+    "Standing": "medians",
+    "Timing": "least",
+    "Turn": "turns",
+    "Turns": "turns",
+    "Winner": "winners",
+    "always_valid_interval": "interval",
+    "compare": "pairs",
+    "in_order": "turns",
+    "least_seconds": "least",
+    "now": "clock",
+    "race": "medians",
+    "rotating": "turns",
+    "steadiest": "medians",
+    "take_turn": "turns",
+    "there_and_back": "turns",
+    "timed": "clock",
+}
 
 __all__ = [
     "Candidate",
@@ -50,3 +77,5 @@ __all__ = [
     "timed",
     "winners",
 ]
+
+__getattr__ = names_in(__name__, _MODULE_OF)

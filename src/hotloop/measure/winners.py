@@ -17,16 +17,15 @@ import functools
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError
 from ..files import write_text_atomically
-from ..machine import Machine
 from ..machine.cache_dir import WINNERS, WINNERS_LOCK
 
 FORMAT = 1
@@ -151,6 +150,11 @@ def versions_text(versions: Mapping[str, str]) -> str:
 
 @functools.cache
 def _version(library: str) -> str | None:
+    loaded = sys.modules.get(library)
+    if library == "torch" and loaded is not None:  # Spares the 10 ms of reading its metadata.
+        return str(loaded.__version__)
+    from importlib import metadata
+
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
@@ -175,6 +179,8 @@ def _paths() -> list[Path]:
 @functools.cache
 def _fingerprint(cpus: frozenset[int] | None) -> str:
     """Of this machine; ``cpus``, those of this process, are part of it."""
+    from ..machine import Machine
+
     return Machine.probe().fingerprint()
 
 

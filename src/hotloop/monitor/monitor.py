@@ -20,8 +20,8 @@ from .metrics import PerformanceReport, Work, WorkerUse
 from .optimization import Optimization
 from .perf_events import HardwareCounters
 from .recorder import Phase, StepRecorder
+from .rules import suggest
 from .sampler import LOOK_EVERY_S, Observer, Sampler
-from .suggest import suggest
 
 
 class PerformanceMonitor:

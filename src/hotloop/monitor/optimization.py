@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .metrics import Record
+from .record import Record
 
 State = Literal["hypothesis", "proven", "regression"]
 Kind = Literal["problem", "opportunity"]

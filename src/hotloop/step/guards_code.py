@@ -60,13 +60,25 @@ def names_of(code: types.CodeType) -> Names:
     return Names(**{part: frozenset(names) for part, names in found.items()})
 
 
+_frameworks: list[str] = []
+
+
+def take_for_constant(path: str) -> None:
+    """Take the code of a file, or below a folder, for constant.
+
+    It is that of a framework whose state its integration watches.
+    """
+    _frameworks.append(str(Path(path).resolve()))
+    is_users_file.cache_clear()
+
+
 @functools.lru_cache(maxsize=4096)
 def is_users_file(path: str) -> bool:
     """Whether code of a file is neither torch's, NumPy's, hotloop's nor the standard library's."""
     if path.startswith("<"):
         return not path.startswith("<frozen")
     resolved = str(Path(path).resolve())
-    if any(_is_below(resolved, folder) for folder in _FIXED):
+    if any(resolved == it or _is_below(resolved, it) for it in (*_FIXED, *_frameworks)):
         return False
     if "site-packages" in resolved or "dist-packages" in resolved:
         return True

@@ -291,6 +291,8 @@ class Reach:
                 names += list(named.values)
             elif named.by_attribute:
                 names += [name for name in named.values if name in self._attributes]
+                if not named.is_globals:  # What it has from its class it may get for itself.
+                    names += [n for n in self._attributes if _is_of_class(type(named.owner), n)]
             for name in names:
                 if name not in named.expanded:
                     count += 1
@@ -345,6 +347,10 @@ class Reach:
                 if isinstance(value, types.FunctionType):
                     self.function(value)
         return followed
+
+
+def _is_of_class(kind: type, name: str) -> bool:
+    return any(name in vars(each) for each in kind.__mro__)
 
 
 def _is_run_unnamed(kind: type, name: str) -> bool:

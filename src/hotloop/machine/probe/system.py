@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-
 from .isa import CpuInfo
 from .tree import Tree
 
@@ -12,16 +10,23 @@ _DMI = "/sys/class/dmi/id"
 
 def read_kernel(tree: Tree) -> str | None:
     """Release of the running kernel, such as ``"6.8.0-45-generic"``."""
-    return tree.text("/proc/sys/kernel/osrelease") or (
-        platform.release() or None if tree.is_live else None
-    )
+    named = tree.text("/proc/sys/kernel/osrelease")
+    if named or not tree.is_live:
+        return named or None
+    import platform
+
+    return platform.release() or None
 
 
 def read_architecture(tree: Tree, cpuinfo: CpuInfo) -> str | None:
     """``"x86_64"``, ``"aarch64"``, ... as ``uname -m`` would print it."""
     # The file is there from Linux 6.1 on.
     named = tree.text("/proc/sys/kernel/arch") or cpuinfo.architecture
-    return named or ((platform.machine() or None) if tree.is_live else None)
+    if named or not tree.is_live:
+        return named or None
+    import platform
+
+    return platform.machine() or None
 
 
 def read_is_virtual(tree: Tree, cpuinfo: CpuInfo) -> bool | None:
