@@ -42,9 +42,11 @@ def _forward(graph: fx.Graph, node: Any) -> None:
         return
     if not _dense_vectors(weight, bias, mean, var):
         return
+    # Who reads the running values, before it and after; its own backward does not need them.
+    running = [r for r in (mean, var, *later) if r is not None]
     others = (_aten.native_batch_norm_backward.default, native.version)
-    running = [r for r in (mean, var) if r is not None]
-    alone = all(sum(user.target not in others for user in r.users) == 1 for r in running)
+    readers = {user for r in running for user in r.users if user.target not in others}
+    alone = readers <= {node}
     found = epilogue_of(read[0], fits_addend=(lambda *both: _alike(*both)) if alone else None)
     if not _alike(read[0], found.last):
         found = Epilogue(read[0])

@@ -111,6 +111,17 @@ def _was_there(value: Any) -> bool:
     return value.op == "placeholder" and value.meta["input"][0] not in _ORDERED
 
 
+def readers_before_writes(graph: fx.Graph) -> set[Any]:
+    """What reads a value whose memory is written, and read again, later.
+
+    Together with what comes after the write it could be in no operation.
+    """
+    ended = {n.args[0] for n in graph.nodes if n.target is native.version}
+    if not ended:
+        return set()
+    return {n for n in graph.nodes if ended & {value_behind(i) for i in n.all_input_nodes}}
+
+
 def inputs_written(graph: fx.Graph) -> list[tuple[str, int]]:
     """Kind and number of each input that the graph writes into."""
     found: dict[tuple[str, int], None] = {}
