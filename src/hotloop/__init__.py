@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         Plan,
         StepConfig,
     )
-    from .step import GradientAccumulator, TrainStep, compile_step
+    from .step import FunctionStep, GradientAccumulator, TrainStep, compile_step
     from .train import CheckpointStore, Trainer, TrainReport, tune
 
 _ROOM_OF = {
@@ -93,6 +93,7 @@ _ROOM_OF = {
     # training
     "compile_step": "step",
     "TrainStep": "step",
+    "FunctionStep": "step",
     "GradientAccumulator": "step",
     "Trainer": "train",
     "TrainReport": "train",
@@ -149,6 +150,7 @@ __all__ = [
     "DataError",
     "DataParallelTrainer",
     "DivergedError",
+    "FunctionStep",
     "GradientAccumulator",
     "GradientSynchronizer",
     "HotloopError",

@@ -17,7 +17,6 @@ from hotloop.graph.lower import lower
 from hotloop.graph.program import Program
 from hotloop.graph.recording import Recorder
 from hotloop.graph.routes import Route
-from hotloop.step import recorded as recorded_step
 from support.beside_plain import called, learns_as_in_plain_pytorch
 
 needs_kernels = pytest.mark.skipif(not kernels.is_available(), reason="no kernels here")
@@ -27,7 +26,6 @@ PASSES = {
     "convolutions": (convolutions, "route"),
     "copies": (copies, "remove"),
     "updates in products": (operators, "fuse"),
-    "early updates": (recorded_step, "update_early"),
 }
 
 

@@ -1,10 +1,13 @@
 """The update fused into the product of its gradient, against torch.optim in double precision."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hotloop
 from hotloop import kernels
 from hotloop.kernels import calls
 from hotloop.kernels.binding import UpdateRule
@@ -159,3 +162,23 @@ def test_moments_that_have_faded_are_zero_and_arithmetic_elsewhere_is_as_before(
     assert not alone[2].any()
     # The processor's mode was put back, in this thread and in the pool's.
     assert (torch.full((100_000,), 1e-40) * 0.5).all()
+
+
+@pytest.mark.parametrize("momenta", [(0.0, 0.9), (0.9, 0.0), (0.9, 0.5)])
+def test_momentum_that_comes_goes_or_changes_between_two_steps(momenta) -> None:
+    model = torch.nn.Linear(8, 3)
+    twin = copy.deepcopy(model)
+    first, later = momenta
+    optimizer, plain = (torch.optim.SGD(m.parameters(), 0.1, first) for m in (model, twin))
+    x, y = torch.randn(16, 8), torch.arange(16) % 3
+    loss_fn = torch.nn.functional.cross_entropy
+    step = hotloop.compile_step(model, loss_fn, optimizer, (x, y))
+    for number in range(9):
+        if number == 4:
+            optimizer.param_groups[0]["momentum"] = plain.param_groups[0]["momentum"] = later
+        step(x, y)
+        plain.zero_grad()
+        loss_fn(twin(x), y).backward()
+        plain.step()
+        torch.testing.assert_close(model.weight, twin.weight, rtol=1e-5, atol=1e-6)
+    assert step.path == "compiled", step.reason

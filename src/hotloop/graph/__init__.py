@@ -6,6 +6,8 @@ A train step is recorded below autograd and run without it; a model's forward pa
 recording     what ATen was asked for in one step, and what that depends on
 compare       whether two recordings are the same step
 from_recording  a recording as a graph
+ordering      readers of what a function writes and reads again stand before the next write
+passes        all passes over a graph of training, in their order
 from_export   a graph of inference, and its passes
 drawing       random numbers as functions of a key; table: a graph as plain values
 choices       which kernel makes an operation: timed once, kept for the run

@@ -36,13 +36,17 @@ def replace(graph: fx.GraphModule) -> None:
 def _forward(graph: fx.Graph, node: Any) -> None:
     x, weight, bias, mean, var, training, momentum, epsilon = node.args
     read = parts(node)
-    if not training or len(read) != len(node.users) or 0 not in read or not adjacent(x, read[0]):
+    later = [user for user in node.users if user.target is native.version]
+    known = len(read) + len(later) == len(node.users) and 0 in read
+    if not training or not known or not adjacent(x, read[0]):
         return
     if not _dense_vectors(weight, bias, mean, var):
         return
-    backward = _aten.native_batch_norm_backward.default
-    running = [r for r in (mean, var) if r is not None]
-    alone = all(sum(user.target is not backward for user in r.users) == 1 for r in running)
+    # Who reads the running values, before it and after; its own backward does not need them.
+    running = [r for r in (mean, var, *later) if r is not None]
+    others = (_aten.native_batch_norm_backward.default, native.version)
+    readers = {user for r in running for user in r.users if user.target not in others}
+    alone = readers <= {node}
     found = epilogue_of(read[0], fits_addend=(lambda *both: _alike(*both)) if alone else None)
     if not _alike(read[0], found.last):
         found = Epilogue(read[0])
@@ -55,6 +59,8 @@ def _forward(graph: fx.Graph, node: Any) -> None:
         )
         new.meta["val"] = (found.last.meta["val"], *node.meta["val"][1:3])
         take_parts(new, {**read, 0: found.last})
+    for value in later:
+        value.replace_input_with(node, new)
     # It writes, so nothing else takes it out.
     for old in (*reversed(found.taken), *read.values(), node):
         if not old.users:

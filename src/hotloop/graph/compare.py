@@ -21,6 +21,8 @@ def difference(one: Recording, other: Recording) -> str | None:
         return f"{_where(extra)}{extra.op} is called in one step and not in the next"
     if (one.gradients, one.loss, one.inputs) != (other.gradients, other.loss, other.inputs):
         return "the gradients of one step are made in another way than those of the next"
+    if (one.outputs, one.facts) != (other.outputs, other.facts):
+        return "one step gives other results, or leaves other gradients, than the next"
     for storage, (tensor, version) in one.constants.items():
         again, version_again = other.constants.get(storage, (None, 0))
         if again is None:

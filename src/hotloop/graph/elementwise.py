@@ -17,6 +17,7 @@ from torch import fx
 
 from ..kernels.elementwise import Operation
 from . import native
+from .ordering import readers_before_writes
 
 _aten: Any = torch.ops.aten
 _REGISTERS = 16
@@ -30,7 +31,7 @@ _DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)
 def fuse(graph: fx.GraphModule) -> None:
     """Replace operations on float32 tensors of one shape, in place."""
     order = {node: number for number, node in enumerate(graph.graph.nodes)}
-    taken: set[Any] = set()
+    taken = readers_before_writes(graph.graph)
     for node in reversed(list(order)):
         if node in taken or not is_element_wise(node):
             continue

@@ -3,6 +3,10 @@
 In-place operations on a temporary become operations that give a new value wherever nobody can tell
 the difference; passes may then move what reads the old one. Where somebody could, the graph says
 so (``RecordedGraph.movable``) and is run as it was recorded.
+
+Buffers, and what a function that is recorded finds again (kind ``"live"``), may be written and read
+again: after each write its reading is a node of its own (``native.version``), and ``ordering``
+keeps readers and writes apart.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from .recording import Entry, NotRecordable, Recording, TensorRef
+from . import native
+from .foreach import singles
+from .recording import Entry, Marker, NotRecordable, Recording, TensorRef
 
 _aten = torch.ops.aten
 # Give back their argument, under the same name.
@@ -25,6 +31,8 @@ class _Overwritten(Exception):
     """A tensor is read of which another name was given a new value."""
 
 
+# Kinds of inputs whose values are nodes of their own after each write.
+_READ_AGAIN = ("live", "buffer")
 _FILLS = (_aten.copy_.default, _aten.fill_.Scalar, _aten.fill_.Tensor, _aten.zero_.default)
 
 
@@ -33,15 +41,16 @@ class RecordedGraph:
     """A step as a graph.
 
     Attributes:
-        graph: its output is ``[loss, *gradients]``.
+        graph: its output is ``[loss, *gradients, *outputs]``.
         constants: tensors of the step that were there before it, and their versions then.
+        loss: ``None``: of a function that gives what it likes.
         gradients: of each weight, a node; ``None``: it has none.
         movable: whether an operation may be moved past the ones after it that do not use it.
     """
 
     graph: fx.GraphModule
     constants: list[tuple[torch.Tensor, int]]
-    loss: fx.Node
+    loss: Any
     gradients: list[fx.Node | None]
     movable: bool = True
 
@@ -85,17 +94,25 @@ class _Builder:
         # Of each storage, the parts that have new values in memory of their own.
         self._written: dict[int, list[TensorRef]] = {}
         self._outside: set[int] = set()
+        # Of each storage that a function finds again: all of it as it is now; and what wrote it
+        # since that was read for the last time.
+        self._live: dict[int, Any] = {}
+        self._writes: dict[int, Any] = {}
         self._batch: dict[int, list[TensorRef]] = {}
 
     def build(self) -> RecordedGraph:
         for ref, (kind, number) in self.recording.inputs.items():
             self._placeholder(ref, kind, number)
         for entry in self.recording.entries:
-            self._add(entry)
-        assert self.recording.loss is not None
-        loss = self._value(self.recording.loss)
+            if isinstance(entry.op, Marker):
+                self._add_marker(entry)
+            else:
+                for single in singles(entry):
+                    self._add(single)
+        loss = None if self.recording.loss is None else self._value(self.recording.loss)
         gradients = [None if g is None else self._value(g) for g in self.recording.gradients]
-        self.graph.output((loss, *(g for g in gradients if g is not None)))
+        outputs = [self._value(ref) for ref in self.recording.outputs]
+        self.graph.output(tuple(n for n in (loss, *gradients, *outputs) if n is not None))
         module = _Uncompiled({}, self.graph)
         return RecordedGraph(module, self.constants, loss, gradients, self.movable)
 
@@ -105,6 +122,9 @@ class _Builder:
         self._outside.add(ref.storage)
         if kind == "batch":
             self._batch.setdefault(ref.storage, []).append(ref)
+        if kind in _READ_AGAIN:
+            # Of one that has two names, a write changes both.
+            self._live[ref.storage] = None if ref.storage in self._live else node
         self._bind(ref, node)
 
     def _bind(self, ref: TensorRef, node: Any) -> None:
@@ -116,7 +136,25 @@ class _Builder:
         if ref not in names:
             names.append(ref)
 
+    def _wrote(self, storage: int, node: Any) -> None:
+        """``node`` wrote into a storage that was there before the step."""
+        if self._live.get(storage) is None:
+            return
+        self._writes[storage] = node
+        for name in self._names[storage]:
+            self._values.pop(name, None)
+
+    def _read_again(self, storage: int) -> None:
+        """Let a storage that was written be what it is after the write."""
+        write = self._writes.pop(storage)
+        node = self.graph.call_function(native.version, (self._live[storage], write))
+        node.meta |= {"val": self._live[storage].meta["val"], "aliases": True}
+        self._live[storage] = self._first[storage] = node
+        self._values[self._names[storage][0]] = node
+
     def _value(self, ref: TensorRef) -> Any:
+        if ref.storage in self._writes:
+            self._read_again(ref.storage)
         node = self._values.get(ref)
         if node is not None:
             return node
@@ -153,6 +191,23 @@ class _Builder:
         self.constants.append((tensor, version))
         return self._value(ref)
 
+    def _add_marker(self, entry: Entry) -> None:
+        """The step of an optimizer; that of a scheduler is made outside of the graph."""
+        marker: Marker = entry.op
+        if marker.kind != "update":
+            return
+        weights, gradients = entry.args
+        for weight in weights:
+            known = self._names.get(weight.storage, [None])[0]
+            if known != weight or self._live.get(weight.storage) is None:
+                raise NotRecordable("an optimizer updates a part of a tensor, or one without name")
+        node = self.graph.call_function(
+            native.optimizer_step, (marker.number, self._filled(weights), self._filled(gradients))
+        )
+        node.meta["line"] = entry.line
+        for weight in weights:
+            self._wrote(weight.storage, node)
+
     def _add(self, entry: Entry) -> None:
         op: Any = entry.op
         if op in _SAME and isinstance(entry.results, TensorRef) and entry.results == entry.args[0]:
@@ -177,6 +232,9 @@ class _Builder:
         # Some operations give a part of what they got and do not say so.
         node.meta["aliases"] = any(ref.storage in self._names for ref in _refs(entry.results))
         self._results(node, entry.results)
+        if op is _aten._native_batch_norm_legit.default:
+            for running in entry.args[3:5]:
+                self._wrote(running.storage, node)
         return node
 
     def _results(self, node: Any, results: Any) -> None:
@@ -195,22 +253,14 @@ class _Builder:
         targets = _targets(entry)
         inside = [t for t in targets if t.storage not in self._outside]
         alone = all(self._names.get(t.storage, [t]) == [t] for t in inside)
-        if not inside:  # A buffer, as a counter of batches; weights are another matter.
-            kinds = {self.inputs_kind(t.storage) for t in targets}
-            self.movable = self.movable and kinds <= {"buffer"}
+        if not inside:
+            self.movable = self.movable and all(self._live.get(t.storage) for t in targets)
             self._literal(entry)
         elif len(targets) == 1 and (alone or self._parts) and entry.results == targets[0]:
             self._functional(entry, targets[0], alone)
         else:
             self.movable = False
             self._literal(entry)
-
-    def inputs_kind(self, storage: int) -> str:
-        """Kind of the input that a storage is of."""
-        for ref, (kind, _) in self.recording.inputs.items():
-            if ref.storage == storage:
-                return kind
-        return "constant"
 
     def _literal(self, entry: Entry) -> None:
         if any(target.storage in self._written for target in _targets(entry)):
@@ -225,6 +275,8 @@ class _Builder:
                 self._bind(entry.results, node)
         else:
             self._results(node, entry.results)
+        for target in _targets(entry):
+            self._wrote(target.storage, node)
 
     def _functional(self, entry: Entry, target: TensorRef, alone: bool) -> None:
         """An in-place operation on a temporary: what it leaves is a new value.

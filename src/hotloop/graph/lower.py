@@ -21,7 +21,15 @@ from ..kernels.calls import Call
 from .aten import EMPTY, FILLED, WRITTEN_HERE, out_names, out_variant, python_function, writes
 from .late import Instruction, Late, Pendings, aten_instruction, has_late
 from .memory_plan import Block, Lifetime, plan_offsets
-from .native import NATIVE, concatenate, concatenate_targets, draw, is_update, update_call
+from .native import (
+    NATIVE,
+    concatenate,
+    concatenate_targets,
+    draw,
+    is_update,
+    update_call,
+    version,
+)
 from .nodes import parts
 from .operators import PRODUCT_UPDATES, aliases, readers
 from .recording import extent_bytes
@@ -86,7 +94,8 @@ class _Lowering:
                     self._lower(node)
         (output,) = (n for n in self.nodes if n.op == "output")
         self.lowered.outputs = [self._filled(value) for value in output.args[0]]
-        self.lowered.loss_dtype = output.args[0][0].meta["val"].dtype
+        if output.args[0]:
+            self.lowered.loss_dtype = output.args[0][0].meta["val"].dtype
         return self.lowered
 
     def _find_parts(self) -> None:
@@ -164,6 +173,8 @@ class _Lowering:
     def _lower(self, node: Any) -> None:
         if node.target is operator.getitem:
             self._lower_part(node)
+        elif node.target is version:
+            self._value[node] = self._value[node.args[0]]
         elif aliases(node) and not writes(node) and self._all_static(node):
             args, kwargs = self._filled(node.args), self._filled(node.kwargs)
             self._value[node] = node.target(*args, **kwargs)

@@ -105,8 +105,16 @@ def draw(probability: float, value: float) -> Any:
     """``value`` with this probability, else 0."""
 
 
+def version(memory: Any, write: Any) -> Any:
+    """What was there before the step, as it is after ``write``; the same memory."""
+
+
+def optimizer_step(number: int, weights: Any, gradients: Any) -> Any:
+    """Stands where the step of an optimizer is to be made."""
+
+
 # They do more than give a result.
-for _function in (batch_norm, add_count, draw):
+for _function in (batch_norm, add_count, draw, optimizer_step):
     torch.fx.node.has_side_effect(_function)
 
 

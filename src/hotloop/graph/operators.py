@@ -155,7 +155,7 @@ _aten = torch.ops.aten
 def fuse(graph: fx.GraphModule) -> None:
     """Let the update of a weight whose gradient is one matrix product make that product itself."""
     nodes: list[Any] = list(graph.graph.nodes)
-    updated = {node.args[0] for node in nodes if node.target in _FUSED}
+    updated = {memory_of(node.args[0]) for node in nodes if node.target in _FUSED}
     for node in nodes:
         if node.op != "call_function" or node.target not in _FUSED:
             continue
@@ -174,6 +174,7 @@ def fuse(graph: fx.GraphModule) -> None:
                 _FUSED[node.target], (node.args[0], a, b, *states, control, group)
             )
             new.meta.update(node.meta)
+        node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
         for dead in chain:
             graph.graph.erase_node(dead)

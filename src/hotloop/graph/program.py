@@ -41,13 +41,14 @@ class Program:
         self._whole: Instructions | None = None
         self._blocks: list[Instructions] = []
         self._actions: list[Callable[[], Any]] = []
-        loss = lowered.outputs[0]
-        if all(isinstance(i, Call) for i in lowered.instructions) and _is_float(loss):
+        loss = lowered.outputs[0] if lowered.outputs else None
+        self._keeps_losses = _is_float(loss)
+        if all(isinstance(i, Call) for i in lowered.instructions):
             self._whole = Instructions(
                 lowered.instructions,  # type: ignore[arg-type]
                 [self._rule(n) for n in range(len(lowered.instructions))],
                 inputs=[(t, t.untyped_storage().nbytes()) for t in lowered.batch],
-                loss=loss,
+                loss=loss if self._keeps_losses else None,
                 counters=self._counters,
                 num_threads=num_threads,
             )
@@ -60,8 +61,8 @@ class Program:
 
     @property
     def is_native(self) -> bool:
-        """Whether hotloop's kernels make all of it."""
-        return self._whole is not None
+        """Whether hotloop's kernels make all of it, several steps in one call too."""
+        return self._whole is not None and self._keeps_losses
 
     def run(
         self, batch: Sequence[torch.Tensor], tables: torch.Tensor | None, steps: int = 1
@@ -78,7 +79,7 @@ class Program:
         Raises:
             RunError: a kernel failed.
         """
-        if self._whole is not None and self._is_alike(batch):
+        if self._whole is not None and self._keeps_losses and self._is_alike(batch):
             losses = torch.empty(steps)
             # Rows may be padded: the next step's are further on than this one's end.
             apart = [len(t) * t.stride(0) * t.element_size() if t.dim() else 0 for t in batch]
@@ -95,6 +96,38 @@ class Program:
         torch.autograd.graph.increment_version(self._written)
         return losses
 
+    def call(
+        self, batch: Sequence[torch.Tensor], tables: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """One step; copies of all outputs of the graph.
+
+        Args:
+            batch, tables: as for ``run``.
+
+        Raises:
+            RunError: a kernel failed.
+        """
+        if self._whole is not None and self._is_alike(batch):
+            with _drawing_from(self._lowered.random_state):
+                self._whole.run(batch, 1, tables=tables)
+        else:
+            with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
+                self._run_actions(batch, None if tables is None else tables[0])
+        torch.autograd.graph.increment_version(self._written)
+        with torch.no_grad():
+            return [self._output(n).clone() for n in range(len(self._lowered.outputs))]
+
+    def _run_actions(self, batch: Sequence[torch.Tensor], table: torch.Tensor | None) -> None:
+        for target, source in zip(self._lowered.batch, batch, strict=True):
+            target.copy_(source)
+        if table is not None:
+            for block in self._blocks:
+                block.use_table(table.data_ptr(), len(table))
+        for action in self._actions:
+            action()
+        if self._counters:
+            torch._foreach_add_(self._counters, 1.0)
+
     def _run_each(
         self, batch: Sequence[torch.Tensor], tables: torch.Tensor | None, steps: int
     ) -> torch.Tensor:
@@ -102,17 +135,14 @@ class Program:
         # Below autograd, yet with gradients enabled: else an LSTM keeps nothing for its backward.
         with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
             for step in range(steps):
-                for target, source in zip(self._lowered.batch, batch, strict=True):
-                    rows = len(target) if target.dim() else 0
-                    target.copy_(source[step * rows : (step + 1) * rows] if steps > 1 else source)
-                if tables is not None:
-                    for block in self._blocks:
-                        block.use_table(tables[step].data_ptr(), tables.shape[1])
-                for action in self._actions:
-                    action()
+                parts = [
+                    source[step * len(target) : (step + 1) * len(target)]
+                    if steps > 1 and target.dim()
+                    else source
+                    for target, source in zip(self._lowered.batch, batch, strict=True)
+                ]
+                self._run_actions(parts, None if tables is None else tables[step])
                 losses[step] = self._output(0)
-                if self._counters:
-                    torch._foreach_add_(self._counters, 1.0)
         return losses
 
     def _output(self, number: int) -> torch.Tensor:

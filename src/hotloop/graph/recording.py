@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -37,13 +38,29 @@ _SKIPPED = tuple(
 # Values that leave torch through Python.
 _READS = {
     getattr(torch.Tensor, name)
-    for name in ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "item")
+    for name in ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "item", "__float__")
 }
 _SCALAR_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 
 
 class NotRecordable(Exception):
     """Why this step cannot become a program, in words for the report."""
+
+
+class Marker(NamedTuple):
+    """Stands in a recording, as an operation, for what is run in another way.
+
+    Attributes:
+        kind: ``"update"``: the step of an optimizer; its arguments are the weights that have a
+            gradient, and the gradients. ``"schedule"``: the step of a scheduler.
+        number: of the optimizer or the scheduler.
+    """
+
+    kind: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{'optimizer' if self.kind == 'update' else 'scheduler'} {self.number}'s step"
 
 
 @dataclass(slots=True, unsafe_hash=True)  # Not frozen, which would take three times as long.
@@ -92,6 +109,8 @@ class Recording:
         constants: storage number -> a tensor of it from nowhere the step knows, and its version.
         gradients: of each weight, in order; ``None``: it got none.
         loss: the result.
+        outputs: other results.
+        facts: what else must be the same in another recording; compared by value.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -100,6 +119,8 @@ class Recording:
     constants: dict[int, tuple[torch.Tensor, int]] = field(default_factory=dict)
     gradients: list[TensorRef | None] = field(default_factory=list)
     loss: TensorRef | None = None
+    outputs: list[TensorRef] = field(default_factory=list)
+    facts: Any = None
 
 
 def user_line() -> str:
@@ -111,6 +132,19 @@ def user_line() -> str:
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def is_asked_by_user(frame: FrameType | None) -> bool:
+    """Whether a frame is neither torch's nor hotloop's, nor called by one of these."""
+    torchs, standard, own = _SKIPPED
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith((torchs, own)):
+            return False
+        if not path.startswith((standard, "<frozen")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @functools.cache
@@ -125,6 +159,9 @@ class _Facts(NamedTuple):
 
     reads_value: bool
     shape_depends_on_data: bool
+    draws: bool
+    # Of a profiler: it computes nothing.
+    is_label: bool
     # Places and names of the arguments that it writes to.
     written: tuple[tuple[int, str], ...]
 
@@ -136,7 +173,9 @@ def _facts(op: Any) -> _Facts:
     written = tuple(
         (place, a.name) for place, a in arguments if a.alias_info and a.alias_info.is_write
     )
-    return _Facts(op in _SCALAR_READS, not dynamic.isdisjoint(op.tags), written)
+    draws = torch.Tag.nondeterministic_seeded in op.tags
+    is_label = op.namespace == "profiler"
+    return _Facts(op in _SCALAR_READS, not dynamic.isdisjoint(op.tags), draws, is_label, written)
 
 
 # Their code in C++ reads the values of a tensor that says how much belongs together, which no mode
@@ -162,7 +201,11 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _READS and self._recorder.refusal is None:
+        if func in _READS and self._recorder.is_recording:
+            read = self._recorder.take_read
+            value = None if read is None else read(func, *args, **(kwargs or {}))
+            if value is not None:
+                return value
             name = getattr(func, "__name__", "numpy")
             self._recorder.refusal = f"{user_line()} reads a tensor's value ({name})"
         place = _FORMS.get(getattr(func, "__name__", ""))
@@ -195,7 +238,12 @@ class Recorder(TorchDispatchMode):
         self.watch: Callable[[], str | None] | None = None
         # Seconds that recording itself took.
         self.overhead_s = 0.0
+        # Given what reads a value, and the tensor: the value, where reading it is no matter.
+        self.take_read: Callable[..., Any] | None = None
         self._checks = 0
+        self._pauses = 0
+        # Of torch's generator, after the last draw.
+        self._random_state = torch.default_generator.get_state()
         # Weak, so that memory is freed as in any step; yet no address comes again for another one.
         self._seen: list[StorageWeakRef] = []
         self._numbers: dict[int, int] = {}
@@ -220,6 +268,43 @@ class Recorder(TorchDispatchMode):
         key = value.untyped_storage()._cdata
         return key in self._parts or key in self._numbers
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether calls are being written down."""
+        return self.refusal is None and self._pauses == 0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While it lasts, calls are made and not written down."""
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+
+    def mark(self, marker: Marker, *tensors: Sequence[torch.Tensor]) -> None:
+        """Write down what is run in another way, and its tensors."""
+        if not self.is_recording:
+            return
+        try:
+            args = tuple(tuple(self._given(t) for t in group) for group in tensors)
+        except NotRecordable as verdict:
+            self.refusal = str(verdict)
+            return
+        self.recording.entries.append(Entry(marker, args, (), None, user_line()))
+
+    def has_seen(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's storage was there before the step, or was made in it."""
+        storage = tensor.untyped_storage()
+        return storage._cdata in self._parts or storage._cdata in self._numbers
+
+    def _check_random_state(self, where: str) -> None:
+        """Refuse a step that sets the state of torch's random numbers: a program would not."""
+        if not torch.equal(self._random_state, torch.default_generator.get_state()):
+            self.refusal = (
+                self.refusal or f"torch's random state is set in the step, before {where}"
+            )
+
     @contextlib.contextmanager
     def checking(self) -> Iterator[None]:
         """While it lasts, values are read only to be checked."""
@@ -232,6 +317,8 @@ class Recorder(TorchDispatchMode):
     def __exit__(self, *raised: Any) -> None:
         self._function_mode.__exit__(*raised)  # type: ignore[no-untyped-call]
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        if raised[0] is None:
+            self._check_random_state("its end")
 
     def ref(self, tensor: torch.Tensor) -> TensorRef:
         """What a tensor is called in the recording."""
@@ -305,13 +392,15 @@ class Recorder(TorchDispatchMode):
         began_s = now()
         kwargs = kwargs or {}
         facts = _facts(func)
-        if self._checks and facts.reads_value:
+        if facts.is_label or self._pauses or (self._checks and facts.reads_value):
             return func(*args, **kwargs)
         happened = self.watch() if self.watch is not None and self.refusal is None else None
         if happened is not None:
             self.refusal = f"{happened}, before {user_line()}"
         if self.refusal is None and (facts.reads_value or facts.shape_depends_on_data):
             self._refuse(func, args)
+        if facts.draws and kwargs.get("generator") is None:
+            self._check_random_state(user_line() or "its backward pass draws numbers")
         if self.refusal is not None:
             return func(*args, **kwargs)
         try:
@@ -328,6 +417,8 @@ class Recorder(TorchDispatchMode):
         called_s = now()
         result = func(*args, **kwargs)
         returned_s = now()
+        if facts.draws:
+            self._random_state = torch.default_generator.get_state()
 
         def made(tensor: torch.Tensor) -> TensorRef:
             if tensor.layout != torch.strided:

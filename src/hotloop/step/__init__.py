@@ -4,6 +4,9 @@ check         what must hold of model, loss and optimizer before the first step
 step          compile_step: a step as it was chosen
 batch         one batch: its trees, its tensors, the key of its program; layout: of its image
 loss_weight   what a loss is the mean of, so that parts make the loss of a batch (loss_parts)
+function      the same of a train function of the user's own: recorded_function, and function_guards
+              (what it reaches), function_markers (steps of optimizers and schedulers inside it),
+              function_updates (their rules in its graph), effects (what it prints or writes)
 path_choice   how a step is run, and why
 recorded      steps recorded, checked and run as programs of ``graph``
 guards        what changed in Python between two steps; the step took it for constant
@@ -20,6 +23,7 @@ accumulator   GradientAccumulator
 
 from .accumulator import GradientAccumulator
 from .batch import NO_TARGET
+from .function import FunctionStep
 from .step import TrainStep, compile_step
 
-__all__ = ["NO_TARGET", "GradientAccumulator", "TrainStep", "compile_step"]
+__all__ = ["NO_TARGET", "FunctionStep", "GradientAccumulator", "TrainStep", "compile_step"]

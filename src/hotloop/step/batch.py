@@ -129,8 +129,7 @@ class Batch:
             if _is_usual(x) and _is_usual(y):
                 return _key_of_two(x, y, self.share)
         weighted = "weighted" if isinstance(self.share, torch.Tensor) else self.share
-        looks = tuple([_look(t) for t in self.tensors])
-        return looks, self._structure, weighted, _overlaps(self.tensors)
+        return key_of(self.tensors), self._structure, weighted
 
     def name(self, number: int) -> str:
         """What tensor ``number`` is called: ``x.mask``."""
@@ -163,6 +162,11 @@ def _key_of_two(x: torch.Tensor, y: torch.Tensor, share: float | torch.Tensor) -
     # A model may ask whether they are one.
     same = "one" if y is x else between if overlap else None
     return (x.shape, x.stride(), x.dtype, y.shape, y.stride(), y.dtype, share, same)
+
+
+def key_of(tensors: Sequence[torch.Tensor]) -> Any:
+    """What tensors of one program have alike: how each lies in memory, and where they share it."""
+    return tuple([_look(t) for t in tensors]), _overlaps(tensors) if len(tensors) > 1 else ()
 
 
 def _look(tensor: torch.Tensor) -> Any:

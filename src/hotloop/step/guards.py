@@ -47,7 +47,10 @@ class Guards:
                 attributes, closures and globals: a change of their values counts.
         """
         self._parts = model, loss_fn, optimizer, tuple(extra)
-        self._optimizer, self._groups = optimizer, optimizer.param_groups
+        self._groups = [(optimizer, optimizer.param_groups)]
+        self._take()
+
+    def _take(self) -> None:
         self._settings = torch_settings()
         self.generators: list[tuple[str, Any]] = []
         self._watches: list[Watch] = []
@@ -57,7 +60,7 @@ class Guards:
         """What has changed since the snapshot, in one line; ``None``: nothing that counts."""
         if torch_settings() != self._settings:
             return difference_of_settings(self._settings, torch_settings())
-        if self._optimizer.param_groups is not self._groups:
+        if self._groups_changed():
             return "optimizer parameter groups changed"
         described = self._blocks.first_changed()
         if described is not None:
@@ -106,9 +109,12 @@ class Guards:
         """The same answer, by comparing each value; slow."""
         if torch_settings() != self._settings:
             return difference_of_settings(self._settings, torch_settings())
-        if self._optimizer.param_groups is not self._groups:
+        if self._groups_changed():
             return "optimizer parameter groups changed"
         return self._check(self._watches)
+
+    def _groups_changed(self) -> bool:
+        return any(optimizer.param_groups is not groups for optimizer, groups in self._groups)
 
     def _reach(self) -> Reach:
         model, loss_fn, optimizer, extra = self._parts

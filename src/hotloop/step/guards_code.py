@@ -14,8 +14,11 @@ from typing import Any
 import numpy
 import torch
 
-_GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
-_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"})
+# What code only sets counts too: a program would not set it.
+_GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"})
+_ATTRIBUTES = frozenset(
+    {"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM", "STORE_ATTR", "DELETE_ATTR"}
+)
 # Who names one of these may read attributes that no code names.
 DYNAMIC = frozenset({"getattr", "vars", "__dict__", "asdict", "astuple", "fields", "attrgetter"})
 # Code of these is taken for constant.
@@ -34,7 +37,7 @@ _STANDARD = tuple(
 
 @dataclass(frozen=True)
 class Names:
-    """What code names: globals that it reads, attributes, and modules that it imports."""
+    """What code names: globals that it reads or sets, attributes, and modules that it imports."""
 
     read: frozenset[str]
     attributes: frozenset[str]

@@ -18,23 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import RunError
-from ..graph import (
-    batch_norm,
-    batch_products,
-    biases,
-    choices,
-    convolutions,
-    copies,
-    draws,
-    elementwise,
-    images,
-    layouts,
-    losses,
-    pooling,
-    product_sums,
-    routes,
-    rows,
-)
+from ..graph import biases, choices, passes, product_sums
 from ..graph.compare import difference
 from ..graph.from_recording import RecordedGraph, graph_of
 from ..graph.lower import lower
@@ -58,7 +42,7 @@ from .recorded_shape import (
     reason_of_weights,
     sum_of,
 )
-from .update_nodes import add_sums, add_updates, update_early
+from .update_nodes import add_sums, add_updates
 from .updates import Update, reason_outside, sums_table
 
 # Recordings of one shape that differ, before the shape stays plain.
@@ -235,6 +219,8 @@ class RecordedStep:
         assert shape.guards is not None
         assert shape.graph is not None
         change = shape.guards.changed() or constants_changed(shape.graph)
+        if change is None and shape.update is not None:
+            change = shape.update.change()
         if change is None:
             change = self._rebind(shape)
         if change is not None:
@@ -512,8 +498,6 @@ class RecordedStep:
         else:
             add_sums(graph)
         self._optimize(shape, graph)
-        if graph.movable:
-            update_early(graph)
         shape.graph, shape.guards = graph, guards
         shape.bound = None
         change = self._rebind(shape)
@@ -529,18 +513,10 @@ class RecordedStep:
         """The passes over a graph, where they may move its operations."""
         if not graph.movable:
             return
-        pooling.fuse(graph.graph)
-        shape.routes = routes.route(graph.graph, self.num_threads, rounds=shape.rounds)
-        shape.convolutions = convolutions.route(graph.graph, self.num_threads)
-        batch_products.route(graph.graph, self.num_threads)
-        copies.remove(graph.graph)
-        draws.fuse(graph.graph)
-        images.replace(graph.graph)
-        batch_norm.replace(graph.graph)
-        losses.fuse(graph.graph)
-        rows.replace(graph.graph)
-        layouts.replace(graph.graph)
-        elementwise.fuse(graph.graph)
+        chosen = passes.optimize(graph, self.num_threads, rounds=shape.rounds)
+        if chosen is None:
+            raise NotRecordable("a buffer is read and written in an order that no program keeps")
+        shape.routes, shape.convolutions = chosen
 
     def _rebind(self, shape: Shape) -> str | None:
         """Lower again where weights lie elsewhere or the optimizer's state was replaced.

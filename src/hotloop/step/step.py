@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from ..plan import Plan
 from .batch import NO_TARGET, Batch
 from .check import LossFn, check_parts, needs_closure
 from .cuda import CudaStep, try_cuda
+from .function import FunctionStep, compile_function
 from .layout import Layout
 from .loss_weight import LossWeight, weighted
 from .operations import Operation
@@ -437,6 +438,7 @@ def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
 
 
+@overload
 def compile_step(
     model: nn.Module,
     loss_fn: LossFn,
@@ -447,7 +449,24 @@ def compile_step(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     batches: Batches | None = None,
-) -> TrainStep:
+) -> TrainStep: ...
+
+
+@overload
+def compile_step(model: Callable[..., Any], *, plan: Plan | None = None) -> FunctionStep: ...
+
+
+def compile_step(
+    model: Any,
+    loss_fn: Any = None,
+    optimizer: Any = None,
+    example: Any = None,
+    plan: Plan | None = None,
+    *,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    batches: Batches | None = None,
+) -> TrainStep | FunctionStep:
     """A callable ``step(x, y) -> loss`` that makes one optimizer step, in place.
 
     The first two steps of each shape of batch run as PyTorch makes them and are recorded; the next
@@ -455,6 +474,9 @@ def compile_step(
     other optimizers, or micro-batches, forward and backward are the program. What cannot become one
     (control flow that depends on data, hooks) stays as PyTorch runs it, and ``step.reason`` says
     why. ``model.training`` is left as it is; call ``model.train()`` first, as in PyTorch.
+
+    ``compile_step(train_function)`` takes a function of the user's own that makes whole steps, and
+    gives a ``FunctionStep`` that is called as it is.
 
     Args:
         model: any ``torch.nn.Module``, called as ``model(x)``, ``model(*x)`` or ``model(**x)``.
@@ -473,6 +495,8 @@ def compile_step(
     Raises:
         ModelError: model, loss or optimizer cannot be used, in one line.
     """
+    if loss_fn is None and optimizer is None and example is None:
+        return compile_function(model, plan)
     check_parts(model, loss_fn, optimizer)
     batch = check_example(example)
     plan = plan or Plan()

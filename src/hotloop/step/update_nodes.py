@@ -46,24 +46,6 @@ def add_updates(recorded: RecordedGraph, update: Update) -> None:
     recorded.graph.recompile()
 
 
-def update_early(recorded: RecordedGraph) -> None:
-    """Move each update to where its weight was read for the last time: what it reads is freed then.
-
-    Called after the passes, which may move what reads a weight.
-    """
-    graph = recorded.graph.graph
-    order = {node: number for number, node in enumerate(graph.nodes)}
-    for node in [n for n in graph.nodes if n.target in operators.UPDATES]:
-        needed = (*operators.readers(node.args[0]), *node.all_input_nodes)
-        before = [n for n in needed if n is not node]
-        last = max(before, key=lambda n: order[n])
-        if last.op == "placeholder":
-            continue
-        last.append(node)
-        order[node] = order[last]
-    recorded.graph.recompile()
-
-
 def weight_nodes(graph: fx.Graph) -> dict[int, Any]:
     """The placeholder of each weight, by its number."""
     inputs = [(n.meta["input"], n) for n in graph.nodes if n.op == "placeholder"]

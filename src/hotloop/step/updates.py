@@ -65,6 +65,7 @@ class Update:
         for number, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
                 self._group_of[id(parameter)] = number
+        self._has_momentum = [bool(g.get("momentum")) for g in self.optimizer.param_groups]
         self._names = [self._state_names(w) for w in self.weights]
 
     def _state_names(self, weight: torch.Tensor) -> tuple[str, ...]:
@@ -75,6 +76,14 @@ class Update:
         if isinstance(self.optimizer, optim.SGD):
             return ("momentum_buffer",) if group["momentum"] else ()
         return _STATES.get(type(self.optimizer), ("sum",))
+
+    def change(self) -> str | None:
+        """Why the rule is another one than when it was made; ``None``: it is the same."""
+        reason = reason_outside(self.optimizer)
+        if reason is None and isinstance(self.optimizer, optim.SGD):
+            has = [bool(group["momentum"]) for group in self.optimizer.param_groups]
+            reason = "SGD gets or loses its momentum" if has != self._has_momentum else None
+        return reason
 
     def has_group(self, weight: torch.Tensor) -> bool:
         """Whether the optimizer updates a weight."""
