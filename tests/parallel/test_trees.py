@@ -264,18 +264,18 @@ def on_hosts(loss_fn, parts, monkeypatch):
     monkeypatch.setattr(hosts_module.dist, "all_reduce", all_reduce)
     torch.manual_seed(0)
     model = Classes()
-    models = [copy.deepcopy(model) for _ in parts]
+    models = [copy.deepcopy((model, loss_fn)) for _ in parts]
     losses = [None] * count
 
     def host(rank):
-        mine, (x, y) = models[rank], parts[rank]
+        (mine, own_loss), (x, y) = models[rank], parts[rank]
         optimizer = torch.optim.SGD(mine.parameters(), 0.1)
         hosts = Hosts(rank, count)
         hosts.shares, hosts._chunk_size = [1] * count, 0
-        loss = loss_fn(call(mine, x), y)
+        loss = own_loss(call(mine, x), y)
         loss.backward()
         weight = LossWeight(loss_fn).count(y, len(y))
-        losses[rank] = hosts.combine(mine, optimizer, loss, len(y), 0.1, weight)
+        losses[rank] = hosts.combine(mine, optimizer, loss, len(y), 0.1, weight, own_loss)
 
     threads = [threading.Thread(target=host, args=(rank,)) for rank in range(count)]
     for thread in threads:
@@ -302,10 +302,30 @@ def test_hosts_weigh_losses_by_what_they_divide_by(loss_fn, monkeypatch):
     model, models, losses = on_hosts(loss_fn, parts, monkeypatch)
     expected = loss_fn(call(model, x), y)
     expected.backward()
-    for one, loss in zip(models, losses, strict=True):
+    for (one, _), loss in zip(models, losses, strict=True):
         same(loss, expected.detach(), 1e-5)
         for a, b in zip(one.parameters(), model.parameters(), strict=True):
             same(a.grad, b.grad, 1e-5)
+
+
+class Averaging(nn.Module):
+    """A loss that keeps a mean of what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, answer, y):
+        self.seen += answer.detach().mean()
+        return answer.square().mean()
+
+
+def test_a_loss_with_a_buffer_is_the_same_on_all_hosts(monkeypatch):
+    x, y = padded(0)
+    parts = [({k: t[cut] for k, t in x.items()}, y[cut]) for cut in (slice(0, 4), slice(4, BATCH))]
+    model, models, _ = on_hosts(Averaging(), parts, monkeypatch)
+    for _, loss_fn in models:
+        same(loss_fn.seen, call(model, x).detach().mean(), 1e-5)
 
 
 def test_hosts_refuse_what_their_parts_do_not_make():

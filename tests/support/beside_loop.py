@@ -1,6 +1,7 @@
 """A step on batches of any structure beside the same loop in plain PyTorch."""
 
 import copy
+import random
 from dataclasses import dataclass, field
 
 import torch
@@ -49,12 +50,14 @@ def train_both(model, loss_fn, make_optimizer, batches, plan=None, **options):
     optimizer = make_optimizer(list(parts.parameters()))
     plain_optimizer = make_optimizer(list(twins.parameters()))
     step = hotloop.compile_step(model, loss_fn, optimizer, batches[0], plan, **options)
-    course, expected, state = Course(), [], torch.get_rng_state()
+    course, expected = Course(), []
+    state, pythons = torch.get_rng_state(), random.getstate()
     for batch in batches:
         course.losses.append(step(*batch).item())
         course.programs += step.reason.startswith(("forward, loss, backward",))
     ours = torch.get_rng_state()
     torch.set_rng_state(state)
+    random.setstate(pythons)
     for batch in batches:
         expected.append(plain_step(twin, twin_loss, plain_optimizer, *batch))
     assert torch.equal(ours, torch.get_rng_state()), "torch's random numbers went another way"
@@ -71,6 +74,6 @@ def train_both(model, loss_fn, make_optimizer, batches, plan=None, **options):
 
 def same(one, other, rtol):
     """Equal to rounding."""
-    one, other = torch.as_tensor(one).double(), torch.as_tensor(other).double()
+    one, other = (torch.as_tensor(t).to_dense().double() for t in (one, other))
     size = other.abs().max().item() if other.numel() else 0.0
     torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * max(size, 1e-2), equal_nan=True)

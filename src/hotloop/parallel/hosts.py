@@ -8,7 +8,7 @@ So all hosts make the same update, and the next decision, from the same numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, zip_longest
 from typing import Any, TypeVar
 
@@ -97,13 +97,19 @@ class Hosts:
                     next_step="start the same command on every host",
                 )
 
-    def same_model(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Give every host the parameters and buffers of host 0.
+    def same_model(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: Any = None
+    ) -> None:
+        """Give every host the parameters and buffers of host 0; a loss module's too.
 
         Raises:
             ModelError: models or optimizers are not alike; on all hosts.
         """
-        tensors = [*model.named_parameters(), *model.named_buffers()]
+        tensors = [
+            pair
+            for module in _modules(model, loss_fn)
+            for pair in (*module.named_parameters(), *module.named_buffers())
+        ]
         mine = [
             f"{name} {tuple(t.shape)} {t.dtype}{' trained' if t.requires_grad else ''}"
             for name, t in tensors
@@ -166,18 +172,21 @@ class Hosts:
         num_rows: int,
         busy_s: float,
         weight: float | None,
+        loss_fn: Any = None,
     ) -> torch.Tensor:
         """Make ``grad``, float buffers and the loss those of the whole batch, on every host.
 
         Args:
             loss: of this host's ``num_rows`` samples, which took ``busy_s``.
             weight: of the loss in that of the batch (``LossWeight.count``); ``None``: it is a sum.
+            loss_fn: its buffers count, where it is a module.
 
         Raises:
             RunError: a host did not answer in time.
         """
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        buffers = [b for b in model.buffers() if b.is_floating_point()]
+        of_all = [b for module in _modules(model, loss_fn) for b in module.buffers()]
+        buffers = [b for b in of_all if b.is_floating_point()]
         head = _SECONDS + self.count
         sizes = [head + len(weights), *(t.numel() for t in (*weights, *buffers))]
         device = weights[0].device
@@ -216,19 +225,19 @@ class Hosts:
                 torch.div(view, divisor or 1.0, out=parameter.grad)
             for buffer, view in zip(buffers, views[len(weights) :], strict=True):
                 torch.div(view, total, out=buffer)
-        self._copy_counters(model, int(total))
+        self._copy_counters(of_all, int(total))
         self.stopping = known[_STOP] > 0
         self._note(int(total), known[_SECONDS:head])
         combined: torch.Tensor = fields[_LOSS] / divisor
         return combined
 
-    def _copy_counters(self, model: nn.Module, total: int) -> None:
+    def _copy_counters(self, buffers: Sequence[torch.Tensor], total: int) -> None:
         """A host without samples did not count this batch."""
         sizes = self.sizes(total)
         if min(sizes) == 0:
             busiest = sizes.index(max(sizes))
             with answering():
-                for buffer in model.buffers():
+                for buffer in buffers:
                     if not buffer.is_floating_point():
                         dist.broadcast(buffer, src=busiest)
 
@@ -246,6 +255,10 @@ class Hosts:
             self.shares = _one_each(
                 self._balancer.adjuster.shares(self._balancer.num_chunks, rates, self.shares)
             )
+
+
+def _modules(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
+    return [model, loss_fn] if isinstance(loss_fn, nn.Module) else [model]
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def step_of(
     def between(
         loss: torch.Tensor, num_rows: int, busy_s: float, weight: float | None
     ) -> torch.Tensor:
-        return hosts.combine(model, optimizer, loss, num_rows, busy_s, weight)
+        return hosts.combine(model, optimizer, loss, num_rows, busy_s, weight, loss_fn)
 
     limits = {**limits, "between": between}
     whole = Batch(*example)

@@ -87,7 +87,7 @@ def make_loop(
         # What a checkpoint cannot hold is told now, not hours into the run.
         loop.store.check(*loop.snapshot())
     if run.hosts is not None:
-        run.hosts.same_model(parts.model, parts.optimizer)
+        run.hosts.same_model(parts.model, parts.optimizer, parts.loss_fn)
         run.hosts.asked_to_stop = lambda: stop.requested
     return loop
 
