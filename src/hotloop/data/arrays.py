@@ -70,6 +70,15 @@ def _checked(array: Any, what: str) -> Any:
         )
     if isinstance(array, torch.Tensor) and array.layout is not torch.strided:
         raise DataError(f"{what} must be a dense tensor", got=array.layout)
+    if isinstance(array, torch.Tensor):
+        if array.is_meta:
+            raise DataError(f"{what} must have values", got="a meta tensor")
+        if array.is_floating_point() and array.itemsize == 1:
+            raise DataError(
+                f"{what} must be numbers of 16 bits or more, or whole numbers",
+                got=array.dtype,
+                next_step="call .float() on them",
+            )
     if array.ndim == 0:
         raise DataError(f"{what} must have a first dimension that counts them", got="a scalar")
     return array

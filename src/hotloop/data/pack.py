@@ -170,7 +170,12 @@ def _converted(rows: Array, dtype: torch.dtype, start: int, where: str) -> Array
                 f"{where} must be finite float32 numbers", got=f"{bad} in sample {start + row}"
             )
         return values
-    if rows.dtype == np.uint64 and rows.size and int(rows.max()) > np.iinfo(np.int64).max:
+    if (
+        rows.dtype.kind == "u"
+        and rows.dtype.itemsize == 8
+        and rows.size
+        and int(rows.max()) > np.iinfo(np.int64).max
+    ):
         raise DataError(f"{where} must be at most 2**63 - 1", got=int(rows.max()))
     target = np.uint8 if dtype == torch.uint8 else np.int64
     return rows.astype(target, copy=False)

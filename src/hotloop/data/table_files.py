@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -118,20 +119,29 @@ class _Text:
     def __init__(self, path: Path, delimiter: str) -> None:
         self._path, self._delimiter = path, delimiter
         self._types: dict[str, Any] = {}
-        try:
-            self.schema, self.num_rows = self._count()
-        except Exception as error:
-            # Types are those of the first lines: whole numbers may be followed by others.
-            import pyarrow as pa
+        while True:
+            try:
+                self.schema, self.num_rows = self._count()
+                return
+            except ValueError as error:  # ArrowInvalid is one.
+                if not self._widen(error):
+                    raise
 
-            if not isinstance(error, pa.ArrowInvalid):
-                raise
-            self._types = {
-                field.name: pa.float64()
-                for field in self._open().schema
-                if pa.types.is_integer(field.type)
-            }
-            self.schema, self.num_rows = self._count()
+    def _widen(self, error: ValueError) -> bool:
+        """Whether the column that failed can be read as another type.
+
+        Types are those of the first lines: whole numbers may be followed by others.
+        """
+        import pyarrow as pa
+
+        found = re.match(r"In CSV column #(\d+)", str(error))
+        if found is None:
+            return False
+        field = self._open().schema.field(int(found[1]))
+        if field.name in self._types or not pa.types.is_integer(field.type):
+            return False
+        self._types[field.name] = pa.float64()
+        return True
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[Any]:
         with self._open() as reader:

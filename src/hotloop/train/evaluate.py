@@ -138,4 +138,5 @@ def _rows(layouts: Any) -> list[Any]:
 def _are_classes(output: Any, y: Any) -> bool:
     if not (isinstance(output, torch.Tensor) and isinstance(y, torch.Tensor)):
         return False
-    return not y.is_floating_point() and y.dim() == 1 and output.dim() == 2
+    # One score is a number, or the logit of a yes: its argmax says nothing.
+    return not y.is_floating_point() and y.dim() == 1 and output.dim() == 2 and output.shape[1] > 1
