@@ -167,6 +167,10 @@ ACTIONS = [
 ]  # fmt: skip
 
 
+# With gradients that the call before left, and lets go later, a call is plain.
+USES_OLD_GRADIENTS = {"add_gradients", "step_b", "fit_a_through_b"}
+
+
 def slow_down(world):
     for group in world.oa.param_groups:
         group["lr"] *= 0.3
@@ -192,6 +196,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
 @settings(max_examples=200 if THOROUGH else 16, deadline=None)
 @given(
     st.tuples(*[st.sampled_from(sorted(BODIES))] * 2),
@@ -230,5 +235,5 @@ def test_drawn_functions_are_plain_pytorchs(bodies, optimizers, actions, change)
             torch.testing.assert_close(one, other.detach(), rtol=2e-3, atol=2e-4)
         for one, other in zip(world.state()[0], twin.state()[0], strict=True):
             torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4)
-    if "asgd" not in optimizers:
+    if "asgd" not in optimizers and USES_OLD_GRADIENTS.isdisjoint(actions):
         assert step.path == "compiled", step.reason
