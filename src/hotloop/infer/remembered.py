@@ -35,7 +35,7 @@ def question(
 ) -> str:
     """Names a race: the model's structure (not its values), and all that was asked."""
     parts = [
-        [(name, list(t.shape), str(t.dtype)) for name, t in model.state_dict().items()],
+        [(name, _form(value)) for name, value in model.state_dict().items()],
         str(model),
         [spec.to_dict() for spec in (*signature.inputs, *signature.outputs)],
         [dataclasses.astuple(setting) for setting in settings],
@@ -45,6 +45,14 @@ def question(
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     sizes = ",".join(map(str, batch_sizes))
     return f"inference/{goal}/batch {sizes}/{type(model).__name__} {digest}"
+
+
+def _form(value: Any) -> list[Any]:
+    """Shape and dtype of a tensor; of a module's extra state, which may be anything, the type."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        return [type(value).__qualname__]
+    return [list(shape), str(dtype)]
 
 
 def remember(question: str, report: InferenceReport) -> None:
