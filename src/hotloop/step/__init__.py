@@ -18,6 +18,7 @@ updates       optimizer rules: which, their state, their scalars; update_nodes: 
 operations    where the time goes: products and convolutions, timed alone
 precision     precision auto: a probe on copies
 cuda          the step on a GPU, captured in a CUDA graph
+gradients     GradientStep: gradients alone, for loops of other people
 accumulator   GradientAccumulator
 """
 
