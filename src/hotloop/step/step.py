@@ -84,6 +84,8 @@ class TrainStep:
         self._needs_closure = needs_closure(optimizer)
         # What the model answers to each part of a batch, where somebody wants to know.
         self._answers: list[tuple[Any, Batch]] | None = None
+        # Whether ``many`` still serves who was told that it does, after a fast path was given up.
+        self._one_by_one = False
         # Whether the parts of the batch under way must not be programs.
         self._is_plain = False
 
@@ -292,7 +294,8 @@ class TrainStep:
         """
         batch = Batch(x, y)
         rows = (batch.num_samples or 0) // steps
-        if not self.makes_many or not batch.is_rows or rows * steps != batch.num_samples:
+        able = self.makes_many or self._one_by_one
+        if not able or not batch.is_rows or rows * steps != batch.num_samples:
             return None
         if self._cuda is not None and not self._cuda.first_is_plain:
             with self.arena:
