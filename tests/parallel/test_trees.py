@@ -164,6 +164,28 @@ def test_a_loss_that_chunks_do_not_make_is_one_batch(loss_fn, told):
     assert told in reason
 
 
+def test_several_steps_in_one_call_of_a_loss_that_chunks_do_not_make():
+    """Whoever was told that several steps fit into a call has them, one by one."""
+    torch.manual_seed(0)
+    model, own = Classes(), lambda answer, y: answer.std(0).mean() + 0 * y.sum()
+    twin = copy.deepcopy(model)
+    mine, plain = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    step = ParallelStep(model, own, mine, words(), plan())
+    assert step.makes_many
+    x, y = words(BATCH * 6)
+    losses = torch.cat(
+        [
+            step.many({k: t[cut] for k, t in x.items()}, y[cut], 3)
+            for cut in (slice(0, 48), slice(48, 96))
+        ]
+    )
+    for number, loss in enumerate(losses):
+        cut = slice(number * BATCH, (number + 1) * BATCH)
+        part = {k: t[cut] for k, t in x.items()}
+        same(loss, plain_step(twin, own, plain, part, y[cut]), 1e-5)
+    assert step.path == "plain"
+
+
 def test_labels_that_only_later_batches_ignore():
     """A batch that has some is run as one; in chunks are those that have none."""
     torch.manual_seed(0)

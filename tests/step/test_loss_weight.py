@@ -263,5 +263,12 @@ def test_the_weight_of_a_batch():
         def forward(self, out, y):
             return super().forward(out.flatten(0, 1), y.flatten())
 
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, out, y):
+            return out.mean()
+
+    assert LossWeight(Unhashable()).kind == "unknown"
     assert LossWeight(Flattened()).kind == "unknown"
     assert LossWeight(nn.L1Loss()).kind == "mean"

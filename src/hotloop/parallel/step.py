@@ -165,6 +165,7 @@ class ParallelStep(TrainStep):
         if self._chunks is not None:
             self._end_team()
             self._chunks = self._recorded = None
+            self._one_by_one = True
             self.reason = reason
 
     def _end_team(self) -> None:
@@ -195,7 +196,8 @@ class ParallelStep(TrainStep):
         return batch.is_rows and batch.num_samples == self._batch_size * steps
 
     def _steps_at_once(self, batch: Batch, rows: int, steps: int) -> int:
-        assert self._chunks is not None
+        if self._chunks is None:
+            return 0
         return self._chunks.ready(self._key(self._shared(batch)), steps)
 
     def _fast_steps(

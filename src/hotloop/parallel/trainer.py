@@ -14,8 +14,7 @@ from torch import nn
 from ..errors import InputError, ModelError
 from ..memory.tree import num_samples
 from ..plan import Plan
-from ..step.check import LossFn, check_parts
-from ..step.step import check_example
+from ..step.check import LossFn, check_example, check_parts
 from .balance import LoadBalancer, WorkerStats
 from .placement import default_num_workers
 from .step import ParallelStep

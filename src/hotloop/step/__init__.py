@@ -1,7 +1,7 @@
 """The train step: one call from a batch to updated weights.
 
 check         what must hold of model, loss and optimizer before the first step
-step          compile_step: a step as it was chosen
+step          TrainStep: parts of a batch, the fast path or PyTorch's; compile: chooses it
 batch         one batch: its trees, its tensors, the key of its program; layout: of its image
 loss_weight   what a loss is the mean of, so that parts make the loss of a batch (loss_parts)
 function      the same of a train function of the user's own: recorded_function, and function_guards
@@ -24,7 +24,8 @@ accumulator   GradientAccumulator
 
 from .accumulator import GradientAccumulator
 from .batch import NO_TARGET
+from .compile import compile_step
 from .function import FunctionStep
-from .step import TrainStep, compile_step
+from .step import TrainStep
 
 __all__ = ["NO_TARGET", "FunctionStep", "GradientAccumulator", "TrainStep", "compile_step"]

@@ -83,6 +83,11 @@ class Batch:
             return Batch(rows(self.x), rows(self.y), share)
         return self.mapped(rows)
 
+    def fits(self, rows: int) -> bool:
+        """Whether it is one part of so many samples."""
+        count = self.num_samples
+        return count is not None and count <= rows
+
     def cut(self, rows: int) -> list[Batch]:
         """Parts of ``rows`` samples at most, see ``tree.part_sizes``.
 

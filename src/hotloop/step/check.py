@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..graph.recording import NotRecordable
+from .batch import Batch
 
 # Of the model's answer and the targets, or of the answer alone.
 LossFn = Callable[..., torch.Tensor]
@@ -55,6 +56,37 @@ def check_parts(model: Any, loss_fn: Any, optimizer: Any) -> None:
             got=f"parameters on {', '.join(sorted(devices))}",
             next_step="call model.cpu() or model.cuda() before building the optimizer",
         )
+
+
+def check_example(example: Any) -> Batch:
+    """The batch of an example.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if not isinstance(example, (tuple, list)) or len(example) not in (1, 2):
+        raise ModelError(
+            "example must be (x, y), one batch of samples and targets, or (x,) without targets",
+            got=type(example).__name__
+            if not isinstance(example, (tuple, list))
+            else f"{len(example)} parts",
+            next_step="pass example=(x, y)",
+        )
+    batch = Batch(*example)
+    if not batch.tensors:
+        raise ModelError(
+            "example must have tensors",
+            got=", ".join(type(part).__name__ for part in example),
+            next_step="pass tensors, or tuples, lists and dicts of them",
+        )
+    x, y = batch.x, batch.y
+    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and batch.num_samples is None:
+        raise ModelError(
+            "an example of two tensors must have the same number of samples in both",
+            got=", ".join(str(tuple(t.shape)) for t in (x, y)),
+            next_step="pass example=(x, y)",
+        )
+    return batch
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:

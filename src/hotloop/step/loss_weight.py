@@ -181,7 +181,8 @@ def _recognised(loss_fn: Any) -> tuple[Kind, dict[str, Any]]:
         options = vars(loss_fn) | loss_fn._buffers
         loss_fn = _OF_LABELS.get(forward, functional.mse_loss)
     else:
-        is_known = loss_fn in _FUNCTIONS or loss_fn in _OF_LABELS.values()
+        # By identity: what the user calls a loss need not be hashable.
+        is_known = any(loss_fn is known for known in (*_FUNCTIONS, *_OF_LABELS.values()))
     if not is_known:
         return "unknown", {}
     if options.get("reduction", "mean") == "sum":

@@ -1,28 +1,23 @@
-"""``compile_step``: model, loss and optimizer as one call that trains on a batch."""
+"""``TrainStep``: model, loss and optimizer as one call that trains on a batch."""
 
 from __future__ import annotations
 
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import ModelError
 from ..memory import TensorArena, tree
-from ..plan import Plan
 from .batch import NO_TARGET, Batch
-from .check import LossFn, check_parts, needs_closure
-from .cuda import CudaStep, try_cuda
-from .function import FunctionStep, compile_function
+from .check import LossFn, needs_closure
+from .cuda import CudaStep
 from .layout import Layout
 from .loss_weight import LossWeight, weighted
 from .operations import Operation
-from .path_choice import choose_path
-from .precision import Batches, Three, probe
 from .recorded import RecordedStep
 
 # Called when gradients are there, with the loss, its samples, seconds and weight (``LossWeight.
@@ -89,6 +84,8 @@ class TrainStep:
         self._needs_closure = needs_closure(optimizer)
         # What the model answers to each part of a batch, where somebody wants to know.
         self._answers: list[tuple[Any, Batch]] | None = None
+        # Whether ``many`` still serves who was told that it does, after a fast path was given up.
+        self._one_by_one = False
         # Whether the parts of the batch under way must not be programs.
         self._is_plain = False
 
@@ -239,7 +236,7 @@ class TrainStep:
     def _cut(self, batch: Batch) -> list[Batch]:
         """Micro-batches, with their shares in the loss."""
         micro = self.micro_batch_size
-        if micro is None or _fits(batch, micro):
+        if micro is None or batch.fits(micro):
             return [batch]
         return self.loss_weight.shared(batch.cut(micro))
 
@@ -297,7 +294,8 @@ class TrainStep:
         """
         batch = Batch(x, y)
         rows = (batch.num_samples or 0) // steps
-        if not self.makes_many or not batch.is_rows or rows * steps != batch.num_samples:
+        able = self.makes_many or self._one_by_one
+        if not able or not batch.is_rows or rows * steps != batch.num_samples:
             return None
         if self._cuda is not None and not self._cuda.first_is_plain:
             with self.arena:
@@ -428,178 +426,5 @@ class TrainStep:
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
 
 
-def _fits(batch: Batch, micro: int) -> bool:
-    """Whether a batch is one micro-batch."""
-    count = batch.num_samples
-    return count is not None and count <= micro
-
-
 def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
-
-
-@overload
-def compile_step(
-    model: nn.Module,
-    loss_fn: LossFn,
-    optimizer: torch.optim.Optimizer,
-    example: Sequence[Any],
-    plan: Plan | None = None,
-    *,
-    clip_norm: float | None = None,
-    clip_value: float | None = None,
-    batches: Batches | None = None,
-) -> TrainStep: ...
-
-
-@overload
-def compile_step(model: Callable[..., Any], *, plan: Plan | None = None) -> FunctionStep: ...
-
-
-def compile_step(
-    model: Any,
-    loss_fn: Any = None,
-    optimizer: Any = None,
-    example: Any = None,
-    plan: Plan | None = None,
-    *,
-    clip_norm: float | None = None,
-    clip_value: float | None = None,
-    batches: Batches | None = None,
-) -> TrainStep | FunctionStep:
-    """A callable ``step(x, y) -> loss`` that makes one optimizer step, in place.
-
-    The first two steps of each shape of batch run as PyTorch makes them and are recorded; the next
-    ones run as a program of forward, loss, backward and update (``updates`` has the rules). With
-    other optimizers, or micro-batches, forward and backward are the program. What cannot become one
-    (control flow that depends on data, hooks) stays as PyTorch runs it, and ``step.reason`` says
-    why. ``model.training`` is left as it is; call ``model.train()`` first, as in PyTorch.
-
-    ``compile_step(train_function)`` takes a function of the user's own that makes whole steps, and
-    gives a ``FunctionStep`` that is called as it is.
-
-    Args:
-        model: any ``torch.nn.Module``, called as ``model(x)``, ``model(*x)`` or ``model(**x)``.
-        loss_fn: ``loss_fn(answer, y)``, or ``loss_fn(answer)`` where there is no y, gives a scalar.
-        optimizer: any ``torch.optim.Optimizer`` built on the model's parameters.
-        example: ``(x, y)`` or ``(x,)``, one batch as later calls will give it. x and y are trees: a
-            tensor, or any tuple, list, dict or dataclass of tensors and plain values.
-        plan: ``cpu.num_threads``, ``memory.micro_batch_size`` and ``step`` are used; the defaults
-            when ``None``, with torch's present number of threads.
-        clip_norm: total norm of the gradients at most, as ``clip_grad_norm_``.
-        clip_value: each gradient element at most, in size, as ``clip_grad_value_``; comes first.
-        batches: for ``precision="auto"``: gives an iterable of batches like the example, on which
-            copies are trained in float32 and in bfloat16 (``precision.probe``); ``None``: the
-            example again and again.
-
-    Raises:
-        ModelError: model, loss or optimizer cannot be used, in one line.
-    """
-    if loss_fn is None and optimizer is None and example is None:
-        return compile_function(model, plan)
-    check_parts(model, loss_fn, optimizer)
-    batch = check_example(example)
-    plan = plan or Plan()
-
-    def make(three: Three, precision: str) -> TrainStep:
-        return _step(three, batch, plan, precision, clip_norm, clip_value)
-
-    wanted, three = plan.step.precision, (model, loss_fn, optimizer)
-    step = make(three, "float32" if wanted == "auto" else wanted)
-    if wanted != "auto":
-        return step
-    if step.path == "plain" and not step.is_recorded:
-        step.precision_reason = "precision auto is float32 on the plain path"
-    elif batches is None and any(t.device.type == "meta" for t in batch.tensors):
-        step.precision_reason = "precision auto is float32: no batches to probe bfloat16 with"
-    else:
-        verdict = probe(make, three, batches or (lambda: [_micro(batch, plan).trees]))
-        if verdict.accepted:
-            step = make(three, "bfloat16")
-        step.precision_reason = verdict.reason
-    return step
-
-
-def _micro(batch: Batch, plan: Plan) -> Batch:
-    micro = plan.memory.micro_batch_size
-    return batch if micro is None else batch.cut(micro)[0]
-
-
-def _step(
-    three: Three,
-    batch: Batch,
-    plan: Plan,
-    precision: str,
-    clip_norm: float | None,
-    clip_value: float | None,
-) -> TrainStep:
-    """The step in one precision, recorded where the plan allows it."""
-    model, _, optimizer = three
-    micro = plan.memory.micro_batch_size
-    limits: dict[str, Any] = {"clip_norm": clip_norm, "clip_value": clip_value}
-    step = TrainStep(*three, micro_batch_size=micro, precision=precision, **limits)
-    if plan.memory.tensor_arena == "try" and step.device.type == "cpu":
-        # Else each step takes fresh pages for its activations: a cnn took 1.8 times as long.
-        arena = TensorArena(huge_pages=plan.memory.huge_pages, keep_pages=True)
-        step.arena = arena
-        weakref.finalize(step, arena.trim).atexit = False
-    part = _micro(batch, plan)  # Or the refusal to cut it.
-    choice = choose_path(model, batch.trees, plan, optimizer=optimizer)
-    if choice.path == "plain":
-        step.reason = choice.reason
-        return step
-    whole = micro is None or _fits(batch, micro)
-    checked = not whole and step.loss_weight.kind == "unknown"
-    if choice.path == "cuda_graph":
-        if checked:
-            step.reason = "a loss of your own is compared with that of its micro-batches each step"
-            return step
-        cuda, step.reason = try_cuda(
-            *three, part.x, part.y, whole=whole, autocast=precision == "bfloat16",
-            fuse=plan.step.compile == "always", **limits,
-        )  # fmt: skip
-        if cuda is not None:
-            step.use(cuda)
-        return step
-    recorded = RecordedStep(
-        *three,
-        num_threads=torch.get_num_threads(),
-        whole=whole,
-        autocast=precision == "bfloat16",
-        **limits,
-    )
-    if checked:
-        recorded.judge = step.loss_weight.judge
-    step.use(recorded)
-    return step
-
-
-def check_example(example: Any) -> Batch:
-    """The batch of an example.
-
-    Raises:
-        ModelError: it is none.
-    """
-    if not isinstance(example, (tuple, list)) or len(example) not in (1, 2):
-        raise ModelError(
-            "example must be (x, y), one batch of samples and targets, or (x,) without targets",
-            got=type(example).__name__
-            if not isinstance(example, (tuple, list))
-            else f"{len(example)} parts",
-            next_step="pass example=(x, y)",
-        )
-    batch = Batch(*example)
-    if not batch.tensors:
-        raise ModelError(
-            "example must have tensors",
-            got=", ".join(type(part).__name__ for part in example),
-            next_step="pass tensors, or tuples, lists and dicts of them",
-        )
-    x, y = batch.x, batch.y
-    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and batch.num_samples is None:
-        raise ModelError(
-            "an example of two tensors must have the same number of samples in both",
-            got=", ".join(str(tuple(t.shape)) for t in (x, y)),
-            next_step="pass example=(x, y)",
-        )
-    return batch
