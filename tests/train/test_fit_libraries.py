@@ -43,12 +43,12 @@ def test_a_loader_of_torchdata_goes_on_where_it_was(kind, workers, tmp_path):
     loading = pytest.importorskip("torchdata.stateful_dataloader")
 
     def loader():
+        torch.manual_seed(0)  # Its sampler draws when it is made.
         shuffled = {"shuffle": True} if kind is TensorDataset else {}
         return loading.StatefulDataLoader(
             kind(*arrays()), batch_size=SIZE, num_workers=workers, **shuffled
         )
 
-    torch.manual_seed(0)
     losses, whole, _ = fit(loader())
     before = fit(loader(), max_steps=9, checkpoint_dir=tmp_path)[0]
     after, resumed, report = fit(loader(), checkpoint_dir=tmp_path, resume=True)
