@@ -159,12 +159,16 @@ def _source(
             got=f"one {type(data).__qualname__}",
             next_step="pass the targets too, or (X,) where the loss needs none",
         )
+    next_step = None
+    if hasattr(data, "columns"):
+        next_step = "of a data frame pass (df[features].to_numpy(), df[label].to_numpy())"
+    elif hasattr(data, "dataset"):
+        next_step = "what is packed by itself has no order: pass the loader's dataset"
     raise DataError(
-        f"data must be arrays, a torch Dataset or DataLoader, or a path: {_KINDS}",
+        f"data must be arrays, a torch Dataset, for Trainer.fit a DataLoader too, or a path: "
+        f"{_KINDS}",
         got=type(data).__qualname__,
-        next_step="of a data frame pass (df[features].to_numpy(), df[label].to_numpy())"
-        if hasattr(data, "columns")
-        else None,
+        next_step=next_step,
     )
 
 

@@ -194,14 +194,14 @@ class PackedDataset:
         """
         columns = self._open_columns()
         count = len(indices)
-        rows = zip(outs, self.row_shapes, self.row_dtypes, strict=True)
-        for number, (out, shape, dtype) in enumerate(rows):
-            _check_out(out, (count, *shape), dtype, number)
+        for out, shape, dtype in zip(outs, self.row_shapes, self.row_dtypes, strict=True):
+            if out.shape != (count, *shape) or out.dtype != dtype or not out.is_cpu:
+                raise _wrong_out(outs, out, (count, *shape), dtype)
         x_out = outs[0]
         scaling, table, transforms = self._pipelines[training]
         applied = columns[0].gather(indices, x_out, table)
-        for column, out in zip(columns[1:], outs[1:], strict=True):
-            column.gather(indices, out)
+        for place in range(1, len(outs)):
+            columns[place].gather(indices, outs[place])
         if applied:
             pass
         elif self.table is not None:
@@ -295,10 +295,12 @@ class PackedDataset:
         return scaling, byte_table(scaling, self.sample_shape), transforms
 
 
-def _check_out(out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, number: int) -> None:
-    if out.shape != shape or out.dtype != dtype or out.device.type != "cpu":
-        name = {0: "x_out", 1: "y_out"}.get(number, f"output {number}")
-        raise DataError(
-            f"{name} must be {dtype} of shape {list(shape)} on the CPU",
-            got=f"{out.dtype} of shape {list(out.shape)} on {out.device}",
-        )
+def _wrong_out(
+    outs: Sequence[torch.Tensor], out: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> DataError:
+    number = next(place for place, each in enumerate(outs) if each is out)
+    name = {0: "x_out", 1: "y_out"}.get(number, f"output {number}")
+    return DataError(
+        f"{name} must be {dtype} of shape {list(shape)} on the CPU",
+        got=f"{out.dtype} of shape {list(out.shape)} on {out.device}",
+    )
