@@ -154,6 +154,8 @@ class EngineSelector:
                 return None
             if any(self._is_fixed(setting, size) for size, s in winners.items() if s == setting):
                 return None
+        if all(self._fixed(setting) is not None for setting in winners.values()):
+            return None  # What answers the other sizes was not remembered.
         for size, setting in winners.items():
             row = self._row(setting, size)
             row.won = True
@@ -162,11 +164,15 @@ class EngineSelector:
 
     def runner(self, report: InferenceReport) -> InferenceRunner:
         """Keeps the winners, lets all others go."""
-        kept = set(report.winners.values())
-        for setting in [s for s in self.engines if s not in kept]:
-            self.engines.pop(setting).close()
         exact = {n: s for n, s in report.winners.items() if self._fixed(s) is not None}
         ranges = {n: s for n, s in report.winners.items() if n not in exact}
+        other = None if ranges else self._for_other_sizes(report)
+        if other is not None:
+            ranges = {1: other}
+            report.notes.append(f"batch sizes that were not raced: {other.title}")
+        kept = {*exact.values(), *ranges.values()}
+        for setting in [s for s in self.engines if s not in kept]:
+            self.engines.pop(setting).close()
         primary = report.winners.get(self._in_order()[0]) or next(iter(report.winners.values()))
         report.elapsed_s = now() - self.start_s
         report.memory = predicted_memory(self.artifacts, list(kept), max(report.winners), self.plan)
@@ -179,6 +185,17 @@ class EngineSelector:
             exact=exact,
             artifacts=self.artifacts,
         )
+
+    def _for_other_sizes(self, report: InferenceReport) -> Setting | None:
+        """The fastest that takes any batch size, where all winners are graphs for one."""
+        free = [
+            row
+            for row in report.rows
+            if row.median_s is not None
+            and row.setting in self.engines
+            and self._fixed(row.setting) is None
+        ]
+        return min(free, key=lambda row: row.median_s or 0.0).setting if free else None
 
     def _in_order(self) -> list[int]:
         """The batch size that the goal is about comes first."""

@@ -365,7 +365,10 @@ def _without_arena(missing: str) -> str:
 
 
 def working_bytes(trace: StepTrace) -> int:
-    """How far the step's tensors reach in the arena, less what is listed by itself."""
+    """How far the step's tensors reach in the arena, less what is listed by itself.
+
+    And what kernels of products take beside, which no allocation of the step shows.
+    """
     arena = ArenaModel()
     handles: dict[int, Any] = {}
     for number, size in trace.events:
@@ -374,7 +377,7 @@ def working_bytes(trace: StepTrace) -> int:
         else:
             arena.free(handles.pop(number))
     held = trace.gradient_bytes + trace.optimizer_state_bytes
-    return max(0, arena.peak_top_bytes - held)
+    return max(0, arena.peak_top_bytes - held) + trace.product_bytes
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .. import kernels
+from ..kernels import calls
+
 # Rows of each tiny layer: enough that every thread of the pool starts.
 _ROWS = 64
 
@@ -29,8 +32,22 @@ def rehearse(operations: set[str], *, training: bool, optimizer: bool = True) ->
         for name, layer, shape in _layers():
             if any(name in operation for operation in operations):
                 _run(layer, torch.zeros(shape), training=training, optimizer=optimizer)
+        if training and any("mm" in operation for operation in operations):
+            _run_candidates()
     finally:
         torch.random.set_rng_state(state)
+
+
+def _run_candidates() -> None:
+    """The kernels that a recorded step times against each other for each product."""
+    a, out = torch.zeros(_ROWS, 64), torch.empty(_ROWS, 64)
+    with torch.no_grad():
+        torch.mm(a, a, out=out)
+        if torch.backends.mkldnn.is_available():
+            torch.ops.mkldnn._linear_pointwise(a, a.t(), None, "none", [], "")
+        if kernels.is_available():
+            calls.product(a, a, out, None, num_threads=1)()
+            calls.batch_product(a[None], a[None], out[None], num_threads=1)()
 
 
 def _layers() -> list[tuple[str, nn.Module, tuple[int, ...]]]:

@@ -53,6 +53,7 @@ UNTRACEABLE = (
     Untraceable,
 )
 
+_PRODUCTS = ("aten::mm", "aten::addmm")
 # Steps traced: the first creates the optimizer state, the second shows the steady order.
 _STEPS = 2
 
@@ -65,6 +66,8 @@ class StepTrace:
         events: ``(storage number, bytes)``; bytes > 0 is an allocation, 0 the release of it.
         gradient_bytes: gradients of the parameters.
         optimizer_state_bytes: what the optimizer keeps from step to step.
+        product_bytes: what the kernel of the largest product may take beside it: its smaller
+            factor, packed, and its result, which oneDNN gives in memory of its own.
         flop: floating-point operations of one step (a multiply-add is two).
         operations: names of the operations that ran.
         output_shape: of the model's result; ``None`` when that is not one tensor.
@@ -75,6 +78,7 @@ class StepTrace:
     events: list[tuple[int, int]] = field(default_factory=list)
     gradient_bytes: int = 0
     optimizer_state_bytes: int = 0
+    product_bytes: int = 0
     flop: int = 0
     operations: set[str] = field(default_factory=set)
     output_shape: tuple[int, ...] | None = None
@@ -115,6 +119,9 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         name = func._schema.name
         self.trace.operations.add(name)
+        if name in _PRODUCTS:
+            beside = min(map(_bytes, args[-2:])) + _bytes(result)
+            self.trace.product_bytes = max(self.trace.product_bytes, beside)
         if not note_with_scratch(name, args, result, self._allocate, self._note):
             for leaf in tree_leaves(result):
                 if isinstance(leaf, torch.Tensor):
