@@ -242,6 +242,7 @@ class Recorder(TorchDispatchMode):
         self.take_read: Callable[..., Any] | None = None
         self._checks = 0
         self._pauses = 0
+        self._unwritten: set[int] = set()
         # Of torch's generator, after the last draw.
         self._random_state = torch.default_generator.get_state()
         # Weak, so that memory is freed as in any step; yet no address comes again for another one.
@@ -274,13 +275,28 @@ class Recorder(TorchDispatchMode):
         return self.refusal is None and self._pauses == 0
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """While it lasts, calls are made and not written down."""
+    def paused(self, read: Sequence[torch.Tensor] = ()) -> Iterator[None]:
+        """While it lasts, calls are made and not written down.
+
+        Args:
+            read: tensors that nothing may write meanwhile.
+        """
         self._pauses += 1
+        self._unwritten = {t.untyped_storage()._cdata for t in read}
         try:
             yield
         finally:
             self._pauses -= 1
+            self._unwritten = set()
+
+    def _refuse_writes(self, facts: _Facts, args: Any, kwargs: dict[str, Any]) -> None:
+        for place, name in facts.written:
+            given = args[place] if place < len(args) else kwargs.get(name)
+            for target in given if isinstance(given, (list, tuple)) else (given,):
+                if not isinstance(target, torch.Tensor):
+                    continue
+                if target.untyped_storage()._cdata in self._unwritten:
+                    self.refusal = self.refusal or f"{user_line()} writes into gradients"
 
     def mark(self, marker: Marker, *tensors: Sequence[torch.Tensor]) -> None:
         """Write down what is run in another way, and its tensors."""
@@ -392,6 +408,8 @@ class Recorder(TorchDispatchMode):
         began_s = now()
         kwargs = kwargs or {}
         facts = _facts(func)
+        if self._unwritten:
+            self._refuse_writes(facts, args, kwargs)
         if facts.is_label or self._pauses or (self._checks and facts.reads_value):
             return func(*args, **kwargs)
         happened = self.watch() if self.watch is not None and self.refusal is None else None
