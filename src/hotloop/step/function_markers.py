@@ -14,7 +14,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from ..graph.recording import Marker, Recorder, user_line
+from ..graph.recording import Marker, Recorder
+from ..graph.user_code import user_line
 from .recorded_shape import is_sparse, reason_of_weights
 from .updates import reason_outside
 
