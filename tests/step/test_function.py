@@ -413,6 +413,25 @@ def test_an_optimizer_with_a_closure_or_a_step_of_its_own_is_plain():
     trained.same_weights()
 
 
+def test_an_optimizer_that_writes_into_gradients_is_plain():
+    def make():
+        model = mlp(12, 8, 2)
+        opt = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, foreach=True)
+
+        def train(x, y, _t):
+            opt.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            opt.step()
+            return sum(p.grad.square().sum() for p in model.parameters())
+
+        return (model, opt), train
+
+    trained = Trained(make).calls(6)
+    assert "writes into gradients" in trained.step.reason
+    trained.same_weights()
+
+
 def test_a_scheduler_that_is_stepped_through_a_bound_method_is_not_lost():
     def make():
         model = mlp(12, 8, 2)

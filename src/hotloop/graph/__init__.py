@@ -4,6 +4,7 @@ A train step is recorded below autograd and run without it; a model's forward pa
 ``torch.export`` and becomes layers of the engine in ``infer/``.
 
 recording     what ATen was asked for in one step, and what that depends on
+user_code     the line of the user's code that runs
 compare       whether two recordings are the same step
 from_recording  a recording as a graph
 ordering      readers of what a function writes and reads again stand before the next write

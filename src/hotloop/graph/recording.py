@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ..measure.clock import now
+from .user_code import user_line
 
 # What a tensor is made of: storage, offset, sizes, strides, dtype.
 Key = tuple[Any, ...]
-_SKIPPED = tuple(
-    os.path.normpath(path) + os.sep
-    for path in (
-        os.path.dirname(torch.__file__),
-        sysconfig.get_path("stdlib"),
-        os.path.dirname(os.path.dirname(__file__)),
-    )
-)
 # Values that leave torch through Python.
 _READS = {
     getattr(torch.Tensor, name)
@@ -121,37 +110,6 @@ class Recording:
     loss: TensorRef | None = None
     outputs: list[TensorRef] = field(default_factory=list)
     facts: Any = None
-
-
-def user_line() -> str:
-    """``file:line`` of the nearest frame outside torch, hotloop and the standard library."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = _name_of_users_file(frame.f_code.co_filename)
-        if name is not None:
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-def is_asked_by_user(frame: FrameType | None) -> bool:
-    """Whether a frame is neither torch's nor hotloop's, nor called by one of these."""
-    torchs, standard, own = _SKIPPED
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if path.startswith((torchs, own)):
-            return False
-        if not path.startswith((standard, "<frozen")):
-            return True
-        frame = frame.f_back
-    return False
-
-
-@functools.cache
-def _name_of_users_file(path: str) -> str | None:
-    if path.startswith(_SKIPPED) or path.startswith("<frozen"):
-        return None
-    return os.path.basename(path)
 
 
 class _Facts(NamedTuple):
@@ -242,6 +200,7 @@ class Recorder(TorchDispatchMode):
         self.take_read: Callable[..., Any] | None = None
         self._checks = 0
         self._pauses = 0
+        self._unwritten: set[int] = set()
         # Of torch's generator, after the last draw.
         self._random_state = torch.default_generator.get_state()
         # Weak, so that memory is freed as in any step; yet no address comes again for another one.
@@ -274,13 +233,28 @@ class Recorder(TorchDispatchMode):
         return self.refusal is None and self._pauses == 0
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """While it lasts, calls are made and not written down."""
+    def paused(self, read: Sequence[torch.Tensor] = ()) -> Iterator[None]:
+        """While it lasts, calls are made and not written down.
+
+        Args:
+            read: tensors that nothing may write meanwhile.
+        """
         self._pauses += 1
+        self._unwritten = {t.untyped_storage()._cdata for t in read}
         try:
             yield
         finally:
             self._pauses -= 1
+            self._unwritten = set()
+
+    def _refuse_writes(self, facts: _Facts, args: Any, kwargs: dict[str, Any]) -> None:
+        for place, name in facts.written:
+            given = args[place] if place < len(args) else kwargs.get(name)
+            for target in given if isinstance(given, (list, tuple)) else (given,):
+                if not isinstance(target, torch.Tensor):
+                    continue
+                if target.untyped_storage()._cdata in self._unwritten:
+                    self.refusal = self.refusal or f"{user_line()} writes into gradients"
 
     def mark(self, marker: Marker, *tensors: Sequence[torch.Tensor]) -> None:
         """Write down what is run in another way, and its tensors."""
@@ -392,6 +366,8 @@ class Recorder(TorchDispatchMode):
         began_s = now()
         kwargs = kwargs or {}
         facts = _facts(func)
+        if self._unwritten:
+            self._refuse_writes(facts, args, kwargs)
         if facts.is_label or self._pauses or (self._checks and facts.reads_value):
             return func(*args, **kwargs)
         happened = self.watch() if self.watch is not None and self.refusal is None else None

@@ -10,7 +10,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from ..graph.recording import is_asked_by_user, user_line
+from ..graph.user_code import is_asked_by_user, user_line
 
 _CALLS = frozenset({id(builtins.print), id(builtins.input), id(builtins.open), id(os.write)})
 _MODULES = frozenset({"_socket", "_posixsubprocess", "_queue", "_multiprocessing", "mmap"})

@@ -14,7 +14,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from ..graph.recording import Marker, Recorder, user_line
+from ..graph.recording import Marker, Recorder
+from ..graph.user_code import user_line
 from .recorded_shape import is_sparse, reason_of_weights
 from .updates import reason_outside
 
@@ -39,7 +40,6 @@ class Markers:
         self._optimizers, self._schedulers = optimizers, schedulers
         self._open = contextlib.ExitStack()
         self._step = contextlib.ExitStack()
-        self._versions: list[tuple[torch.Tensor, int]] = []
         self.scheduled: list[LRScheduler] = []
 
     def __enter__(self) -> Markers:
@@ -79,14 +79,10 @@ class Markers:
         gradients = [w.grad for w in weights]
         with torch._C.DisableTorchFunction():
             self._recorder.mark(Marker("update", number), weights, gradients)
-            self._versions = [(g, g._version) for g in gradients]
-        self._step.enter_context(self._recorder.paused())
+            self._step.enter_context(self._recorder.paused(gradients))
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._step.close()
-        if any(gradient._version != version for gradient, version in self._versions):
-            self._refuse(f"{type(optimizer).__name__} writes into gradients")
-        self._versions = []
 
     def _scheduler_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(step)

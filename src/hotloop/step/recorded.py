@@ -296,19 +296,8 @@ class RecordedStep:
                 under autocast.
         """
         shape = self._shapes.setdefault(key, Shape(rounds=self._rounds))
-        self._shapes.move_to_end(key)
-        while len(self._shapes) > _MOST_PROGRAMS:
-            self._shapes.popitem(last=False)
-        if shape.refusal is not None:
-            self.reason = shape.refusal
+        if not self._is_recorded_now(key):
             return plain(self._autocast)
-        if not shape.begun:
-            begun = sum(other.begun for other in self._shapes.values())
-            if not self._patience.allows(shape.seen, begun):
-                shape.seen += 1
-                self.reason = WAITING
-                return plain(self._autocast)
-        shape.begun = True
         began_s = now()
         self._make_room()
         self._find_tensors()
@@ -362,6 +351,23 @@ class RecordedStep:
         """Run forward and backward as PyTorch makes them; nothing is recorded."""
         self.reason = reason
         return plain(self._autocast)
+
+    def _is_recorded_now(self, key: Any) -> bool:
+        """Whether a step on batches of a shape is to be recorded; else the reason says why not."""
+        shape = self._shapes[key]
+        self._shapes.move_to_end(key)
+        while len(self._shapes) > _MOST_PROGRAMS:
+            self._shapes.popitem(last=False)
+        if shape.refusal is not None:
+            self.reason = shape.refusal
+            return False
+        begun = sum(other.begun for other in self._shapes.values())
+        if not shape.begun and not self._patience.allows(shape.seen, begun):
+            shape.seen += 1
+            self.reason = WAITING
+            return False
+        shape.begun = True
+        return True
 
     def _make_room(self) -> None:
         """Let a plain step have the memory of programs and sums; they are made again after it.

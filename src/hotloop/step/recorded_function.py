@@ -34,11 +34,10 @@ from .function_updates import add_function_updates, markers_of, updates_of
 from .guards import Guards
 from .guards_settings import PythonState
 from .patience import Patience
-from .recorded import RECORDING, WAITING, RecordedStep
+from .recorded import RECORDING, RecordedStep
 from .recorded_shape import Shape, change_of_layout, constants_changed
 from .updates import Update
 
-_MOST_PROGRAMS = 128
 _WHOLE = "the function is one program, recorded from PyTorch's own calls of it"
 
 
@@ -197,19 +196,8 @@ class RecordedFunction(RecordedStep):
             plain: calls it.
         """
         shape = self._shapes.setdefault(key, FunctionShape())
-        self._shapes.move_to_end(key)
-        while len(self._shapes) > _MOST_PROGRAMS:
-            self._shapes.popitem(last=False)
-        if shape.refusal is not None:
-            self.reason = shape.refusal
+        if not self._is_recorded_now(key):
             return plain()
-        if not shape.begun:
-            begun = sum(other.begun for other in self._shapes.values())
-            if not self._patience.allows(shape.seen, begun):
-                shape.seen += 1
-                self.reason = WAITING
-                return plain()
-        shape.begun = True
         began_s = now()
         self._make_room()
         guards = FunctionGuards(self.function, values, self._optimizers)
