@@ -81,19 +81,19 @@ def convolution(
     argmax = torch.zeros(n, h // 2, w // 2, outputs, dtype=torch.uint8) if pooled else None
     shared = {"padding": (1, 1), "num_threads": threads}
     label = f"{name} {c}-{outputs} at {h}"
-    forward = calls.convolve3x3(x, filters, bias, out, argmax, relu=True, **shared)
+    forward = calls.convolve(x, filters, bias, out, argmax, relu=True, **shared)
     yield f"{label} forward", forward
     g = images(*out.shape)
     if c > 1:
         gx = torch.empty_like(x)
         yield (
             f"{label} input gradient",
-            calls.convolve3x3_input_gradient(g, filters, gx, argmax, x, **shared),
+            calls.convolve_input_gradient(g, filters, gx, argmax, x, **shared),
         )
     made = torch.empty_like(filters), torch.empty_like(bias)
     yield (
         f"{label} filter gradient",
-        calls.convolve3x3_filter_gradient(x, g, *made, argmax, **shared),
+        calls.convolve_filter_gradient(x, g, *made, argmax, **shared),
     )
 
 

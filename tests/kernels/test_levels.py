@@ -93,7 +93,7 @@ def test_convolutions(n, c, o, h, w, pad, relu):
     x, filters = images(n, c, h, w), torch.randn(o, c, 3, 3, generator=draw)
     out = images(n, o, h + 2 * pad - 2, w + 2 * pad - 2)
     shared = {"padding": (pad, pad), "num_threads": 2}
-    forward = calls.convolve3x3(x, filters, torch.randn(o), out, relu=relu, **shared)
+    forward = calls.convolve(x, filters, torch.randn(o), out, relu=relu, **shared)
     assert_alike(by_each_level(forward, out), 9 * c)
     g, gx, gw, gb = (
         images(*out.shape),
@@ -101,9 +101,9 @@ def test_convolutions(n, c, o, h, w, pad, relu):
         torch.empty_like(filters),
         torch.ones(o),
     )
-    to_input = calls.convolve3x3_input_gradient(g, filters, gx, **shared)
+    to_input = calls.convolve_input_gradient(g, filters, gx, **shared)
     assert_alike(by_each_level(to_input, gx), 9 * o)
-    to_filters = calls.convolve3x3_filter_gradient(x, g, gw, gb, **shared)
+    to_filters = calls.convolve_filter_gradient(x, g, gw, gb, **shared)
     assert_alike(by_each_level(to_filters, gw, gb), out[:, 0].numel())
 
 

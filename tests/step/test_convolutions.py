@@ -28,7 +28,7 @@ def result_shape(x, w, padding):
 
 def forward(x, w, bias, padding, *, relu=False, threads=2):
     out = torch.full(result_shape(x, w, padding), -7.0).contiguous(memory_format=LAST)
-    calls.convolve3x3(x, w, bias, out, padding=padding, relu=relu, num_threads=threads)()
+    calls.convolve(x, w, bias, out, padding=padding, relu=relu, num_threads=threads)()
     return out
 
 
@@ -36,21 +36,21 @@ def pooled(x, w, bias, padding, layout, *, relu):
     n, o, h, v = result_shape(x, w, padding)
     out = torch.full((n, o, h // 2, v // 2), -7.0).contiguous(memory_format=layout)
     argmax = torch.full((n, h // 2, v // 2, o), 77, dtype=torch.uint8)
-    calls.convolve3x3(x, w, bias, out, argmax, padding=padding, relu=relu, num_threads=2)()
+    calls.convolve(x, w, bias, out, argmax, padding=padding, relu=relu, num_threads=2)()
     return out, argmax
 
 
 def input_gradient(x, w, g, padding, threads=2, places=None, mask=None):
     out = torch.full_like(x, -7.0)
     shared = {"padding": padding, "num_threads": threads}
-    calls.convolve3x3_input_gradient(g, w, out, places, mask, **shared)()
+    calls.convolve_input_gradient(g, w, out, places, mask, **shared)()
     return out
 
 
 def weight_gradient(x, w, g, padding, threads=2, places=None):
     out = [torch.full_like(w, -7.0), torch.full((len(w),), -7.0)]
     shared = {"padding": padding, "num_threads": threads}
-    calls.convolve3x3_filter_gradient(x, g, *out, places, **shared)()
+    calls.convolve_filter_gradient(x, g, *out, places, **shared)()
     return out
 
 
@@ -157,10 +157,10 @@ def test_the_cnn_is_convolved_pooled_and_masked_in_one_go(own):
     step = of_the_cnn()
     nodes = called(step)
     found = [n.target for n in nodes]
-    assert found.count(OWN.conv3x3.default) == 1
-    assert found.count(OWN.conv3x3_pool.default) == 1
-    assert found.count(OWN.conv3x3_weight_gradient.default) == 2
-    (gradient,) = [n for n in nodes if n.target is OWN.conv3x3_input_gradient.default]
+    assert found.count(OWN.convolve.default) == 1
+    assert found.count(OWN.convolve_pool.default) == 1
+    assert found.count(OWN.convolve_weight_gradient.default) == 2
+    (gradient,) = [n for n in nodes if n.target is OWN.convolve_input_gradient.default]
     assert gradient.args[3] is not None, "places of the pooling"
     assert gradient.args[4] is not None, "relu's mask"
     gone = ("convolution", "pool_backward", "hotloop.pool.", "clone")
@@ -171,7 +171,7 @@ def test_the_cnn_is_convolved_pooled_and_masked_in_one_go(own):
 
 def test_a_slower_kernel_is_not_taken(monkeypatch):
     monkeypatch.setattr(convolutions, "fastest", lambda work: Route("onednn", {"onednn": 1.0}))
-    assert not [n for n in called(of_the_cnn()) if "conv3x3" in str(n.target)]
+    assert not [n for n in called(of_the_cnn()) if "convolve" in str(n.target)]
 
 
 class Residual(nn.Module):
@@ -237,9 +237,9 @@ def test_images_in_colour_are_turned_once(own):
     )  # fmt: skip
     torch.manual_seed(0)
     found = learns(model, torch.rand(16, 3, 14, 14))
-    assert found.count(OWN.conv3x3.default) == 2
-    assert found.count(OWN.conv3x3_weight_gradient.default) == 2
-    assert found.count(OWN.conv3x3_input_gradient.default) == 1
+    assert found.count(OWN.convolve.default) == 2
+    assert found.count(OWN.convolve_weight_gradient.default) == 2
+    assert found.count(OWN.convolve_input_gradient.default) == 1
 
 
 def learns(model, x):

@@ -159,7 +159,7 @@ void check_forward(const ConvolutionCase& c, Floats* result, std::vector<uint8_t
     const ConvolutionCall call{c.shape, c.x.data(), c.in.strides(), c.filters.data(),
                                c.filter_strides(), c.bias.data(), y.data(), c.out.strides(),
                                c.pooled ? places.data() : nullptr, c.has_relu, threads};
-    check_status(hotloop_convolve3x3(&call));
+    check_status(hotloop_convolve(&call));
     check_close("a convolution", y, want, 3 * std::sqrt(9.0 * static_cast<double>(c.in.c)));
     if (threads == 1) *result = y, *argmax = places;
     check_equal("a convolution with other threads", y, *result);
@@ -193,13 +193,13 @@ void check_gradients(Draw& draw, const ConvolutionCase& c, const std::vector<uin
     const ConvolutionInputGradientCall input{
         c.shape, g.data(), c.out.strides(), places, c.filters.data(), c.filter_strides(),
         mask.data(), made_gx.data(), c.in.strides(), threads};
-    check_status(hotloop_convolve3x3_input_gradient(&input));
+    check_status(hotloop_convolve_input_gradient(&input));
     check_close("a gradient of images", made_gx, gx,
                 3 * std::sqrt(9.0 * static_cast<double>(c.made.c)));
     const ConvolutionFilterGradientCall filter{
         c.shape, c.x.data(), c.in.strides(), g.data(), c.out.strides(), places, made_gf.data(),
         c.filter_strides(), made_gb.data(), threads};
-    check_status(hotloop_convolve3x3_filter_gradient(&filter));
+    check_status(hotloop_convolve_filter_gradient(&filter));
     check_close("a gradient of filters", made_gf, gf, 3 * std::sqrt(results));
     check_close("a gradient of a bias", made_gb, gb, 3 * std::sqrt(results));
     if (threads == 1) first_gx = made_gx, first_gf = made_gf;
