@@ -92,7 +92,8 @@ torch.library.register_fake(
     lib=_LIBRARY,
 )
 
-# Convolution with a small filter and stride 1, channels of x adjacent (+ bias, then relu when asked).
+# Convolution with a small filter and stride 1, channels of x adjacent (+ bias, then relu where
+# asked).
 _LIBRARY.define(
     "convolve(Tensor x, Tensor w, Tensor? bias, int pad_h, int pad_w, int relu) -> Tensor",
     tags=_TAGS,

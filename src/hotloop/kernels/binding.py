@@ -426,8 +426,7 @@ function("hotloop_pool_backward", pool=pointer("const PoolBackwardCall"))
 
 ConvolutionShape = structure(
     "ConvolutionShape",
-    """Images [batch, in_channels, height, width], filters [out_channels, in_channels, filter_height,
-    filter_width].
+    """Images [batch, in_channels, height, width] and filters [out_channels, in_channels, ...].
 
     Stride 1; filters of 1 to 7 rows and columns, padding less than these.""",
     batch=int64,

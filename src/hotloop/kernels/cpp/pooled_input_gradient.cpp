@@ -23,15 +23,16 @@ struct Sizes {
         cols(call.gradient.width + call.size.width - 1), row(cols * kLanes),
         filter(call.size.taps() * kLanes), height(call.gradient.height / 2),
         width(call.gradient.width / 2),
-        most_rows(std::max<int64_t>(
-            std::min((kPieceFloats / row - (call.size.height - 1)) / 2, kListed / std::max<int64_t>(width, 1)),
-            1)) {}
+        most_rows(std::max<int64_t>(std::min((kPieceFloats / row - (call.size.height - 1)) / 2,
+                                             kListed / std::max<int64_t>(width, 1)),
+                                    1)) {}
 
   int64_t image() const { return rows * row + row + kLanes; }  // A tile may reach one pixel further.
 };
 
 // to[row][column][input of the block].
-void lay_out_filter(const PooledInputGradient& call, int64_t inputs, int64_t b, int64_t o, float* to) {
+void lay_out_filter(const PooledInputGradient& call, int64_t inputs, int64_t b, int64_t o,
+                    float* to) {
   const Filters& f = call.filters;
   const int64_t first = b * kLanes, count = std::min<int64_t>(kLanes, inputs - first);
   const float* from = f.data + o * f.o_stride + first * f.i_stride;
@@ -72,7 +73,8 @@ void add_image(const PooledInputGradient& call, const Sizes& sizes, int64_t n, i
     const Range rows{2 * h, 2 * std::min(h + sizes.most_rows, sizes.height)};
     const Piece piece{n, rows, 2 * h * sizes.row};
     for (int64_t o = 0; o < sizes.outputs; ++o) {
-      const int64_t count = list_gradients(call.gradient, o, piece, sizes.row, kLanes, list, &unused);
+      const int64_t count =
+          list_gradients(call.gradient, o, piece, sizes.row, kLanes, list, &unused);
       const float* filter = filters + (b * sizes.outputs + o) * sizes.filter;
       for_tap_blocks(call.size.height, call.size.width, [&](auto K, auto V, int64_t i, int64_t j) {
         add_filters<decltype(K)::value, decltype(V)::value>(
