@@ -672,4 +672,4 @@ def _image_strides(tensor: Tensor) -> Any:
 
 
 def _convolution_shape(x: Tensor, filters: Tensor, padding: tuple[int, int]) -> Any:
-    return binding.ConvolutionShape(*x.shape, len(filters), *filters.shape[2:], *padding)
+    return binding.ConvolutionShape(*x.shape, filters.shape[0], *filters.shape[2:], *padding)
