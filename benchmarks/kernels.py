@@ -71,29 +71,32 @@ def perceptron(name: str, widths: list[int], batch: int, threads: int) -> Cases:
 
 
 def convolution(
-    name: str, x: torch.Tensor, outputs: int, threads: int, *, pooled: bool = False
-) -> Cases:
-    """Forward and both gradients of 3x3 filters with padding 1."""
+    name: str, x: torch.Tensor, outputs: int, threads: int, *, pooled: bool = False,
+    size: int = 3, padding: int = 1,
+) -> Cases:  # fmt: skip
+    """Forward and both gradients of square filters."""
     n, c, h, w = x.shape
-    filters, bias = torch.randn(outputs, c, 3, 3), torch.randn(outputs)
-    half = 2 if pooled else 1
-    out = torch.empty(n, outputs, h // half, w // half).contiguous(memory_format=_LAST)
-    argmax = torch.zeros(n, h // 2, w // 2, outputs, dtype=torch.uint8) if pooled else None
-    shared = {"padding": (1, 1), "num_threads": threads}
+    filters, bias = torch.randn(outputs, c, size, size), torch.randn(outputs)
+    half, less = 2 if pooled else 1, size - 1 - 2 * padding
+    out = images(n, outputs, (h - less) // half, (w - less) // half)
+    argmax = None
+    if pooled:
+        argmax = torch.randint(0, 4, (n, *out.shape[2:], outputs), dtype=torch.uint8)
+    shared = {"padding": (padding, padding), "num_threads": threads}
     label = f"{name} {c}-{outputs} at {h}"
-    forward = calls.convolve3x3(x, filters, bias, out, argmax, relu=True, **shared)
+    forward = calls.convolve(x, filters, bias, out, argmax, relu=True, **shared)
     yield f"{label} forward", forward
     g = images(*out.shape)
     if c > 1:
         gx = torch.empty_like(x)
         yield (
             f"{label} input gradient",
-            calls.convolve3x3_input_gradient(g, filters, gx, argmax, x, **shared),
+            calls.convolve_input_gradient(g, filters, gx, argmax, x, **shared),
         )
     made = torch.empty_like(filters), torch.empty_like(bias)
     yield (
         f"{label} filter gradient",
-        calls.convolve3x3_filter_gradient(x, g, *made, argmax, **shared),
+        calls.convolve_filter_gradient(x, g, *made, argmax, **shared),
     )
 
 
@@ -114,6 +117,9 @@ def cases(threads: int) -> Cases:
     yield from perceptron("encoder", [256, 1024, 256], 512, threads)
     yield from convolution("cnn", images(64, 1, 28, 28), 32, threads)
     yield from convolution("cnn", images(64, 32, 28, 28), 64, threads, pooled=True)
+    lenet = {"pooled": True, "size": 5, "padding": 0}
+    yield from convolution("mnist_99", images(128, 1, 28, 28), 16, threads, **lenet)
+    yield from convolution("mnist_99", images(128, 16, 12, 12), 32, threads, **lenet)
     for channels, side in ((64, 56), (128, 28), (256, 14), (512, 7)):
         yield from convolution("ResNet-18", images(8, channels, side, side), channels, threads)
     yield from pooling(threads)

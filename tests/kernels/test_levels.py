@@ -80,31 +80,37 @@ def test_updates(m, k, n, kind):
 
 @settings(max_examples=examples(40), deadline=None)
 @given(
-    n=st.integers(1, 2), c=st.integers(1, 40), o=st.integers(1, 70), h=st.integers(4, 12),
-    w=st.integers(4, 12), pad=st.integers(0, 2), relu=st.booleans(),
+    n=st.integers(1, 2), c=st.integers(1, 40), o=st.integers(1, 70), h=st.integers(6, 12),
+    w=st.integers(6, 12), size=st.sampled_from([3, 3, 2, 5, 6]), pad=st.integers(0, 1),
+    relu=st.booleans(), pooled=st.booleans(),
 )  # fmt: skip
-def test_convolutions(n, c, o, h, w, pad, relu):
+def test_convolutions(n, c, o, h, w, size, pad, relu, pooled):
     draw = torch.Generator().manual_seed(n * 7919 + c * 31 + o)
 
     def images(*shape):
         made = torch.randn(*shape, generator=draw)
         return made.contiguous(memory_format=torch.channels_last)
 
-    x, filters = images(n, c, h, w), torch.randn(o, c, 3, 3, generator=draw)
-    out = images(n, o, h + 2 * pad - 2, w + 2 * pad - 2)
+    x, filters = images(n, c, h, w), torch.randn(o, c, size, size, generator=draw)
+    out = images(n, o, h + 2 * pad - size + 1, w + 2 * pad - size + 1)
     shared = {"padding": (pad, pad), "num_threads": 2}
-    forward = calls.convolve3x3(x, filters, torch.randn(o), out, relu=relu, **shared)
-    assert_alike(by_each_level(forward, out), 9 * c)
+    forward = calls.convolve(x, filters, torch.randn(o), out, relu=relu, **shared)
+    assert_alike(by_each_level(forward, out), size**2 * c)
+    argmax = None
+    if pooled and min(out.shape[2:]) > 1:
+        out = images(n, o, out.shape[2] // 2, out.shape[3] // 2)
+        argmax = torch.randint(0, 4, (n, *out.shape[2:], o), generator=draw).to(torch.uint8)
+        argmax[::2, ::2, ::2] = 255
     g, gx, gw, gb = (
         images(*out.shape),
         torch.empty_like(x),
         torch.empty_like(filters),
         torch.ones(o),
     )
-    to_input = calls.convolve3x3_input_gradient(g, filters, gx, **shared)
-    assert_alike(by_each_level(to_input, gx), 9 * o)
-    to_filters = calls.convolve3x3_filter_gradient(x, g, gw, gb, **shared)
-    assert_alike(by_each_level(to_filters, gw, gb), out[:, 0].numel())
+    to_input = calls.convolve_input_gradient(g, filters, gx, argmax, **shared)
+    assert_alike(by_each_level(to_input, gx), size**2 * o)
+    to_filters = calls.convolve_filter_gradient(x, g, gw, gb, argmax, **shared)
+    assert_alike(by_each_level(to_filters, gw, gb), 4 * out[:, 0].numel())
 
 
 @settings(max_examples=examples(40), deadline=None)

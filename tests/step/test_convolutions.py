@@ -22,13 +22,13 @@ OWN = torch.ops.hotloop
 
 
 def result_shape(x, w, padding):
-    (n, _, h, v), (ph, pw) = x.shape, padding
-    return n, len(w), h + 2 * ph - 2, v + 2 * pw - 2
+    (n, _, h, v), (ph, pw), (kh, kw) = x.shape, padding, w.shape[2:]
+    return n, len(w), h + 2 * ph - kh + 1, v + 2 * pw - kw + 1
 
 
 def forward(x, w, bias, padding, *, relu=False, threads=2):
     out = torch.full(result_shape(x, w, padding), -7.0).contiguous(memory_format=LAST)
-    calls.convolve3x3(x, w, bias, out, padding=padding, relu=relu, num_threads=threads)()
+    calls.convolve(x, w, bias, out, padding=padding, relu=relu, num_threads=threads)()
     return out
 
 
@@ -36,33 +36,35 @@ def pooled(x, w, bias, padding, layout, *, relu):
     n, o, h, v = result_shape(x, w, padding)
     out = torch.full((n, o, h // 2, v // 2), -7.0).contiguous(memory_format=layout)
     argmax = torch.full((n, h // 2, v // 2, o), 77, dtype=torch.uint8)
-    calls.convolve3x3(x, w, bias, out, argmax, padding=padding, relu=relu, num_threads=2)()
+    calls.convolve(x, w, bias, out, argmax, padding=padding, relu=relu, num_threads=2)()
     return out, argmax
 
 
 def input_gradient(x, w, g, padding, threads=2, places=None, mask=None):
     out = torch.full_like(x, -7.0)
     shared = {"padding": padding, "num_threads": threads}
-    calls.convolve3x3_input_gradient(g, w, out, places, mask, **shared)()
+    calls.convolve_input_gradient(g, w, out, places, mask, **shared)()
     return out
 
 
 def weight_gradient(x, w, g, padding, threads=2, places=None):
     out = [torch.full_like(w, -7.0), torch.full((len(w),), -7.0)]
     shared = {"padding": padding, "num_threads": threads}
-    calls.convolve3x3_filter_gradient(x, g, *out, places, **shared)()
+    calls.convolve_filter_gradient(x, g, *out, places, **shared)()
     return out
 
 
 @st.composite
 def cases(draw):
-    pad_h, pad_w = draw(st.integers(0, 2)), draw(st.integers(0, 2))
-    n, c, o = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 80))
-    h, v = draw(st.integers(3 - min(pad_h, 1) * 2, 13)), draw(st.integers(3, 13))
+    kh, kw = draw(st.just((3, 3)) | st.tuples(st.integers(1, 7), st.integers(1, 7)))
+    pad_h, pad_w = draw(st.integers(0, kh - 1)), draw(st.integers(0, kw - 1))
+    n, c, o = draw(st.integers(1, 5)), draw(st.integers(1, 40)), draw(st.integers(1, 80))
+    h = draw(st.integers(max(1, kh - 2 * pad_h), 15))
+    v = draw(st.integers(max(1, kw - 2 * pad_w), 27))
     rng = torch.Generator().manual_seed(n * 7919 + c * 31 + o)
     x = torch.randn(n, c, h, v, generator=rng).contiguous(memory_format=LAST)
     layout = draw(st.sampled_from([LAST, DENSE]))
-    w = torch.randn(o, c, 3, 3, generator=rng).contiguous(memory_format=layout)
+    w = torch.randn(o, c, kh, kw, generator=rng).contiguous(memory_format=layout)
     return x, w, torch.randn(o, generator=rng), (pad_h, pad_w), rng
 
 
@@ -86,12 +88,13 @@ def test_a_convolution_and_its_gradients_are_torchs(case):
     gx, gw, gb = (t.grad for t in exact)
     n, o, h, v = g.shape
     largest = float(max(x.abs().max(), w.abs().max(), g.abs().max())) ** 2
-    within_rounding(forward(x, w, bias, padding), expected, 9 * x.shape[1], largest)
+    taps = w[0, 0].numel()
+    within_rounding(forward(x, w, bias, padding), expected, taps * x.shape[1], largest)
     own_w, own_b = weight_gradient(x, w, g, padding)
     within_rounding(own_w, gw, n * h * v, largest)
     within_rounding(own_b, gb, n * h * v, largest)
     if x.shape[1] >= 8:
-        within_rounding(input_gradient(x, w, g, padding), gx, 9 * o, largest)
+        within_rounding(input_gradient(x, w, g, padding), gx, taps * o, largest)
         assert torch.equal(input_gradient(x, w, g, padding, 1), input_gradient(x, w, g, padding, 3))
     # The same bits on any number of threads.
     assert torch.equal(forward(x, w, bias, padding), forward(x, w, bias, padding, threads=3))
@@ -121,17 +124,44 @@ def test_what_follows_is_as_if_done_after(case, relu, layout):
     small = torch.randn(expected.shape, generator=rng).contiguous(memory_format=layout)
     expected.backward(small)
     large = leaf.grad.contiguous(memory_format=LAST)
+    largest = float(max(x.abs().max(), w.abs().max(), small.abs().max())) ** 2
     for ours, theirs in zip(
         weight_gradient(x, w, small, padding, places=places),
         weight_gradient(x, w, large, padding),
         strict=True,
     ):
-        assert torch.equal(ours, theirs)
+        # Sums of other products than those with 0, or the same ones in the order of the windows.
+        within_rounding(ours, theirs.double(), large.numel() // len(w), largest)
     if x.shape[1] >= 8:
-        assert torch.equal(
-            input_gradient(x, w, small, padding, places=places),
-            input_gradient(x, w, large, padding),
-        )
+        ours = input_gradient(x, w, small, padding, places=places, mask=gate)
+        theirs = torch.where(gate > 0, input_gradient(x, w, large, padding), 0.0)
+        within_rounding(ours, theirs.double(), w[:, 0].numel(), largest)
+        again = input_gradient(x, w, small, padding, 3, places, gate)
+        assert torch.equal(ours, again)
+    for one, three in zip(
+        weight_gradient(x, w, small, padding, 1, places),
+        weight_gradient(x, w, small, padding, 3, places),
+        strict=True,
+    ):
+        assert torch.equal(one, three)
+
+
+def test_products_with_a_gradient_of_0_are_not_made():
+    """What lies outside of a pooled result's own window does not reach the gradients."""
+    x = torch.randn(1, 16, 12, 12).contiguous(memory_format=LAST)
+    w, g = torch.randn(8, 16, 5, 5), torch.randn(1, 8, 4, 4).contiguous(memory_format=LAST)
+    places = torch.full((1, 4, 4, 8), 3, dtype=torch.uint8)  # Below, on the right.
+    places[0, 0, 0] = 255  # Cut off by relu.
+    x[0, :, 0], x[0, :, 3, 1] = float("inf"), float("nan")
+    clean = x.nan_to_num(0.0, 0.0)
+    small = weight_gradient(clean, w, g, (0, 0), places=places)
+    g[0, :, 0, 0] = 0.0
+    again = weight_gradient(clean, w, g, (0, 0), places=places)
+    for ours, theirs in zip(again, small, strict=True):
+        assert torch.equal(ours, theirs), "what was cut off counts as 0"
+    seen = weight_gradient(x, w, g, (0, 0), places=places)[0]
+    assert seen[..., 0, 0].isnan().all(), "of the window below"
+    assert seen.flatten(2)[..., 1:].isfinite().all()
 
 
 def test_nan_and_infinity_stay_in_their_tiles():
@@ -157,10 +187,10 @@ def test_the_cnn_is_convolved_pooled_and_masked_in_one_go(own):
     step = of_the_cnn()
     nodes = called(step)
     found = [n.target for n in nodes]
-    assert found.count(OWN.conv3x3.default) == 1
-    assert found.count(OWN.conv3x3_pool.default) == 1
-    assert found.count(OWN.conv3x3_weight_gradient.default) == 2
-    (gradient,) = [n for n in nodes if n.target is OWN.conv3x3_input_gradient.default]
+    assert found.count(OWN.convolve.default) == 1
+    assert found.count(OWN.convolve_pool.default) == 1
+    assert found.count(OWN.convolve_weight_gradient.default) == 2
+    (gradient,) = [n for n in nodes if n.target is OWN.convolve_input_gradient.default]
     assert gradient.args[3] is not None, "places of the pooling"
     assert gradient.args[4] is not None, "relu's mask"
     gone = ("convolution", "pool_backward", "hotloop.pool.", "clone")
@@ -169,9 +199,44 @@ def test_the_cnn_is_convolved_pooled_and_masked_in_one_go(own):
     assert kinds >= {"convolution", "input gradient", "weight gradient"}
 
 
+def test_five_by_five_is_convolved_pooled_and_cut_off_in_one_go(own):
+    """The network that learns MNIST to 99 %."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(16, 32, 5), nn.MaxPool2d(2),
+        nn.ReLU(), nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    found = learns(model, torch.rand(16, 1, 28, 28))
+    assert found.count(OWN.convolve_pool.default) == 2
+    assert found.count(OWN.convolve_weight_gradient.default) == 2
+    assert found.count(OWN.convolve_input_gradient.default) == 1
+    gone = ("aten.convolution", "aten.relu", "pool_backward", "hotloop.pool.")
+    assert not [t for t in found if any(word in str(t) for word in gone)]
+
+
+def test_only_the_faster_gradient_is_taken(monkeypatch):
+    """It is made from the pooled gradient, the other one by oneDNN from the whole."""
+    chosen = {"input gradient": "onednn"}
+    monkeypatch.setattr(
+        convolutions, "fastest", lambda work: Route(chosen.get(work.part, "hotloop"), {})
+    )
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 5), nn.ReLU(), nn.Conv2d(8, 8, 5), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(8 * 100, 10),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    step, twin = learns_as_in_plain_pytorch(model, torch.rand(16, 1, 28, 28), lr=0.05)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    nodes = called(step)
+    first, _ = [n for n in nodes if n.target is OWN.convolve_weight_gradient.default]
+    assert first.args[3] is not None, "places of the pooling"
+    assert [n for n in nodes if n.target is torch.ops.aten.convolution_backward.default]
+
+
 def test_a_slower_kernel_is_not_taken(monkeypatch):
     monkeypatch.setattr(convolutions, "fastest", lambda work: Route("onednn", {"onednn": 1.0}))
-    assert not [n for n in called(of_the_cnn()) if "conv3x3" in str(n.target)]
+    assert not [n for n in called(of_the_cnn()) if "convolve" in str(n.target)]
 
 
 class Residual(nn.Module):
@@ -220,6 +285,15 @@ def frozen(model):
             nn.Linear(8 * 144, 10),
         )),
         lambda: nn.Sequential(
+            nn.Conv2d(1, 16, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(16, 24, 5), nn.MaxPool2d(2),
+            nn.ReLU(), nn.Flatten(), nn.Linear(24 * 16, 10),
+        ),
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 9, 7, padding=3), nn.ReLU(), nn.Conv2d(9, 12, (5, 1), bias=False),
+            nn.ReLU(), nn.Conv2d(12, 8, (2, 6)), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(8 * 11 * 11, 10),
+        ),
+        lambda: nn.Sequential(
             nn.Conv2d(1, 8, 5), nn.Conv2d(8, 16, 3, stride=2), nn.Conv2d(16, 16, 3, groups=2),
             nn.Conv2d(16, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
         ),
@@ -237,9 +311,9 @@ def test_images_in_colour_are_turned_once(own):
     )  # fmt: skip
     torch.manual_seed(0)
     found = learns(model, torch.rand(16, 3, 14, 14))
-    assert found.count(OWN.conv3x3.default) == 2
-    assert found.count(OWN.conv3x3_weight_gradient.default) == 2
-    assert found.count(OWN.conv3x3_input_gradient.default) == 1
+    assert found.count(OWN.convolve.default) == 2
+    assert found.count(OWN.convolve_weight_gradient.default) == 2
+    assert found.count(OWN.convolve_input_gradient.default) == 1
 
 
 def learns(model, x):

@@ -1,12 +1,13 @@
 """Which kernel makes each convolution of a graph: chosen by timing oneDNN and hotloop's own.
 
-hotloop's (``kernels/cpp/convolution.h``) takes 3x3 windows with stride 1 on images whose channels
+hotloop's (``kernels/cpp/convolution.h``) takes small filters with stride 1 on images whose channels
 are adjacent, and does what follows in the same pass: bias and relu, relu's backward mask, pooling
 by 2x2. Where pooling follows, its gradient never becomes an image of the larger size either.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,18 +27,19 @@ from .windows import is_small_filter, pair
 _aten = torch.ops.aten
 _own = torch.ops.hotloop
 _LAST = torch.channels_last
-# Of the sums that make a weight's gradient, in 8 parts of 16 points: 32 MiB.
-_MOST_FILTERS = 64 * 1024
+# The sums that make a weight's gradient, in 8 parts: 32 MiB. 3x3 filters have 16 points.
+_MOST_SUMS = 1024 * 1024
 _FEW_CHANNELS = 8  # As in the kernel.
 
 
 class Convolution(NamedTuple):
-    """One pass of a convolution: ``x`` ``[N, C, H, W]`` with ``w`` ``[O, C, 3, 3]``, stride 1.
+    """One pass of a convolution: ``x`` ``[N, C, H, W]`` with ``w`` ``[O, C, KH, KW]``, stride 1.
 
     Attributes:
         part: ``"convolution"``, ``"input gradient"`` or ``"weight gradient"``.
         padding: rows and columns of zeros on each side.
         relu: whether relu follows, which oneDNN would leave to a pass of its own.
+        pooled: whether pooling by 2x2 follows, which it would too, forward and backward.
     """
 
     part: str
@@ -46,18 +48,19 @@ class Convolution(NamedTuple):
     padding: tuple[int, int]
     num_threads: int
     relu: bool = False
+    pooled: bool = False
 
     @property
     def out(self) -> tuple[int, int, int, int]:
-        """Shape of the results."""
+        """Shape of the results, before they are pooled."""
         (n, _, h, w), (ph, pw) = self.x, self.padding
-        return n, self.w[0], h + 2 * ph - 2, w + 2 * pw - 2
+        o, _, kh, kw = self.w
+        return n, o, h + 2 * ph - kh + 1, w + 2 * pw - kw + 1
 
     @property
     def flop(self) -> int:
         """Of a direct sum, whichever way it is made."""
-        n, o, h, w = self.out
-        return 2 * n * o * h * w * 9 * self.x[1]
+        return 2 * math.prod(self.out) * math.prod(self.w[1:])
 
 
 def route(graph: fx.GraphModule, num_threads: int) -> list[tuple[Convolution, Route]]:
@@ -83,8 +86,8 @@ def _shape(x: Any, w: Any, options: Any, part: str, num_threads: int) -> Convolu
     plain = not transposed and groups == 1 and pair(dilation) == (1, 1)
     if not plain or not is_small_filter(tuple(weight.shape[2:]), stride, padding):
         return None
-    filters = weight.shape[0] * weight.shape[1]
-    if weight.shape[0] < 8 or filters > _MOST_FILTERS or not _adjacent(x):
+    outputs, channels, kh, kw = weight.shape
+    if outputs < 8 or outputs * channels * max(16, kh * kw) > _MOST_SUMS or not _adjacent(x):
         return None
     sizes = tuple(image.shape), tuple(weight.shape), pair(padding)
     found = Convolution(part, *sizes, num_threads)
@@ -107,14 +110,14 @@ def _forward(graph: fx.GraphModule, node: Any, num_threads: int) -> list[tuple[C
         return []
     then = epilogue_of(node, pools=True)
     relu = then.activation == "relu"
-    found = found._replace(relu=relu)
+    found = found._replace(relu=relu, pooled=then.pool is not None)
     choice = fastest(found)
     if choice.kernel != "hotloop":
         return []
-    target, options = _own.conv3x3.default, [int(relu)]
+    target, options = _own.convolve.default, [int(relu)]
     if then.pool is not None:
         _, _, _, relu_first, channels_last = then.pool.args
-        target, options = _own.conv3x3_pool.default, [int(relu or relu_first), channels_last]
+        target, options = _own.convolve_pool.default, [int(relu or relu_first), channels_last]
     epilogues.replace(graph.graph, node, then, target, (x, w, bias, *found.padding, *options))
     return [(found, choice)]
 
@@ -127,10 +130,11 @@ def _backward(
     found = _shape(x, w, options, "weight gradient", num_threads)
     if found is None or not _adjacent(g) or len(results) != len(node.users):
         return []
+    pooled = _is_pooled(g)
     chosen: dict[str, tuple[Convolution, Route]] = {}
     for number, part in enumerate(("input gradient", "weight gradient")):
         if mask[number] and number in results and (number or _adjacent(results[0])):
-            work = found._replace(part=part)
+            work = found._replace(part=part, pooled=pooled)
             # Images of few channels are convolved directly; that has no gradient of the image.
             if number == 0 and w.meta["val"].shape[1] < _FEW_CHANNELS:
                 continue
@@ -141,22 +145,18 @@ def _backward(
         return []
     ours = ["input gradient" in chosen, "weight gradient" in chosen, "weight gradient" in chosen]
     left = [wanted and not mine for wanted, mine in zip(mask, ours, strict=True)]
-    argmax, padding, call = None, found.padding, graph.graph.call_function
+    own_g, argmax = g.args[:2] if pooled else (g, None)
+    padding, call = found.padding, graph.graph.call_function
     with graph.graph.inserting_before(node):
         if any(left):
             rest = call(node.target, (g, x, w, sizes, *options, left))
             rest.meta.update(node.meta)
             take_parts(rest, {n: old for n, old in results.items() if left[n]})
-        elif (
-            g.target is _own.pool_backward.default
-            and g.args[4:6] == (2, 2)
-            and (_adjacent(g.args[0]) or g.args[0].meta["val"].is_contiguous())
-        ):
-            g, argmax = g.args[:2]
         if ours[1]:
             last = not results[1].meta["val"].is_contiguous()
-            new = call(_own.conv3x3_weight_gradient.default, (x, g, w, argmax, *padding, int(last)))
-            new.meta["val"] = _own.conv3x3_weight_gradient.default(
+            target = _own.convolve_weight_gradient.default
+            new = call(target, (x, own_g, w, argmax, *padding, int(last)))
+            new.meta["val"] = target(
                 *(a.meta["val"] if isinstance(a, fx.Node) else a for a in new.args)
             )
             take_parts(new, {n - 1: old for n, old in results.items() if n > 0})
@@ -165,10 +165,17 @@ def _backward(
         then = epilogue_of(
             results[0], (), fits_mask=lambda gate: gate.shape == shape and _is_adjacent(gate)
         )
-        target = _own.conv3x3_input_gradient.default
-        args = (x, g, w, argmax, then.mask, *padding)
+        target = _own.convolve_input_gradient.default
+        args = (x, own_g, w, argmax, then.mask, *padding)
         epilogues.replace(graph.graph, results[0], then, target, args)
     return list(chosen.values())
+
+
+def _is_pooled(g: Any) -> bool:
+    """Whether a gradient is that of pooling by 2x2, as hotloop's kernel reads it."""
+    if g.target is not _own.pool_backward.default or g.args[4:6] != (2, 2):
+        return False
+    return _adjacent(g.args[0]) or g.args[0].meta["val"].is_contiguous()
 
 
 def fastest(work: Convolution) -> Route:
@@ -181,35 +188,74 @@ def fastest(work: Convolution) -> Route:
 
 def race(work: Convolution) -> tuple[str, dict[str, float], bool]:
     """The fastest candidate, seconds of each, and whether the processors were ours."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        kind = _LAST if len(shape) == 4 else torch.contiguous_format
-        return torch.empty(shape, memory_format=kind).normal_(generator=generator)
-
-    w, bias = draw(*work.w).contiguous(), draw(work.w[0])
-    options = ([1, 1], list(work.padding), [1, 1], False, [0, 0], 1)
-    own: dict[str, Any] = {"padding": work.padding, "num_threads": work.num_threads}
-    calls: dict[str, Callable[[], Any]] = {}
-    x = draw(*work.x)
-    if work.part == "convolution":
-        out = torch.empty(work.out, memory_format=_LAST)
-        then = torch.relu_ if work.relu else lambda result: result
-        calls["onednn"] = lambda: then(_aten.convolution.default(x, w, bias, *options))
-        calls["hotloop"] = kernel_calls.convolve3x3(x, w, bias, out, relu=work.relu, **own)
-    else:
-        g = draw(*work.out)
-        backward = _aten.convolution_backward.default
-        mask = [work.part == "input gradient", *[work.part == "weight gradient"] * 2]
-        calls["onednn"] = lambda: backward(g, x, w, [len(bias)], *options, mask)
-        if work.part == "input gradient":
-            calls["hotloop"] = kernel_calls.convolve3x3_input_gradient(
-                g, w, torch.empty_like(x), **own
-            )
-        else:
-            calls["hotloop"] = kernel_calls.convolve3x3_filter_gradient(
-                x, g, torch.empty_like(w), torch.empty_like(bias), **own
-            )
+    calls = _forward_calls(work) if work.part == "convolution" else _backward_calls(work)
     with torch.no_grad(), threads_set(work.num_threads), TensorArena():
         seconds, quiet = least_seconds(calls, rounds=ROUNDS, limit_s=2 * LIMIT_S)
     return min(seconds, key=lambda name: seconds[name]), seconds, quiet
+
+
+def _draw(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(shape))
+    kind = _LAST if len(shape) == 4 else torch.contiguous_format
+    return torch.empty(shape, memory_format=kind).normal_(generator=generator)
+
+
+def _options(work: Convolution) -> tuple[Any, ...]:
+    return [1, 1], list(work.padding), [1, 1], False, [0, 0], 1
+
+
+def _pooled(work: Convolution) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random values of the pooled results, and an argmax: no value is cut off, as may be."""
+    n, o, h, w = work.out
+    generator = torch.Generator().manual_seed(0)
+    argmax = torch.empty((n, o, h // 2, w // 2), dtype=torch.uint8, memory_format=_LAST)
+    argmax.random_(0, 4, generator=generator)
+    return _draw(*argmax.shape), argmax.permute(0, 2, 3, 1)
+
+
+def _forward_calls(work: Convolution) -> dict[str, Callable[[], Any]]:
+    """With what follows: oneDNN leaves relu and pooling to another pass."""
+    x, w, bias = _draw(*work.x), _draw(*work.w).contiguous(), _draw(work.w[0])
+    out, options = torch.empty(work.out, memory_format=_LAST), _options(work)
+    own: dict[str, Any] = {"relu": work.relu, "num_threads": work.num_threads}
+    made = _pooled(work) if work.pooled else (out,)
+    pool = kernel_calls.max_pool(out, *made, kernel=(2, 2), **own) if work.pooled else None
+
+    def onednn() -> Any:
+        result = _aten.convolution.default(x, w, bias, *options)
+        if pool is not None:
+            pool()
+        return torch.relu_(result) if work.relu and pool is None else result
+
+    own["padding"] = work.padding
+    return {"onednn": onednn, "hotloop": kernel_calls.convolve(x, w, bias, *made, **own)}
+
+
+def _backward_calls(work: Convolution) -> dict[str, Callable[[], Any]]:
+    """From the gradient of the pooled results, where there is pooling."""
+    x, w, bias = _draw(*work.x), _draw(*work.w).contiguous(), _draw(work.w[0])
+    g, options = _draw(*work.out), _options(work)
+    own: dict[str, Any] = {"num_threads": work.num_threads}
+    small, argmax = _pooled(work) if work.pooled else (g, None)
+    spread = None
+    if argmax is not None:
+        spread = kernel_calls.max_pool_gradient(small, argmax, g, kernel=(2, 2), **own)
+    mask = [work.part == "input gradient", *[work.part == "weight gradient"] * 2]
+
+    def onednn() -> Any:
+        if spread is not None:
+            spread()
+        return _aten.convolution_backward.default(g, x, w, [len(bias)], *options, mask)
+
+    own["padding"] = work.padding
+    if work.part == "input gradient":
+        made = torch.empty_like(x)
+        return {
+            "onednn": onednn,
+            "hotloop": kernel_calls.convolve_input_gradient(small, w, made, argmax, **own),
+        }
+    gw, gb = torch.empty_like(w), torch.empty_like(bias)
+    return {
+        "onednn": onednn,
+        "hotloop": kernel_calls.convolve_filter_gradient(x, small, gw, gb, argmax, **own),
+    }

@@ -78,7 +78,7 @@ def _make_contiguous(source: Any, wanted: torch.Tensor) -> bool:
     if source.target is not operator.getitem or len(source.users) != 1 or source.args[1] != 0:
         return False
     kernel = source.args[0]
-    if kernel.target is not torch.ops.hotloop.conv3x3_weight_gradient.default:
+    if kernel.target is not torch.ops.hotloop.convolve_weight_gradient.default:
         return False
     if not wanted.is_contiguous():
         return False

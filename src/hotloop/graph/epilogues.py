@@ -16,7 +16,7 @@ from torch import fx
 from . import layers
 from . import operators as _registered  # noqa: F401
 from .nodes import arguments, only_reader
-from .windows import is_small_filter, pair
+from .windows import is_3x3, pair
 
 _own: Any = torch.ops.hotloop
 _aten: Any = torch.ops.aten
@@ -189,7 +189,7 @@ def _convolution(node: Any, fits: Callable[[Any, Any], bool]) -> _Layer | None:
     x, weight, bias, stride, padding, dilation, groups = arguments(node).values()
     if groups != 1 or pair(dilation) != (1, 1):
         return None
-    small = is_small_filter(tuple(weight.meta["val"].shape[2:]), stride, padding)
+    small = is_3x3(tuple(weight.meta["val"].shape[2:]), stride, padding)
     found = epilogue_of(node, fits_addend=fits, pools=small)
     windows = pair(stride), pair(padding)
     pooled = found.pool is not None

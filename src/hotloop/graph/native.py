@@ -162,14 +162,14 @@ def _pool_backward(args: Any, outs: Any, threads: int) -> Call:
 
 def _convolve(args: Any, outs: Any, threads: int) -> Call:
     x, w, bias, *padding, relu = args[:6]
-    return calls.convolve3x3(
+    return calls.convolve(
         x, w, bias, *outs, padding=tuple(padding), relu=bool(relu), num_threads=threads
     )
 
 
 def _input_gradient(args: Any, outs: Any, threads: int) -> Call:
     _, g, w, argmax, mask, *padding = args
-    return calls.convolve3x3_input_gradient(
+    return calls.convolve_input_gradient(
         g, w, outs[0], argmax, mask, padding=tuple(padding), num_threads=threads
     )
 
@@ -177,7 +177,7 @@ def _input_gradient(args: Any, outs: Any, threads: int) -> Call:
 def _filter_gradient(args: Any, outs: Any, threads: int) -> Call:
     x, g, _, argmax, *padding, _ = args
     filters, bias = outs
-    return calls.convolve3x3_filter_gradient(
+    return calls.convolve_filter_gradient(
         x, g, filters, bias, argmax, padding=tuple(padding), num_threads=threads
     )
 
@@ -308,10 +308,10 @@ NATIVE: dict[Any, Callable[[Any, Sequence[torch.Tensor], int], Call | list[Call]
     _own.gemm_bf16.default: lambda args, outs, threads: _gemm(args, outs, threads, bfloat16=True),
     _own.pool.default: _pool,
     _own.pool_backward.default: _pool_backward,
-    _own.conv3x3.default: _convolve,
-    _own.conv3x3_pool.default: _convolve,
-    _own.conv3x3_input_gradient.default: _input_gradient,
-    _own.conv3x3_weight_gradient.default: _filter_gradient,
+    _own.convolve.default: _convolve,
+    _own.convolve_pool.default: _convolve,
+    _own.convolve_input_gradient.default: _input_gradient,
+    _own.convolve_weight_gradient.default: _filter_gradient,
     cross_entropy: _cross_entropy,
     squared_error: _squared_error,
     column_sums: _column_sums,

@@ -92,33 +92,35 @@ torch.library.register_fake(
     lib=_LIBRARY,
 )
 
-# Convolution with 3x3 windows and stride 1, channels of x adjacent (+ bias, then relu when asked).
+# Convolution with a small filter and stride 1, channels of x adjacent (+ bias, then relu where
+# asked).
 _LIBRARY.define(
-    "conv3x3(Tensor x, Tensor w, Tensor? bias, int pad_h, int pad_w, int relu) -> Tensor",
+    "convolve(Tensor x, Tensor w, Tensor? bias, int pad_h, int pad_w, int relu) -> Tensor",
     tags=_TAGS,
 )
 # The same, pooled by 2x2 as `pool` does it.
 _LIBRARY.define(
-    "conv3x3_pool(Tensor x, Tensor w, Tensor? bias, int pad_h, int pad_w, int relu, int last)"
+    "convolve_pool(Tensor x, Tensor w, Tensor? bias, int pad_h, int pad_w, int relu, int last)"
     " -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 # The gradient of x, 0 where mask is not above 0; and those of w (channels adjacent where `last`)
 # and of the bias. g: the gradient of the results, or that of their pooling with its argmax.
 _LIBRARY.define(
-    "conv3x3_input_gradient(Tensor x, Tensor g, Tensor w, Tensor? argmax, Tensor? mask, int pad_h,"
+    "convolve_input_gradient(Tensor x, Tensor g, Tensor w, Tensor? argmax, Tensor? mask, int pad_h,"
     " int pad_w) -> Tensor",
     tags=_TAGS,
 )
 _LIBRARY.define(
-    "conv3x3_weight_gradient(Tensor x, Tensor g, Tensor w, Tensor? argmax, int pad_h, int pad_w,"
+    "convolve_weight_gradient(Tensor x, Tensor g, Tensor w, Tensor? argmax, int pad_h, int pad_w,"
     " int last) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 
 
 def _convolved(x: torch.Tensor, w: torch.Tensor, pad_h: int, pad_w: int) -> list[int]:
-    return [x.shape[0], w.shape[0], x.shape[2] + 2 * pad_h - 2, x.shape[3] + 2 * pad_w - 2]
+    (n, _, h, v), (o, _, kh, kw) = x.shape, w.shape
+    return [n, o, h + 2 * pad_h - kh + 1, v + 2 * pad_w - kw + 1]
 
 
 def _fake_conv_pool(
@@ -130,18 +132,18 @@ def _fake_conv_pool(
 
 
 torch.library.register_fake(
-    "hotloop::conv3x3",
+    "hotloop::convolve",
     lambda x, w, bias, ph, pw, relu: _dense(_convolved(x, w, ph, pw), x, x.dtype, True),
     lib=_LIBRARY,
 )
-torch.library.register_fake("hotloop::conv3x3_pool", _fake_conv_pool, lib=_LIBRARY)
+torch.library.register_fake("hotloop::convolve_pool", _fake_conv_pool, lib=_LIBRARY)
 torch.library.register_fake(
-    "hotloop::conv3x3_input_gradient",
+    "hotloop::convolve_input_gradient",
     lambda x, g, w, argmax, mask, ph, pw: _dense(list(x.shape), x, x.dtype, True),
     lib=_LIBRARY,
 )
 torch.library.register_fake(
-    "hotloop::conv3x3_weight_gradient",
+    "hotloop::convolve_weight_gradient",
     lambda x, g, w, argmax, ph, pw, last: (
         _dense(list(w.shape), w, w.dtype, bool(last)),
         w.new_empty(w.shape[0]),

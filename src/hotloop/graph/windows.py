@@ -12,5 +12,16 @@ def pair(sizes: Any) -> tuple[int, int]:
 
 
 def is_small_filter(kernel: Any, stride: Any, padding: Any) -> bool:
-    """Whether ``kernels/cpp/convolution.h`` takes it: 3x3, stride 1, padding of 2 at most."""
-    return pair(kernel) == (3, 3) and pair(stride) == (1, 1) and max(pair(padding)) <= 2
+    """Whether ``kernels/cpp/convolution.h`` takes it: up to 7x7, stride 1, padding less than that.
+
+    1x1 is not among them: it is a matrix product.
+    """
+    sizes = pair(kernel)
+    pads = zip(pair(padding), sizes, strict=True)
+    fits = 1 < max(sizes) <= 7 and all(pad < size for pad, size in pads)
+    return fits and pair(stride) == (1, 1)
+
+
+def is_3x3(kernel: Any, stride: Any, padding: Any) -> bool:
+    """Whether it is one of these by 3x3, for which a layer of inference has filters prepared."""
+    return pair(kernel) == (3, 3) and is_small_filter(kernel, stride, padding)

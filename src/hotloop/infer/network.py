@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..graph.memory_plan import Lifetime, plan_offsets
-from ..graph.windows import is_small_filter
+from ..graph.windows import is_3x3
 
 if TYPE_CHECKING:
     import numpy
@@ -87,7 +87,7 @@ class Layer:
     def is_small_filter(self) -> bool:
         """Whether it is a convolution that 3x3 filters with stride 1 have a kernel for."""
         windows = self.kernel, self.stride, self.padding
-        return self.kind == "convolution" and is_small_filter(*windows)
+        return self.kind == "convolution" and is_3x3(*windows)
 
 
 class Network:

@@ -426,20 +426,22 @@ function("hotloop_pool_backward", pool=pointer("const PoolBackwardCall"))
 
 ConvolutionShape = structure(
     "ConvolutionShape",
-    """Images [batch, in_channels, height, width] and filters [out_channels, in_channels, 3, 3].
+    """Images [batch, in_channels, height, width] and filters [out_channels, in_channels, ...].
 
-    Stride 1; pad_h and pad_w at most 2.""",
+    Stride 1; filters of 1 to 7 rows and columns, padding less than these.""",
     batch=int64,
     in_channels=int64,
     height=int64,
     width=int64,
     out_channels=int64,
+    filter_height=int64,
+    filter_width=int64,
     pad_h=int64,
     pad_w=int64,
 )
 FilterStrides = structure(
     "FilterStrides",
-    "Strides of filters [out_channels, in_channels, 3, 3].",
+    "Strides of filters [out_channels, in_channels, filter_height, filter_width].",
     o=int64,
     i=int64,
     h=int64,
@@ -464,7 +466,7 @@ ConvolutionCall = structure(
     relu=int32,
     num_threads=int64,
 )
-function("hotloop_convolve3x3", convolution=pointer("const ConvolutionCall"))
+function("hotloop_convolve", convolution=pointer("const ConvolutionCall"))
 ConvolutionInputGradientCall = structure(
     "ConvolutionInputGradientCall",
     """The gradient of the input from that of the output, or of the pooled output and its argmax.
@@ -483,7 +485,7 @@ ConvolutionInputGradientCall = structure(
     num_threads=int64,
 )
 function(
-    "hotloop_convolve3x3_input_gradient", convolution=pointer("const ConvolutionInputGradientCall")
+    "hotloop_convolve_input_gradient", convolution=pointer("const ConvolutionInputGradientCall")
 )
 ConvolutionFilterGradientCall = structure(
     "ConvolutionFilterGradientCall",
@@ -500,7 +502,7 @@ ConvolutionFilterGradientCall = structure(
     num_threads=int64,
 )
 function(
-    "hotloop_convolve3x3_filter_gradient",
+    "hotloop_convolve_filter_gradient",
     convolution=pointer("const ConvolutionFilterGradientCall"),
 )
 

@@ -184,7 +184,7 @@ def update(
     return Call("hotloop_update", arguments, weight, gradient, *states)
 
 
-def convolve3x3(
+def convolve(
     x: Tensor,
     filters: Tensor,
     bias: Tensor | None,
@@ -198,7 +198,8 @@ def convolve3x3(
     """``out = x * filters (+ bias)``, pooled by 2 x 2 where there is an argmax.
 
     Args:
-        x: ``[N, C, H, W]``, channels adjacent. filters: ``[O, C, 3, 3]`` of any strides.
+        x: ``[N, C, H, W]``, channels adjacent. filters: ``[O, C, KH, KW]`` of any strides, 1 to 7
+            rows and columns.
         argmax: uint8 ``[N, OH / 2, OW / 2, O]``, dense.
     """
     arguments = binding.ConvolutionCall(
@@ -206,10 +207,10 @@ def convolve3x3(
         binding.FilterStrides(*filters.stride()), address(bias), address(out), _image_strides(out),
         address(argmax), relu, num_threads,
     )  # fmt: skip
-    return Call("hotloop_convolve3x3", arguments, x, filters, bias, out, argmax)
+    return Call("hotloop_convolve", arguments, x, filters, bias, out, argmax)
 
 
-def convolve3x3_input_gradient(
+def convolve_input_gradient(
     gradient: Tensor,
     filters: Tensor,
     out: Tensor,
@@ -226,10 +227,10 @@ def convolve3x3_input_gradient(
         address(out), _image_strides(out), num_threads,
     )  # fmt: skip
     tensors = gradient, filters, out, argmax, mask
-    return Call("hotloop_convolve3x3_input_gradient", arguments, *tensors)
+    return Call("hotloop_convolve_input_gradient", arguments, *tensors)
 
 
-def convolve3x3_filter_gradient(
+def convolve_filter_gradient(
     x: Tensor,
     gradient: Tensor,
     out: Tensor,
@@ -246,7 +247,7 @@ def convolve3x3_filter_gradient(
         binding.FilterStrides(*out.stride()), address(bias_gradient), num_threads,
     )  # fmt: skip
     tensors = x, gradient, out, bias_gradient, argmax
-    return Call("hotloop_convolve3x3_filter_gradient", arguments, *tensors)
+    return Call("hotloop_convolve_filter_gradient", arguments, *tensors)
 
 
 def max_pool(
@@ -671,4 +672,4 @@ def _image_strides(tensor: Tensor) -> Any:
 
 
 def _convolution_shape(x: Tensor, filters: Tensor, padding: tuple[int, int]) -> Any:
-    return binding.ConvolutionShape(*x.shape, filters.shape[0], *padding)
+    return binding.ConvolutionShape(*x.shape, filters.shape[0], *filters.shape[2:], *padding)

@@ -1,5 +1,5 @@
-// Convolutions with 3 x 3 filters and max pooling, forward and backward, against plain loops; the same bits for
-// one to three threads.
+// Convolutions with 3 x 3 and other small filters and max pooling, forward and backward, against plain loops; the
+// same bits for one to three threads.
 #include <algorithm>
 #include <limits>
 
@@ -111,20 +111,27 @@ struct ConvolutionCase {
 
   explicit ConvolutionCase(Draw& draw) {
     pooled = draw.below(2) != 0, has_relu = draw.below(2) != 0;
-    shape = {from_to(draw, 1, 3), from_to(draw, 1, 40), from_to(draw, 3, 13), from_to(draw, 3, 13),
-             from_to(draw, 1, 80), from_to(draw, 0, 2), from_to(draw, 0, 2)};
+    const bool is_3x3 = draw.below(2) != 0;
+    const int64_t rows = is_3x3 ? 3 : from_to(draw, 1, 7), cols = is_3x3 ? 3 : from_to(draw, 1, 7);
+    shape = {from_to(draw, 1, 3),     from_to(draw, 1, 40),    from_to(draw, rows, 13),
+             from_to(draw, cols, 27), from_to(draw, 1, 80),    rows,
+             cols,                    from_to(draw, 0, rows - 1), from_to(draw, 0, cols - 1)};
     if (pooled) shape.height += 1, shape.width += 1;
     const ConvolutionShape& s = shape;
     in = {s.batch, s.in_channels, s.height, s.width, true};
-    made = {s.batch, s.out_channels, s.height + 2 * s.pad_h - 2, s.width + 2 * s.pad_w - 2, true};
+    made = {s.batch, s.out_channels, s.height + 2 * s.pad_h - rows + 1,
+            s.width + 2 * s.pad_w - cols + 1, true};
     out = made;
     if (pooled) out.h /= 2, out.w /= 2, out.last = draw.below(2) != 0;
     x = drawn(draw, in.count());
-    filters = drawn(draw, s.out_channels * s.in_channels * 9);
+    filters = drawn(draw, s.out_channels * s.in_channels * taps());
     bias = drawn(draw, s.out_channels);
   }
 
-  FilterStrides filter_strides() const { return {shape.in_channels * 9, 9, 3, 1}; }
+  int64_t taps() const { return shape.filter_height * shape.filter_width; }
+  FilterStrides filter_strides() const {
+    return {shape.in_channels * taps(), taps(), shape.filter_width, 1};
+  }
   Images argmax_order() const { return {out.n, out.c, out.h, out.w, true}; }
 
   // Calls body(index of a result, of a pixel, of a filter's element) for each product.
@@ -132,10 +139,11 @@ struct ConvolutionCase {
   void for_products(const Body& body) const {
     for_each(made, [&](int64_t n, int64_t o, int64_t h, int64_t w) {
       for (int64_t c = 0; c < in.c; ++c)
-        for (int64_t p = 0; p < 9; ++p) {
-          const int64_t i = h - shape.pad_h + p / 3, j = w - shape.pad_w + p % 3;
+        for (int64_t p = 0; p < taps(); ++p) {
+          const int64_t i = h - shape.pad_h + p / shape.filter_width;
+          const int64_t j = w - shape.pad_w + p % shape.filter_width;
           if (i >= 0 && i < in.h && j >= 0 && j < in.w)
-            body(made.index(n, o, h, w), in.index(n, c, i, j), at((o * in.c + c) * 9 + p));
+            body(made.index(n, o, h, w), in.index(n, c, i, j), at((o * in.c + c) * taps() + p));
         }
     });
   }
@@ -159,8 +167,8 @@ void check_forward(const ConvolutionCase& c, Floats* result, std::vector<uint8_t
     const ConvolutionCall call{c.shape, c.x.data(), c.in.strides(), c.filters.data(),
                                c.filter_strides(), c.bias.data(), y.data(), c.out.strides(),
                                c.pooled ? places.data() : nullptr, c.has_relu, threads};
-    check_status(hotloop_convolve3x3(&call));
-    check_close("a convolution", y, want, 3 * std::sqrt(9.0 * static_cast<double>(c.in.c)));
+    check_status(hotloop_convolve(&call));
+    check_close("a convolution", y, want, 3 * std::sqrt(static_cast<double>(c.taps() * c.in.c)));
     if (threads == 1) *result = y, *argmax = places;
     check_equal("a convolution with other threads", y, *result);
     check_equal("its argmax", places, *argmax);
@@ -193,13 +201,13 @@ void check_gradients(Draw& draw, const ConvolutionCase& c, const std::vector<uin
     const ConvolutionInputGradientCall input{
         c.shape, g.data(), c.out.strides(), places, c.filters.data(), c.filter_strides(),
         mask.data(), made_gx.data(), c.in.strides(), threads};
-    check_status(hotloop_convolve3x3_input_gradient(&input));
+    check_status(hotloop_convolve_input_gradient(&input));
     check_close("a gradient of images", made_gx, gx,
-                3 * std::sqrt(9.0 * static_cast<double>(c.made.c)));
+                3 * std::sqrt(static_cast<double>(c.taps() * c.made.c)));
     const ConvolutionFilterGradientCall filter{
         c.shape, c.x.data(), c.in.strides(), g.data(), c.out.strides(), places, made_gf.data(),
         c.filter_strides(), made_gb.data(), threads};
-    check_status(hotloop_convolve3x3_filter_gradient(&filter));
+    check_status(hotloop_convolve_filter_gradient(&filter));
     check_close("a gradient of filters", made_gf, gf, 3 * std::sqrt(results));
     check_close("a gradient of a bias", made_gb, gb, 3 * std::sqrt(results));
     if (threads == 1) first_gx = made_gx, first_gf = made_gf;
@@ -213,7 +221,7 @@ void check_gradients(Draw& draw, const ConvolutionCase& c, const std::vector<uin
 int main() {
   Draw draw(2);
   for (int i = 0; i < 60; ++i) check_pool(draw);
-  for (int i = 0; i < 30; ++i) {
+  for (int i = 0; i < 60; ++i) {
     const ConvolutionCase c(draw);
     if (std::min(c.out.h, c.out.w) < 1) continue;
     Floats result;

@@ -1,5 +1,5 @@
-// The two ways to convolve with 3 x 3 filters, for the calls of convolution.h and for layers, which keep their
-// filters prepared.
+// The two ways to convolve, for the calls of convolution.h and for layers, which keep their filters prepared:
+// Winograd's transforms for 3 x 3 filters of enough channels, else direct sums.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +13,16 @@ namespace hotloop {
 
 // Images of fewer channels are convolved directly: transforms would cost more than they save.
 constexpr int64_t kFewChannels = 8;
+
+struct FilterSize {
+  int64_t height, width;
+
+  int64_t taps() const { return height * width; }
+  bool is_for_winograd(int64_t channels) const {
+    return height == 3 && width == 3 && channels >= kFewChannels;
+  }
+};
+constexpr FilterSize k3x3{3, 3};
 
 // What becomes of a tile's 2 x 2 results.
 struct ConvolutionEpilogue {
@@ -73,6 +83,7 @@ struct ConvolutionEpilogue {
 
 struct Convolution {
   Image input;
+  FilterSize size;
   int64_t pad_h, pad_w;
   Filters filters;
   const float* prepared;  // The filters as prepare_filters makes them; null: they are made in the call.
@@ -80,11 +91,12 @@ struct Convolution {
   int threads;
 };
 
-// By Winograd's transforms, and as a direct sum; prepared filters are those of the way. Throw Error.
+// By Winograd's transforms, and as a direct sum of an input without argmax; prepared filters are those of the
+// way. Throw Error.
 void convolve_winograd(const Convolution& convolution);
 void convolve_directly(const Convolution& convolution);
 
-// Filters as the way that fits so many inputs reads them, and how many floats they take.
+// 3 x 3 filters as the way that fits so many inputs reads them, and how many floats they take.
 int64_t prepared_filter_floats(int64_t outputs, int64_t inputs);
 void prepare_filters(const Filters& filters, int64_t outputs, int64_t inputs, float* to);
 
@@ -95,6 +107,7 @@ bool has_few_tiles(int64_t batch, int64_t height, int64_t width, int64_t threads
 // The gradients of filters (their strides are those of filter_gradient) and bias from that of the results.
 struct FilterGradient {
   Image input, gradient;
+  FilterSize size;
   int64_t pad_h, pad_w;
   float *filter_gradient, *bias_gradient;
   FilterStrides strides;
@@ -103,6 +116,21 @@ struct FilterGradient {
 
 void filter_gradient_winograd(const FilterGradient& call);
 void filter_gradient_directly(const FilterGradient& call);
+// Of a gradient with argmax. Products with gradients of 0 are not made.
+void pooled_filter_gradient(const FilterGradient& call);
+
+// The gradient of an image from that of the pooled results: each value that is not 0 is given back to the pixels it
+// came from. Throws Error.
+struct PooledInputGradient {
+  Image gradient;  // With its argmax.
+  FilterSize size;
+  int64_t pad_h, pad_w;
+  Filters filters;               // Of the convolution itself.
+  ConvolutionEpilogue epilogue;  // Of the image: a mask or nothing, and its size.
+  int threads;
+};
+
+void pooled_input_gradient(const PooledInputGradient& call);
 
 // The gradient of a weight is added up in so many parts, each from its own tiles, and these in order:
 // the same sums whatever the number of threads.

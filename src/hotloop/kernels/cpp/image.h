@@ -22,6 +22,7 @@ struct Tiles {
 
 struct Tile {
   int64_t n, h, w;
+  Tile(int64_t n, int64_t h, int64_t w) : n(n), h(h), w(w) {}
   Tile(const Tiles& tiles, int64_t at)
       : n(at / (tiles.rows * tiles.cols)), h(at / tiles.cols % tiles.rows * 2),
         w(at % tiles.cols * 2) {}

@@ -69,7 +69,7 @@ Convolution small_filters(const Layer& layer, int64_t batch, const float* x, con
       {layer.bias, addend, nullptr, layer.activation}, out,
       ImageStrides{height * width * O, 1, width * O, O}, O, s.output_height, s.output_width,
       layer.max_pool_2x2 != 0};
-  return {image, s.pad_h, s.pad_w, {}, layer.filters, epilogue, threads};
+  return {image, k3x3, s.pad_h, s.pad_w, {}, layer.filters, epilogue, threads};
 }
 
 }  // namespace
