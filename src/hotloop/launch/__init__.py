@@ -9,6 +9,7 @@ Inside the script's process:
     inside    before torch, after torch
     matmul    products by the fastest kernel
     optimizer Adam by the fused kernel
+    updates   other rules by hotloop's kernel, where a choice says that it is faster
     waits     time spent in DataLoaders
     session   counters; report and suggest at the end
 

@@ -108,8 +108,8 @@ def decide(
         "huge-pages": lambda: _huge_pages(machine, options, environ, values),
         "matmul": lambda: _switch("matmul", "float32 matrix products by the fastest of torch, "
                                   "oneDNN and hotloop, each shape timed", values),
-        "optimizer": lambda: _switch("optimizer", "Adam and AdamW by torch's fused kernel, where "
-                                     "the script does not choose", values),
+        "optimizer": lambda: _switch("optimizer", "Adam by torch's fused kernel, other rules by "
+                                     "hotloop's, where the script does not choose", values),
     }  # fmt: skip
     values |= {"matmul": False, "optimizer": False}
     changes = [

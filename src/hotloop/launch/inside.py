@@ -131,11 +131,22 @@ def _after_torch(torch: Any, settings: Settings, session: Session | None) -> Non
             from . import optimizer
 
             optimizer.install(fuse=settings.optimizer)
+            if settings.optimizer:
+                _install_updates()
         router = _route(settings, loud=session is not None) if settings.matmul else None
         if session is not None:
             session.after_torch(router)
     except Exception as error:
         print(f"hotloop: the script runs without some changes: {error}", file=sys.stderr)
+
+
+def _install_updates() -> None:
+    from .. import kernels
+
+    if kernels.is_available():
+        from . import updates
+
+        updates.install()
 
 
 def _route(settings: Settings, *, loud: bool) -> ProductRouter | None:

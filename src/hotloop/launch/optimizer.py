@@ -22,7 +22,8 @@ class Updates:
     """What the optimizer took.
 
     Attributes:
-        calls: of the update function, one for each group and step. fused: how many of them.
+        calls: of Adam's function, and of others where hotloop's kernel made them (``updates.py``);
+            one for each group and step. fused: how many of them, those by hotloop's kernel too.
         seconds: of all.
     """
 

@@ -32,8 +32,8 @@ class RunReport(Record):
         voluntary_switches, involuntary_switches: context switches.
         data_wait_s: in getting batches from DataLoaders; ``None``: none was used.
         batches: batches they gave. loader_workers: the most workers one had.
-        update_s: in Adam's or AdamW's update; ``None``: not seen. updates: how many updates.
-        fused_updates: how many of them by the fused kernel.
+        update_s: in Adam's update, and in others that hotloop's kernel made; ``None``: not seen.
+        updates: how many. fused_updates: how many of them by a kernel.
         product_s: in the routed matrix products. routed: whether products were routed at all.
         products: each shape, see ``ProductUse``, with ``flop_per_s``; the longest first.
         bfloat16: whether the processor multiplies in bfloat16; ``None``: not known.
@@ -95,7 +95,7 @@ def _time(report: RunReport) -> str:
     if report.data_wait_s is not None:
         parts.append(f"waited for data {format_seconds(report.data_wait_s)}")
     if report.update_s is not None:
-        parts.append(f"Adam {format_seconds(report.update_s)}")
+        parts.append(f"updates {format_seconds(report.update_s)}")
     if report.product_s:
         parts.append(f"routed products {format_seconds(report.product_s)}")
     if report.run_delay_s is not None and report.run_delay_s > 0.01 * report.wall_s:
