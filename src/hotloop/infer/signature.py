@@ -291,7 +291,7 @@ def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     A tuple or list holds the positional ones, a mapping those by name, ``hotloop.Arguments`` both;
     all else is the only one.
     """
-    if "torch" in sys.modules:  # Without it nobody has ``Arguments`` or a ``PackedSequence``.
+    if sys.modules.get("torch") is not None:  # Else nobody has ``Arguments``, ``PackedSequence``.
         from ..memory.tree import arguments as of_tree
 
         return of_tree(example)
