@@ -65,7 +65,8 @@ class Update:
         for number, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
                 self._group_of[id(parameter)] = number
-        self._has_momentum = [bool(g.get("momentum")) for g in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        self._has_momentum = [bool(g["momentum"]) for g in groups if "momentum" in g]
         self._names = [self._state_names(w) for w in self.weights]
 
     def _state_names(self, weight: torch.Tensor) -> tuple[str, ...]:
@@ -78,12 +79,15 @@ class Update:
         return _STATES.get(type(self.optimizer), ("sum",))
 
     def change(self) -> str | None:
-        """Why the rule is another one than when it was made; ``None``: it is the same."""
-        reason = reason_outside(self.optimizer)
-        if reason is None and isinstance(self.optimizer, optim.SGD):
-            has = [bool(group["momentum"]) for group in self.optimizer.param_groups]
-            reason = "SGD gets or loses its momentum" if has != self._has_momentum else None
-        return reason
+        """Why the rule is another one than when it was made; ``None``: it is the same.
+
+        Numbers of groups are read each time, and switches are guarded. But whether there is a
+        momentum says which state there is.
+        """
+        for group, had in zip(self.optimizer.param_groups, self._has_momentum, strict=False):
+            if bool(group["momentum"]) != had:
+                return f"{type(self.optimizer).__name__} gets or loses its momentum"
+        return None
 
     def has_group(self, weight: torch.Tensor) -> bool:
         """Whether the optimizer updates a weight."""
