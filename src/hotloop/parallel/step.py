@@ -109,6 +109,7 @@ class ParallelStep(TrainStep):
         self.faults: list[str] = []
         self._team: Team | None = None
         self._chunks: RecordedChunk | None = None
+        self._last_shared: tuple[Batch | None, Batch] = None, batch  # Asked twice in a call.
         self.balancer = LoadBalancer(self.num_workers, max(1, self.num_chunks))
         choice = choose_path(
             model, batch.trees, plan, optimizer=optimizer, chunk_size=self.chunk_size
@@ -188,8 +189,12 @@ class ParallelStep(TrainStep):
 
     def _shared(self, batch: Batch) -> Batch:
         """The batch with the shares of its chunks, where these are not all the same."""
-        share = self.loss_weight.of_chunks(batch.y, self.chunk_size, self.num_chunks)
-        return batch if share is None else batch.with_share(share)
+        of, found = self._last_shared
+        if of is not batch:
+            share = self.loss_weight.of_chunks(batch.y, self.chunk_size, self.num_chunks)
+            found = batch if share is None else batch.with_share(share)
+            self._last_shared = batch, found
+        return found
 
     def _is_whole(self, batch: Batch, steps: int = 1) -> bool:
         """Whether there are so many batches of whole chunks."""

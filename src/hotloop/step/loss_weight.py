@@ -56,11 +56,17 @@ class LossWeight:
         self.is_settled = False
         self.note: str | None = None
         self._labels: set[tuple[int, int]] = set()
+        # Asked in each call of many steps.
+        self._function, self._option = _recognised(loss_fn)
 
     @property
     def kind(self) -> Kind:
         """``"mean"`` over samples, ``"sum"``, ``"labels"``: a mean over the labels that count."""
-        return _recognised(self.loss_fn)[0]
+        if self._function is None:
+            return "unknown"
+        if self._option("reduction", "mean") == "sum":
+            return "sum"
+        return "labels" if self._function in _OF_LABELS.values() else "mean"
 
     def judge(self, recording: Recording) -> str | None:
         """Why a step must not become a program of parts; ``None``: it may (``leaves_out``)."""
@@ -82,10 +88,10 @@ class LossWeight:
         Returns:
             The samples, or what cross entropy divides by; ``None``: the loss is a sum.
         """
-        kind, options = _recognised(self.loss_fn)
+        kind = self.kind
         if kind == "sum":
             return None
-        counts = _counts(y, options) if kind == "labels" else None
+        counts = self._counts(y) if kind == "labels" else None
         return float(num_samples) if counts is None else float(counts.sum())
 
     def shared(self, parts: Sequence[Batch]) -> list[Batch]:
@@ -112,8 +118,12 @@ class LossWeight:
         Returns:
             float64 ``[samples]``; ``None``: all chunks weigh the same.
         """
-        kind, options = _recognised(self.loss_fn)
-        counts = _counts(y, options) if kind == "labels" else None
+        if self.kind != "labels" or not isinstance(y, torch.Tensor):
+            return None
+        ignored = self._option("ignore_index", -100)
+        if self._option("weight", None) is None and not bool((y == ignored).any()):
+            return None  # Most batches: asked in each call, so this costs little.
+        counts = self._counts(y)
         if counts is None:
             return None
         of_chunks = counts.view(-1, num_chunks, size).sum(-1)
@@ -123,6 +133,20 @@ class LossWeight:
         # Where no label counts the loss is no number, as PyTorch's.
         shares = torch.where(totals != 0, of_chunks * num_chunks / totals, 1.0)
         return shares.flatten().repeat_interleave(size)
+
+    def _counts(self, y: Any) -> torch.Tensor | None:
+        """What cross entropy divides by for each sample, float64 ``[samples]``.
+
+        ``None``: it divides by the number of samples, as for targets that are probabilities.
+        """
+        if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.dim() == 0:
+            return None
+        weight, ignored = self._option("weight", None), y == self._option("ignore_index", -100)
+        kept: torch.Tensor = ~ignored
+        if weight is not None:
+            of_labels = weight.detach().double().to(y.device)[y.masked_fill(ignored, 0)]
+            kept = of_labels.masked_fill(ignored, 0.0)
+        return kept.flatten(1).sum(1).double() if y.dim() > 1 else kept.double()
 
     def check(self, answers: Sequence[tuple[Any, Batch]], remedy: str, rows: int = 0) -> bool:
         """Compare the loss of a batch with that of its parts, weighted by their shares.
@@ -168,38 +192,20 @@ def weighted(loss: torch.Tensor, share: float | torch.Tensor) -> torch.Tensor:
     return loss if share == 1.0 else loss * share
 
 
-def _recognised(loss_fn: Any) -> tuple[Kind, dict[str, Any]]:
-    """The kind of a loss, and of cross entropy its options."""
-    options: dict[str, Any] = {}
+def _recognised(loss_fn: Any) -> tuple[Any, Callable[..., Any]]:
+    """torch's function that a loss is, ``None``: none that is known; and what gives an option."""
     if isinstance(loss_fn, functools.partial):
-        if loss_fn.args or {"size_average", "reduce"} & loss_fn.keywords.keys():
-            return "unknown", options
-        loss_fn, options = loss_fn.func, loss_fn.keywords
+        keywords = loss_fn.keywords
+        known = not loss_fn.args and not {"size_average", "reduce"} & keywords.keys()
+        return (_known(loss_fn.func) if known else None), keywords.get
     if isinstance(loss_fn, nn.Module):
         forward = type(loss_fn).forward
-        is_known = not options and (forward in _OF_LABELS or forward in _FORWARDS)
-        options = vars(loss_fn) | loss_fn._buffers
-        loss_fn = _OF_LABELS.get(forward, functional.mse_loss)
-    else:
-        # By identity: what the user calls a loss need not be hashable.
-        is_known = any(loss_fn is known for known in (*_FUNCTIONS, *_OF_LABELS.values()))
-    if not is_known:
-        return "unknown", {}
-    if options.get("reduction", "mean") == "sum":
-        return "sum", {}
-    return ("labels" if loss_fn in _OF_LABELS.values() else "mean"), options
+        of_elements = functional.mse_loss if forward in _FORWARDS else None
+        return _OF_LABELS.get(forward, of_elements), functools.partial(getattr, loss_fn)
+    return _known(loss_fn), dict[str, Any]().get
 
 
-def _counts(y: Any, options: dict[str, Any]) -> torch.Tensor | None:
-    """What cross entropy divides by for each sample, float64 ``[samples]``.
-
-    ``None``: it divides by the number of samples, as for targets that are probabilities.
-    """
-    if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.dim() == 0:
-        return None
-    weight, ignored = options.get("weight"), y == options.get("ignore_index", -100)
-    kept: torch.Tensor = ~ignored
-    if weight is not None:
-        of_labels = weight.detach().double().to(y.device)[y.masked_fill(ignored, 0)]
-        kept = of_labels.masked_fill(ignored, 0.0)
-    return kept.flatten(1).sum(1).double() if y.dim() > 1 else kept.double()
+def _known(function: Any) -> Any:
+    # By identity: what the user calls a loss need not be hashable.
+    known = (*_FUNCTIONS, *_OF_LABELS.values())
+    return next((each for each in known if each is function), None)
