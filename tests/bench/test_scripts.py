@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hotloop import MissingExtraError
+
 SCRIPTS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
 
 
@@ -30,5 +32,8 @@ def test_there_are_scripts():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_imports_of_a_script_resolve(script):
-    missing = [each for each in taken(ast.parse(script.read_text())) if not is_there(*each)]
+    try:
+        missing = [each for each in taken(ast.parse(script.read_text())) if not is_there(*each)]
+    except MissingExtraError as error:
+        pytest.skip(str(error))
     assert not missing

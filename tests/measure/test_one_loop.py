@@ -15,6 +15,8 @@ CLOCKS = {
 LOOPS = (ast.For, ast.While, ast.AsyncFor, ast.ListComp, ast.GeneratorExp, ast.DictComp)
 # Other loops that read a clock, and why they choose nothing by it.
 OTHERS = {
+    "data/batches.py": "says how long samples take to be read, against a limit",
+    "data/samples.py": "no clock: where random numbers stand now",
     "bench/load.py": "sends requests when they fall due",
     "bench/peer.py": "an epoch for each line that a loop of Turns, in another process, writes",
     "measure/neighbours.py": "waits until threads sleep",

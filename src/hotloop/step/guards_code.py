@@ -44,7 +44,7 @@ class Names:
     imported: frozenset[str]
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=65536)
 def names_of(code: types.CodeType) -> Names:
     """Names in a function's code and in the functions written inside it."""
     found: dict[str, set[str]] = {"read": set(), "attributes": set(), "imported": set()}
@@ -75,7 +75,7 @@ def take_for_constant(path: str) -> None:
     is_users_file.cache_clear()
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=65536)
 def is_users_file(path: str) -> bool:
     """Whether code of a file is neither torch's, NumPy's, hotloop's nor the standard library's."""
     if path.startswith("<"):
