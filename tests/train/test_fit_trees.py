@@ -274,3 +274,38 @@ def test_samples_may_hold_names_beside_tensors():
     )
     assert close(losses, expected)
     assert any("read while training" in note for note in report.notes)
+
+
+def test_a_loss_with_numpy_inside_has_no_budget_and_trains():
+    def matched(answer, y):
+        order = torch.from_numpy(answer.detach().numpy().argsort(0))
+        return (answer.gather(0, order) - y.sort(0).values).square().mean()
+
+    def run(train):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        return train(model, torch.optim.SGD(model.parameters(), 0.1)), model.weight.detach()
+
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(32, 3, generator=generator)
+    y = torch.randn(32, 2, generator=generator)
+
+    def plain(model, optimizer):
+        for part in torch.arange(32).split(8):
+            optimizer.zero_grad()
+            matched(model(x[part]), y[part]).backward()
+            optimizer.step()
+
+    def fit(model, optimizer):
+        data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+        return hotloop.Trainer(model, matched, optimizer).fit(data, monitor=False)
+
+    def fit_arrays(model, optimizer):
+        return hotloop.Trainer(model, matched, optimizer).fit((x, y), batch_size=8, monitor=False)
+
+    report, weight = run(fit)
+    torch.testing.assert_close(weight, run(plain)[1])
+    for found in (report, run(fit_arrays)[0]):
+        assert found.path == "plain"
+        assert "numpy" in found.path_reason
+        assert any("working memory is unknown" in note for note in found.notes)

@@ -40,10 +40,17 @@ class RunData:
 
     @property
     def example(self) -> Batch:
-        """One sample and its target, where samples are packed; else a batch."""
-        if isinstance(self.batches, PackedBatches):
-            return self.batches.dataset.example()
-        return self.batch
+        """The first samples and targets, two where samples are packed; else a batch.
+
+        Their values count where a step cannot be followed on shapes alone: whether it runs at all.
+        """
+        if not isinstance(self.batches, PackedBatches):
+            return self.batch
+        dataset = self.batches.dataset
+        count = min(2, dataset.num_samples)
+        tensors = [torch.empty_like(t, device="cpu") for t in dataset.example_tensors(count)]
+        dataset.gather(torch.arange(count), *tensors)
+        return dataset.batch(tensors)
 
     @property
     def resident_bytes(self) -> int:
