@@ -180,7 +180,7 @@ class RecordedStep:
 
     def waits_for(self, key: Any) -> bool:
         """Whether a shape was recorded before the run was resumed, and not yet after it."""
-        return repr(key) in self._resumed
+        return bool(self._resumed) and repr(key) in self._resumed
 
     def rehearse(self, key: Any, batch: Batch, plain: Callable[[bool], torch.Tensor]) -> None:
         """Record a shape as often as it was before, on a batch whose step is not made by it.
