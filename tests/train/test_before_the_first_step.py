@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hotloop
+from hotloop.train.labels import check_labels
 
 LOSS = nn.functional.cross_entropy
 GENERATOR = torch.Generator().manual_seed(0)
@@ -286,3 +287,12 @@ def test_what_does_not_fit_is_named_with_shape_and_dtype(model, loss_fn, data, t
     with pytest.raises(hotloop.ModelError, match=told) as error:
         fit(model, samples, loss_fn, **({} if loaded else {"batch_size": 16}))
     assert "\n" not in str(error.value)
+
+
+def test_scores_and_classes():
+    ten, eleven = {9: 0}, {10: 0}  # The highest label, and a sample that has it.
+    check_labels(LOSS, (64, 10), ten)
+    check_labels(nn.functional.mse_loss, (64, 1), ten)
+    check_labels(LOSS, None, ten)
+    with pytest.raises(hotloop.ModelError, match="11 classes"):
+        check_labels(nn.CrossEntropyLoss(), (64, 10), eleven)

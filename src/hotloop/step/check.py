@@ -98,29 +98,6 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def check_classes(loss_fn: Callable[..., Any], output_shape: Any, num_classes: int | None) -> None:
-    """Check that a classifier has a score for every label of the data.
-
-    Args:
-        loss_fn: only cross entropy and its likes index scores by label; others are not checked.
-        output_shape: ``[batch, classes, ...]`` of the model's result; ``None``: not known.
-        num_classes: highest label of the data + 1; ``None``: targets are not classes.
-
-    Raises:
-        ModelError: fewer scores than classes.
-    """
-    indexing = {"cross_entropy", "nll_loss", "CrossEntropyLoss", "NLLLoss"}
-    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
-    if output_shape is None or num_classes is None or name not in indexing:
-        return
-    if len(output_shape) < 2 or output_shape[1] < num_classes:
-        raise ModelError(
-            f"the model must give one score for each of the {num_classes} classes in the data",
-            got=f"output of shape {tuple(output_shape)}",
-            next_step=f"make the last layer {num_classes} wide, or check the labels",
-        )
-
-
 def refuse_hidden(model: nn.Module) -> None:
     """Refuse what runs beside the mathematics and would be lost in a program.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -540,7 +540,7 @@ class RecordedStep:
         if shape.update is None:
             if [kind_of(t) for t in self._sums] != [kind_of(w) for w in self.weights]:
                 self._sums = [sum_of(w) for w in self.weights]
-            change = self._lower(shape, self._sums, written=[])
+            change = self._lower(shape, self._tensors, self._sums, written=[])
             shape.bound = id(known), [], addresses
             return change
         try:
@@ -548,7 +548,8 @@ class RecordedStep:
                 states, shape.counters, shape.steps_done = shape.update.bind()
         except ValueError as error:
             return str(error)
-        change = self._lower(shape, states, written=[*self.weights, *states])
+        written = [*self.weights, *states]
+        change = self._lower(shape, self._tensors, states, written, shape.counters)
         held = {id(t) for t in (*states, *shape.counters)}
         shape.bound = (
             id(known),
@@ -563,12 +564,26 @@ class RecordedStep:
         return change
 
     def _lower(
-        self, shape: Shape, states: Sequence[torch.Tensor], written: list[torch.Tensor]
+        self,
+        shape: Shape,
+        held: Mapping[str, Sequence[torch.Tensor]],
+        states: Sequence[torch.Tensor],
+        written: list[torch.Tensor],
+        counters: Sequence[torch.Tensor] = (),
     ) -> str | None:
+        """Make the program of a shape's graph on tensors where they lie now.
+
+        Args:
+            held: those that were there before the step, by kind; ``states`` beside them.
+            written, counters: see ``Program``.
+
+        Returns:
+            Why that cannot be, or ``None``.
+        """
         graph = shape.graph
         assert graph is not None
         tensors = {
-            **self._tensors,
+            **held,
             "state": list(states),
             "constant": [tensor for tensor, _ in graph.constants],
             "control": [torch.empty(0)],
@@ -584,5 +599,5 @@ class RecordedStep:
         shape.program = None  # It lies in memory that is used again.
         lowered = lower(graph.graph, inputs, self.num_threads, self._block)
         shape.arena_bytes = lowered.arena_bytes
-        shape.program = Program(lowered, written, shape.counters, self.num_threads)
+        shape.program = Program(lowered, written, counters, self.num_threads)
         return None

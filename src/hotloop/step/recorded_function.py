@@ -19,10 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..graph import biases, passes, product_sums
 from ..graph.from_recording import RecordedGraph, graph_of
-from ..graph.lower import lower
 from ..graph.memory_plan import Block
 from ..graph.ordering import inputs_written
-from ..graph.program import Program
 from ..graph.recording import Marker, NotRecordable, Recorder, Recording
 from ..measure.clock import now
 from ..memory.tree import Structure
@@ -35,7 +33,7 @@ from .guards import Guards
 from .guards_settings import PythonState
 from .patience import Patience
 from .recorded import RECORDING, RecordedStep
-from .recorded_shape import Shape, change_of_layout, constants_changed
+from .recorded_shape import Shape, constants_changed
 from .updates import Update
 
 _WHOLE = "the function is one program, recorded from PyTorch's own calls of it"
@@ -380,37 +378,15 @@ class RecordedFunction(RecordedStep):
             known = update.optimizer.state
             for owner in (known[w] for w in update.weights if w in known):
                 owned += [(owner, name, t) for name, t in owner.items() if id(t) in held]
-        change = self._lower_function(shape, states, counters)
+        assert shape.graph is not None
+        tensors = {"live": self._live, "state": states}
+        outside = [
+            tensors[kind][number] for kind, number in inputs_written(shape.graph.graph.graph)
+        ]
+        shape.written = {t.untyped_storage()._cdata for t in outside}
+        change = self._lower(shape, tensors, states, [*outside, *states], counters)
         shape.bound = [id(o.state) for o in optimizers], owned
         return change
-
-    def _lower_function(
-        self, shape: FunctionShape, states: list[torch.Tensor], counters: list[torch.Tensor]
-    ) -> str | None:
-        graph = shape.graph
-        assert graph is not None
-        tensors = {
-            "live": self._live,
-            "state": states,
-            "constant": [tensor for tensor, _ in graph.constants],
-            "control": [torch.empty(0)],
-        }
-        inputs = [
-            None if kind == "batch" else tensors[kind][number].detach()
-            for kind, number in graph.inputs
-        ]
-        change = change_of_layout(graph, inputs)
-        if change is not None:
-            return change
-        written = inputs_written(graph.graph.graph)
-        shape.batch_parts = [number for kind, number in graph.inputs if kind == "batch"]
-        shape.program = None  # It lies in memory that is used again.
-        lowered = lower(graph.graph, inputs, self.num_threads, self._block)
-        shape.arena_bytes = lowered.arena_bytes
-        outside = [tensors[kind][number] for kind, number in written]
-        shape.written = {t.untyped_storage()._cdata for t in outside}
-        shape.program = Program(lowered, [*outside, *states], counters, self.num_threads)
-        return None
 
 
 def _output(recorder: Recorder, tensor: torch.Tensor, before: set[int]) -> Any:
