@@ -250,7 +250,7 @@ class _Builder:
                     self._results(part, result)
 
     def _add_mutable(self, entry: Entry) -> None:
-        targets = _targets(entry)
+        targets = entry.targets
         inside = [t for t in targets if t.storage not in self._outside]
         alone = all(self._names.get(t.storage, [t]) == [t] for t in inside)
         if not inside:
@@ -263,7 +263,7 @@ class _Builder:
             self._literal(entry)
 
     def _literal(self, entry: Entry) -> None:
-        if any(target.storage in self._written for target in _targets(entry)):
+        if any(target.storage in self._written for target in entry.targets):
             raise _Overwritten  # Its other parts lie elsewhere.
         node = self.graph.call_function(
             entry.op, self._arguments(entry), {n: self._filled(v) for n, v in entry.kwargs}
@@ -275,7 +275,7 @@ class _Builder:
                 self._bind(entry.results, node)
         else:
             self._results(node, entry.results)
-        for target in _targets(entry):
+        for target in entry.targets:
             self._wrote(target.storage, node)
 
     def _functional(self, entry: Entry, target: TensorRef, alone: bool) -> None:
@@ -363,20 +363,6 @@ def _overlap(one: TensorRef, other: TensorRef) -> bool:
         disjoint = disjoint or place >= size
         room = stride
     return not (disjoint and apart == 0)
-
-
-def _targets(entry: Entry) -> list[TensorRef]:
-    """What the operation writes into."""
-    found: list[TensorRef] = []
-    kwargs = dict(entry.kwargs)
-    for place, argument in enumerate(entry.op._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        given = entry.args[place] if place < len(entry.args) else kwargs.get(argument.name)
-        for part in given if isinstance(given, tuple) else (given,):
-            if isinstance(part, TensorRef):
-                found.append(part)
-    return found
 
 
 def _functional_of(op: Any) -> Any:

@@ -86,6 +86,16 @@ class Entry:
     results: Any
     line: str = field(compare=False)
 
+    @property
+    def targets(self) -> list[TensorRef]:
+        """What the call writes into."""
+        kwargs, found = dict(self.kwargs), []
+        for place, name in _facts(self.op).written:
+            given = self.args[place] if place < len(self.args) else kwargs.get(name)
+            parts = given if isinstance(given, tuple) else (given,)
+            found += [part for part in parts if isinstance(part, TensorRef)]
+        return found
+
 
 @dataclass
 class Recording:

@@ -17,7 +17,7 @@ import numpy
 import torch
 from torch import nn
 
-from ..graph.recording import Recording, TensorRef
+from ..graph.recording import Entry, Recording, TensorRef
 from ..memory import tree
 from .batch import Batch
 
@@ -197,6 +197,7 @@ def divisions(recording: Recording) -> Divisions:
     found = Divisions()
     batch = {ref.storage: n for ref, (kind, n) in recording.inputs.items() if kind == "batch"}
     of_batch, same = set(batch), dict(batch)  # Made of the batch, and of its values alone.
+    masks = _Masks(same)
     for entry in recording.entries:
         refs = list(_refs((entry.args, tuple(value for _, value in entry.kwargs))))
         results = [ref.storage for ref in _refs((entry.results,))]
@@ -204,6 +205,9 @@ def divisions(recording: Recording) -> Divisions:
             of_batch.update(results)
         if entry.op in _COPIES and refs[0].storage in same:
             same[results[0]] = same[refs[0].storage]
+        for target in entry.targets:
+            same.pop(target.storage, None)
+        masks.follow(entry)
         where = f"{entry.line}: " if entry.line else ""
         if entry.op in _LABELS and entry.args[3] == _MEAN:
             target, weight, ignored = entry.args[1], entry.args[2], entry.args[4]
@@ -213,8 +217,51 @@ def divisions(recording: Recording) -> Divisions:
                 found.refusal = f"{where}cross entropy in a function of your own may weigh labels"
         by = entry.args[1] if entry.op in _DIVISIONS else None
         if isinstance(by, TensorRef) and by.size == () and by.storage in of_batch:
-            found.refusal = f"{where}the loss divides by a number that depends on the batch"
+            label = masks.counts.get(by.storage)
+            if label is not None:
+                found.labels.add(label)
+            else:
+                found.refusal = f"{where}the loss divides by a number that depends on the batch"
     return found
+
+
+class _Masks:
+    """Which results tell the labels that are not a given one, and which count them.
+
+    Label smoothing divides by such a count: ``(~(target == ignore_index)).sum()``.
+
+    Attributes:
+        counts: of a count's storage, the number of the tensor in the batch, and the label left out.
+    """
+
+    def __init__(self, same: dict[int, int]) -> None:
+        self.counts: dict[int, tuple[int, int]] = {}
+        self._same = same
+        self._equal: dict[int, tuple[int, int]] = {}
+        self._other: dict[int, tuple[int, int]] = {}
+
+    def follow(self, entry: Entry) -> None:
+        """Take the next operation of a recording."""
+        for target in entry.targets:
+            for known in (self._equal, self._other, self.counts):
+                known.pop(target.storage, None)
+        tensor = entry.args[0] if entry.args else None
+        if not isinstance(tensor, TensorRef) or not isinstance(entry.results, TensorRef):
+            return
+        source, result = tensor.storage, entry.results.storage
+        if entry.op in (_aten.eq.Scalar, _aten.ne.Scalar) and source in self._same:
+            mask = self._equal if entry.op == _aten.eq.Scalar else self._other
+            mask[result] = self._same[source], entry.args[1]
+        elif entry.op in (_aten.bitwise_not.default, _aten.logical_not.default):
+            for mask, inverse in ((self._equal, self._other), (self._other, self._equal)):
+                if source in mask:
+                    inverse[result] = mask[source]
+        elif entry.op in _COPIES:
+            for known in (self._other, self.counts):
+                if source in known:
+                    known[result] = known[source]
+        elif entry.op == _aten.sum.default and source in self._other:
+            self.counts[result] = self._other[source]
 
 
 _COPIES = (_aten.clone.default, _aten._to_copy.default)
