@@ -21,7 +21,7 @@ from ..memory import TensorArena
 from . import epilogues
 from .choices import LIMIT_S, ROUNDS, Route, choose
 from .epilogues import epilogue_of
-from .nodes import parts, take_parts
+from .nodes import parts, remove_dead, take_parts
 from .windows import is_small_filter, pair
 
 _aten = torch.ops.aten
@@ -72,7 +72,7 @@ def route(graph: fx.GraphModule, num_threads: int) -> list[tuple[Convolution, Ro
             chosen += _forward(graph, node, num_threads)
         elif node.target is _aten.convolution_backward.default:
             chosen += _backward(graph, node, num_threads)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
     return chosen
 

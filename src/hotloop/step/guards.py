@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import kernels
 from .guards_memory import Block, Word, tensor_block
+from .guards_ran import Ran
 from .guards_reach import Reach
 from .guards_settings import PythonState, difference_of_settings, torch_settings
 from .guards_tables import BlockTable, WordTable
@@ -39,14 +40,18 @@ class Guards:
         loss_fn: Callable[..., Any],
         optimizer: torch.optim.Optimizer,
         extra: Sequence[torch.Tensor] = (),
+        ran: Ran | None = None,
     ) -> None:
         """Take the snapshot.
 
         Args:
+            ran: code that ran in the step; what other code names does not count. ``None``: what
+                all code names counts that the step may reach.
             extra: tensors that the recording took for constant, beside those that are found in
                 attributes, closures and globals: a change of their values counts.
         """
         self._parts = model, loss_fn, optimizer, tuple(extra)
+        self.ran = ran
         self._groups = [(optimizer, optimizer.param_groups)]
         self._take()
 
@@ -118,7 +123,7 @@ class Guards:
 
     def _reach(self) -> Reach:
         model, loss_fn, optimizer, extra = self._parts
-        reach = Reach()
+        reach = Reach(self.ran)
         reach.module(model, "")
         if isinstance(loss_fn, nn.Module):
             reach.module(loss_fn, "loss_fn")

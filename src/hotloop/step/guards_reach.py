@@ -20,6 +20,7 @@ from .guards_code import (
     DYNAMIC,
     file_of,
     is_users_class,
+    is_users_file,
     is_users_function,
     is_users_module,
     names_of,
@@ -32,6 +33,7 @@ from .guards_places import (
     slots_of,
     slots_watch,
 )
+from .guards_ran import Ran
 from .guards_watch import MISSING, PLAIN, PROXIES, Label, Watch
 
 # Objects in objects that are followed so far, and items of one container.
@@ -56,13 +58,19 @@ _FORWARD = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
 class Reach:
     """What model, loss and functions reach, as watches.
 
+    Args:
+        ran: code that ran in the step (``guards_ran``): only this is followed. As long as all that
+            it names is as it was, the same code runs again. ``None``: whatever may run is followed.
+
     Attributes:
         watches: in an order that is the same for the same model.
         tensors: with a label, and whether it is a parameter or buffer.
         generators: of random numbers, by the place where they were found.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ran: Ran | None = None) -> None:
+        self._ran = ran
+        self._followed: set[int] = set()
         self.watches: list[Watch] = []
         self.tensors: dict[int, tuple[torch.Tensor, str, bool]] = {}
         self.generators: list[tuple[str, Any]] = []
@@ -89,6 +97,9 @@ class Reach:
         """Follow the code until it names nothing new."""
         while self._follow_functions() + self._follow_methods() + self._follow_names():
             pass
+        if self._follow_code():
+            while self._follow_functions() + self._follow_methods() + self._follow_names():
+                pass
         for named in self._named.values():
             self.add(named.watch(whole=self._counts_whole(named)))
 
@@ -230,7 +241,8 @@ class Reach:
 
     def function(self, function: types.FunctionType) -> None:
         """Follow what a function's code names, where it is the user's."""
-        if self._is_new(function):
+        runs = self._ran is None or id(function.__code__) in self._ran
+        if runs and self._is_new(function):
             self._functions.append(function)
 
     def _follow_functions(self) -> int:
@@ -248,23 +260,35 @@ class Reach:
         values = function.__globals__
         file, called = file_of(values), function.__qualname__.replace("<locals>.", "")
         what = f"function {called} of {file}"
-
         watch = self.add(function_watch(function, what))
         defaults = Label("default value", "", f"of {what}")
         for name in ("default values", "default values by keyword"):
             if watch.kept[name] and self.value(watch.kept[name], defaults):
                 watch.expanded.add(name)
-        names = names_of(function.__code__)
-        self._attributes |= names.attributes | (names.read & DYNAMIC)
-        named = self._names_in(values, values, file, by_attribute=False)
-        named.wanted.update(dict.fromkeys(sorted(names.read)))
-        for imported in sorted(names.imported):
-            if imported in sys.modules:
-                self.value(sys.modules[imported], Label("module", imported, ""))
+        self._code(function.__code__, values)
         for name, cell in zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=True
         ):
             self._cell(cell, name, called)
+
+    def _code(self, code: types.CodeType, values: dict[str, Any]) -> None:
+        """Follow what code names, run with these globals."""
+        self._followed.add(id(code))
+        names = names_of(code)
+        self._attributes |= names.attributes | (names.read & DYNAMIC)
+        named = self._names_in(values, values, file_of(values), by_attribute=False)
+        named.wanted.update(dict.fromkeys(sorted(names.read)))
+        for imported in sorted(names.imported):
+            if imported in sys.modules:
+                self.value(sys.modules[imported], Label("module", imported, ""))
+
+    def _follow_code(self) -> int:
+        """Follow code that ran and that no function which is reached has."""
+        found = [both for key, both in (self._ran or {}).items() if key not in self._followed]
+        for code, values in found:
+            if is_users_file(code.co_filename):
+                self._code(code, values)
+        return len(found)
 
     def _cell(self, cell: types.CellType, name: str, called: str) -> None:
         if name == "__class__" or not self._is_new(cell):
@@ -339,7 +363,8 @@ class Reach:
     def _follow_methods(self) -> int:
         followed = 0
         for (kind, name), value in list(self._methods.items()):
-            if name in self._attributes or kind in self._called or _is_run_unnamed(kind, name):
+            named = name in self._attributes or kind in self._called
+            if self._ran is not None or named or _is_run_unnamed(kind, name):
                 del self._methods[kind, name]
                 followed += 1
                 for part in ("fget", "fset", "__func__", "func"):

@@ -30,6 +30,7 @@ from ..measure.clock import now
 from .batch import Batch, refusal_of
 from .check import refuse_hidden
 from .guards import Guards
+from .guards_ran import CodeRun, Ran, users
 from .guards_settings import PythonState
 from .operations import Operation, operations
 from .patience import Patience
@@ -50,6 +51,7 @@ _MOST_RECORDINGS = 4
 # Guards that failed, before a shape stays plain: something changes all the time.
 _MOST_CHANGES = 8
 _AUDIT_FACTOR = 8
+_OTHER_CODE = "other code runs in the step than when it was recorded"
 # Programs kept; the least recently used one goes.
 _MOST_PROGRAMS = 128
 _FEW_PROGRAMS = 8
@@ -112,6 +114,10 @@ class RecordedStep:
         unbind = weakref.WeakMethod(self._unbind)
         self._block = Block(lambda: (unbind() or _nothing)())
         self._patience = Patience()
+        # Code of the user's that ran in any recording; ``None``: there was none yet.
+        self._ran: Ran | None = None
+        self._follows_all = False
+        self._last_guards: Guards | None = None
         self._find_tensors()
 
     def _find_tensors(self) -> None:
@@ -308,16 +314,17 @@ class RecordedStep:
         held = [(w, w.grad) for w in self.weights]
         for weight in self.weights:
             weight.grad = None
-        guards = Guards(self.model, self.loss_fn, self.optimizer)
-        state = PythonState(guards.generators)
+        guards = self._guards(shape)
+        state = PythonState(None if guards is None else guards.generators)
         recorder = Recorder({**self._tensors, "batch": batch.tensors})
         recorder.watch = state.changed if shape.draws else None
         # So many new objects would make the collector look through all old ones, again and again.
         collects = gc.isenabled()
         gc.disable()
+        code = CodeRun()
         called_s = now()
         try:
-            with recorder:
+            with recorder, code:
                 loss = plain(self._autocast and not shape.rounds)
             returned_s = now()
             recording = recorder.recording
@@ -331,9 +338,10 @@ class RecordedStep:
                     None if w.grad is None else recorder.ref(w.grad) for w in self.weights
                 ]
             drawn = state.changed()
+            looks_closer = drawn is not None and not shape.draws
             shape.draws = drawn is not None
             refusal = refusal or drawn
-            change = guards.changed()
+            change = None if guards is None else guards.changed()
             if refusal is None and change is not None:
                 refusal = f"the step itself changes something: {change}"
         finally:
@@ -342,10 +350,40 @@ class RecordedStep:
             for weight, before in held:
                 if before is not None:
                     weight.grad = before if weight.grad is None else before.add_(weight.grad)
-        self._take(shape, recording, guards, refusal)
+        is_new = self._note_code(guards, code.ran)
+        if is_new and shape.is_fast and refusal is None:
+            self._forget(shape, _OTHER_CODE)
+        elif (is_new or looks_closer) and shape.recordings + 1 < _MOST_RECORDINGS:
+            # Another recording tells: whether what this code names stays, where numbers are drawn.
+            shape.recording, shape.recordings = recording, shape.recordings + 1
+            self.reason = RECORDING
+        else:
+            self._take(shape, recording, guards, refusal)
         shape.plain_s = returned_s - called_s - recorder.overhead_s
         shape.overhead_s = now() - began_s - shape.plain_s
         return loss
+
+    def _guards(self, shape: Shape) -> Guards | None:
+        """A snapshot before a step that is recorded; ``None``: it shows which code runs first."""
+        if shape.guards is not None:
+            return shape.guards  # An audit: they were asked before it.
+        if self._ran is None and not self._follows_all:
+            return None
+        follows_all = self._follows_all or shape.recordings == _MOST_RECORDINGS - 1
+        ran, last = None if follows_all else self._ran, self._last_guards
+        if last is None or last.ran is not ran or last.changed() is not None:
+            self._last_guards = last = Guards(self.model, self.loss_fn, self.optimizer, ran=ran)
+        return last
+
+    def _note_code(self, guards: Guards | None, ran: Ran | None) -> bool:
+        """Note what ran in a step; whether code of the user's did that its guards do not follow."""
+        self._follows_all = self._follows_all or ran is None
+        known, found = self._ran or {}, users(ran or {})
+        if self._ran is None or not found.keys() <= known.keys():
+            self._ran = {**known, **found}
+        if guards is None or guards.ran is None:
+            return False
+        return ran is None or not found.keys() <= guards.ran.keys()
 
     def leave_out(self, plain: Callable[[bool], torch.Tensor], reason: str) -> torch.Tensor:
         """Run forward and backward as PyTorch makes them; nothing is recorded."""
@@ -412,7 +450,7 @@ class RecordedStep:
         return "a parameter"
 
     def _take(
-        self, shape: Shape, recording: Recording, guards: Guards, refusal: str | None
+        self, shape: Shape, recording: Recording, guards: Guards | None, refusal: str | None
     ) -> None:
         """A recording: the first of a shape, one that confirms it, or one that differs."""
         before, shape.recording = shape.recording, recording
@@ -444,6 +482,7 @@ class RecordedStep:
     def _forget(self, shape: Shape, change: str) -> None:
         """A guard failed: this step runs plain and the shape is recorded again."""
         self._drop(shape)
+        self._last_guards = None
         shape.recordings = 0
         shape.changes += 1
         self.reason = change

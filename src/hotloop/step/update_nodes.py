@@ -9,6 +9,7 @@ from torch import fx
 
 from ..graph import operators
 from ..graph.from_recording import RecordedGraph
+from ..graph.nodes import remove_dead
 from .updates import Update, sums_table
 
 _aten = torch.ops.aten
@@ -40,7 +41,7 @@ def add_updates(recorded: RecordedGraph, update: Update) -> None:
             laid_out = alike(graph, gradient, weight)
             graph.call_function(target, (weight, laid_out, *mine, control, scale, group))
     output.args = ((recorded.loss,),)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     if recorded.movable:
         operators.fuse(recorded.graph)
     recorded.graph.recompile()
@@ -141,7 +142,7 @@ def add_sums(recorded: RecordedGraph) -> None:
             laid_out = alike(graph, gradient, total)
             graph.call_function(target, (total, laid_out, control, None, 0))
     output.args = ((recorded.loss,),)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     if recorded.movable:
         operators.fuse(recorded.graph)
     recorded.graph.recompile()
