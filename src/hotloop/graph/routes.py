@@ -19,7 +19,7 @@ from ..machine.threads import num_threads as threads_set
 from ..measure import Timing, least_seconds
 from ..memory import TensorArena
 from . import epilogues
-from .choices import LIMIT_S, ROUNDS, Route, choose
+from .choices import LIMIT_S, ROUNDS, Route, choose, operand
 from .epilogues import Epilogue, epilogue_of
 from .nodes import remove_dead
 from .operators import PRODUCTS, ROUNDED_UPDATES
@@ -143,11 +143,9 @@ def _tiny(bias: bool, rounds: bool) -> dict[str, float]:
 
 def _timed(product: Product) -> Timing:
     m, k, n, layout, has_bias, num_threads, rounds = product
-    # Its own generator: a run must draw the same numbers whether kernels are timed or known.
-    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    a = draw(k, m).t() if layout[0] == "t" else draw(m, k)
-    b = draw(n, k).t() if layout[1] == "t" else draw(k, n)
-    bias = draw(n) if has_bias else None
+    a = operand(k, m).t() if layout[0] == "t" else operand(m, k)
+    b = operand(n, k).t() if layout[1] == "t" else operand(k, n)
+    bias = operand(n) if has_bias else None
     out = torch.empty(m, n)
     calls: dict[str, Callable[[], Any]] = {
         "mkl": lambda: torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
@@ -163,4 +161,4 @@ def _timed(product: Product) -> Timing:
         calls["bfloat16"] = own(bfloat16=True)
     with torch.no_grad(), threads_set(num_threads), TensorArena():
         repeats = max(1, int(2e-4 / (2 * m * k * n / 50e9 + 2e-6)))
-        return least_seconds(calls, repeats, rounds=ROUNDS, limit_s=LIMIT_S)
+        return least_seconds(calls, repeats, rounds=ROUNDS, limit_s=LIMIT_S, until_clear=True)

@@ -27,6 +27,7 @@ from ..graph.program import Program
 from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
 from ..measure.clock import now
+from ..memory import TensorArena
 from .batch import Batch, refusal_of
 from .check import refuse_hidden
 from .guards import Guards
@@ -51,6 +52,8 @@ _MOST_RECORDINGS = 4
 # Guards that failed, before a shape stays plain: something changes all the time.
 _MOST_CHANGES = 8
 _AUDIT_FACTOR = 8
+# Steps in a row that were looked at and stayed plain.
+_MOST_IN_VAIN = 16
 _OTHER_CODE = "other code runs in the step than when it was recorded"
 # Programs kept; the least recently used one goes.
 _MOST_PROGRAMS = 128
@@ -83,6 +86,7 @@ class RecordedStep:
     Attributes:
         whole: whether a program makes the update too.
         reason: why the last step ran as it did.
+        given_up: why every step from now on is PyTorch's own, whatever its batch; ``None``: none.
         judge: says of a recording why it must not become a program; ``None``: nobody is asked.
     """
 
@@ -114,6 +118,8 @@ class RecordedStep:
         unbind = weakref.WeakMethod(self._unbind)
         self._block = Block(lambda: (unbind() or _nothing)())
         self._patience = Patience()
+        self.given_up: str | None = None
+        self._in_vain = 0
         # Code of the user's that ran in any recording; ``None``: there was none yet.
         self._ran: Ran | None = None
         self._follows_all = False
@@ -305,7 +311,11 @@ class RecordedStep:
         if not self._is_recorded_now(key):
             return plain(self._autocast)
         began_s = now()
-        self._make_room()
+        lends = shape.is_fast and not self._sums
+        if lends:  # An audit: the program stays as it is.
+            self._block.lend_pages()
+        else:
+            self._make_room()
         self._find_tensors()
         refusal = self._refusal_before(batch)
         if refusal is not None:
@@ -361,6 +371,8 @@ class RecordedStep:
             self._take(shape, recording, guards, refusal)
         shape.plain_s = returned_s - called_s - recorder.overhead_s
         shape.overhead_s = now() - began_s - shape.plain_s
+        if lends:
+            TensorArena().trim()
         return loss
 
     def _guards(self, shape: Shape) -> Guards | None:
@@ -398,14 +410,26 @@ class RecordedStep:
             self._shapes.popitem(last=False)
         if shape.refusal is not None:
             self.reason = shape.refusal
+            self._note_in_vain()
             return False
         begun = sum(other.begun for other in self._shapes.values())
         if not shape.begun and not self._patience.allows(shape.seen, begun):
             shape.seen += 1
             self.reason = WAITING
+            self._note_in_vain()
             return False
         shape.begun = True
+        self._in_vain = 0
         return True
+
+    def _note_in_vain(self) -> None:
+        """A step was looked at and runs plain: after so many, and no program, none is looked at."""
+        self._in_vain += 1
+        if self._in_vain < _MOST_IN_VAIN or self._patience.steps is not None:
+            return
+        begun = [shape for shape in self._shapes.values() if shape.begun]
+        if begun and all(shape.refusal is not None for shape in begun):
+            self.given_up = self.reason = str(begun[0].refusal)
 
     def _make_room(self) -> None:
         """Let a plain step have the memory of programs and sums; they are made again after it.

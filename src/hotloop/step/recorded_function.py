@@ -99,6 +99,8 @@ class RecordedFunction(RecordedStep):
         unbind = weakref.WeakMethod(self._unbind)
         self._block = Block(lambda: (unbind() or _nothing)())
         self._patience = Patience()
+        self.given_up: str | None = None
+        self._in_vain = 0
         self._optimizers: list[torch.optim.Optimizer] = []
         self._schedulers: list[LRScheduler] = []
         # Tensors that were there before a call and that it read; kept, so that ids stay theirs.
