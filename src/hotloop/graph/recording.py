@@ -306,11 +306,16 @@ class Recorder(TorchDispatchMode):
 
     def ref(self, tensor: torch.Tensor) -> TensorRef:
         """What a tensor is called in the recording."""
-        number, begin = self._place(tensor)
+        storage, offset = tensor.untyped_storage(), tensor.storage_offset()
+        key = storage._cdata
+        number = None if key in self._parts else self._numbers.get(key)
+        if number is None:
+            number, begin = self._place(tensor)
+            offset += -begin // tensor.element_size()
         return TensorRef(
             number,
-            (_first_byte(tensor) - begin) // tensor.element_size(),
-            tuple(tensor.shape),
+            offset,
+            tensor.shape,
             tensor.stride(),
             tensor.dtype,
             tensor.is_conj(),
@@ -474,7 +479,7 @@ def _mapped(tree: Any, change: Callable[[torch.Tensor], TensorRef]) -> Any:
     kind = type(tree)
     if kind in _SCALARS:
         return tree
-    if isinstance(tree, torch.Tensor):
+    if kind is torch.Tensor or isinstance(tree, torch.Tensor):
         return change(tree)
     if kind is list or kind is tuple:
         return tuple([_mapped(part, change) for part in tree])
