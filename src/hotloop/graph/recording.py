@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -197,6 +198,7 @@ class Recorder(TorchDispatchMode):
         recording: what was recorded.
         refusal: why the step cannot become a program; ``None`` so far.
         watch: asked at each call what happened outside of torch, in words for the report.
+        profile: what ``sys.setprofile`` was given; off while a call is written down.
     """
 
     def __init__(self, inputs: dict[str, Sequence[torch.Tensor]]) -> None:
@@ -204,6 +206,7 @@ class Recorder(TorchDispatchMode):
         self.recording = Recording()
         self.refusal: str | None = None
         self.watch: Callable[[], str | None] | None = None
+        self.profile: Callable[..., Any] | None = None
         # Seconds that recording itself took.
         self.overhead_s = 0.0
         # Given what reads a value, and the tensor: the value, where reading it is no matter.
@@ -378,8 +381,18 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self.profile is None or sys.getprofile() is not self.profile:
+            return self._dispatched(func, args, kwargs or {})
+        # Else each of the many calls below would cost as much again.
+        sys.setprofile(None)
+        try:
+            return self._dispatched(func, args, kwargs or {})
+        finally:
+            sys.setprofile(self.profile)
+
+    def _dispatched(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Make a call, and write it down."""
         began_s = now()
-        kwargs = kwargs or {}
         facts = _facts(func)
         if self._unwritten:
             self._refuse_writes(facts, args, kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
@@ -19,22 +20,22 @@ class CodeRun:
 
     Attributes:
         ran: what was noted, when it was left; ``None``: nobody knows.
+        look: what ``sys.setprofile`` was given; ``None``: nothing.
     """
 
     def __init__(self) -> None:
         self.ran: Ran | None = None
         self._found: Ran = {}
-        self._looks = False
+        self.look: Callable[..., Any] | None = None
 
     def __enter__(self) -> CodeRun:
-        self._looks = sys.getprofile() is None
-        if self._looks:
-            self._look = self._see  # Each access makes another object.
-            sys.setprofile(self._look)
+        if sys.getprofile() is None:
+            self.look = self._see  # One object: each access makes another one.
+            sys.setprofile(self.look)
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        if self._looks and sys.getprofile() is self._look:
+        if self.look is not None and sys.getprofile() is self.look:
             sys.setprofile(None)
             self.ran = self._found
 

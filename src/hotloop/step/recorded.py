@@ -257,7 +257,7 @@ class RecordedStep:
         tables = shape.update.rows(shape.steps_done, steps, rates)
         parts, began_s = [batch[n] for n in shape.batch_parts], now()
         losses = shape.program.run(parts, tables, steps)
-        self._patience.note_run((now() - began_s) / steps)
+        self._patience.note_run((now() - began_s) / steps, key)
         shape.update.advance(shape.steps_done, steps)
         shape.steps_done += steps
         shape.programs_run += steps
@@ -286,7 +286,7 @@ class RecordedStep:
                 total.copy_(weight.grad)
         parts, began_s = [batch[n] for n in shape.batch_parts], now()
         loss = shape.program.run(parts, sums_table().unsqueeze(0))[0]
-        self._patience.note_run(now() - began_s)
+        self._patience.note_run(now() - began_s, key)
         for weight, total, used in zip(
             self.weights, self._sums, shape.graph.gradients, strict=True
         ):
@@ -311,8 +311,8 @@ class RecordedStep:
         if not self._is_recorded_now(key):
             return plain(self._autocast)
         began_s = now()
-        lends = shape.is_fast and not self._sums
-        if lends:  # An audit: the program stays as it is.
+        lends = not self._sums and self._block.size_bytes > 0
+        if lends:  # Programs stay as they are.
             self._block.lend_pages()
         else:
             self._make_room()
@@ -335,6 +335,7 @@ class RecordedStep:
         called_s = now()
         try:
             with recorder, code:
+                recorder.profile = code.look
                 loss = plain(self._autocast and not shape.rounds)
             returned_s = now()
             recording = recorder.recording
@@ -527,15 +528,16 @@ class RecordedStep:
         Args:
             update_s: what the optimizer's own step took, which a program may make too.
         """
-        for shape in self._shapes.values():
+        for key, shape in self._shapes.items():
             guards, recording = shape.agreed, shape.recording
             if guards is not None and recording is not None:
                 shape.agreed = None
-                self._try_to_build(shape, recording, guards, update_s)
+                self._try_to_build(key, recording, guards, update_s)
 
     def _try_to_build(
-        self, shape: Shape, recording: Recording, guards: Guards, update_s: float
+        self, key: Any, recording: Recording, guards: Guards, update_s: float
     ) -> None:
+        shape = self._shapes[key]
         if self.whole:  # Programs leave no gradients either.
             for weight in self.weights:
                 weight.grad = None
@@ -543,7 +545,7 @@ class RecordedStep:
         try:
             self._build(shape, recording, guards)
             plain_s = shape.plain_s + (update_s if self.whole else 0.0)
-            self._patience.note_build(plain_s, shape.overhead_s, now() - began_s)
+            self._patience.note_build(plain_s, shape.overhead_s, now() - began_s, key)
         except (NotRecordable, RunError) as verdict:
             self._refuse(shape, str(verdict))
         except _NeedsAutocast:

@@ -172,7 +172,7 @@ class RecordedFunction(RecordedStep):
         for marker in shape.markers[last + 1 :]:
             self._schedulers[marker.number].step()
         shape.programs_run += 1
-        self._patience.note_run(now() - began_s)
+        self._patience.note_run(now() - began_s, key)
         self.reason = _WHOLE
         facts: Facts = shape.recording.facts
         sources = {"result": results, "batch": batch, "live": self._live}
