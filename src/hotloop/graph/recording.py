@@ -309,7 +309,7 @@ class Recorder(TorchDispatchMode):
 
     def ref(self, tensor: torch.Tensor) -> TensorRef:
         """What a tensor is called in the recording."""
-        storage, offset = tensor.untyped_storage(), tensor.storage_offset()
+        storage, offset = tensor.untyped_storage(), int(tensor.storage_offset())
         key = storage._cdata
         number = None if key in self._parts else self._numbers.get(key)
         if number is None:
