@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -135,7 +135,7 @@ def container_watch(value: Any, label: Label) -> Watch | None:
         return _array_watch(value, key, say)
     if not isinstance(value, list | dict | set | deque | bytearray):
         return None
-    length = dict.__len__ if isinstance(value, dict) else len
+    length: Callable[[Any], int] = dict.__len__ if isinstance(value, dict) else len
     if length(value) > _MOST_ITEMS:
         return Watch(
             key,
