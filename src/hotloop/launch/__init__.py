@@ -10,6 +10,8 @@ Inside the script's process:
     matmul    products by the fastest kernel
     optimizer Adam by the fused kernel
     updates   other rules by hotloop's kernel, where a choice says that it is faster
+    operators convolutions and poolings, where a choice says that hotloop's are faster
+    loaders   batches of recognised data sets (datasets, straight) at once
     waits     time spent in DataLoaders
     session   counters; report and suggest at the end
 
