@@ -3,7 +3,8 @@
 Recognised are ``TensorDataset``, torchvision's image sets under a transform that begins with
 ``ToTensor`` and ``Normalize``, a class whose ``__getitem__`` is straight arithmetic on its tensors
 (``straight.py``), and ``Subset`` of these. Each is compared to the last bit with the slow way on
-some samples before it is used.
+some samples before it is used; what a script may notice, such as a transform that draws, is not
+called for that.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,21 +22,40 @@ from ..data.rows import look_up
 from . import straight
 
 # Gives the batch of these samples as default_collate would; None: only the slow way can.
-Reader = Callable[[Sequence[int]], Any]
+Read = Callable[[Sequence[int]], Any]
 _CHECKED = 8
 # torchvision's sets that keep bytes ``data`` and numbers ``targets``, and read them alike.
 _IMAGE_SETS = ("MNIST", "CIFAR10")
 
 
-def reader_of(dataset: Any) -> Reader | None:
+@dataclass(frozen=True)
+class Reader:
+    """A way to read batches.
+
+    Attributes:
+        read: see ``Read``. is_pure: it calls nothing of the script, so a sample can be read twice.
+    """
+
+    read: Read
+    is_pure: bool = True
+
+
+def reader_of(dataset: Any) -> Read | None:
     """The reader of a data set, checked on samples; ``None``: it is not recognised."""
     reader = _reader(dataset)
     if reader is None or not len(dataset):
         return None
-    last = len(dataset) - 1
-    places = sorted({last * k // (_CHECKED - 1) for k in range(_CHECKED)})
-    slow = default_collate([dataset[place] for place in places])
-    return reader if is_same(reader(places), slow) else None
+    if reader.is_pure:
+        places = _some(len(dataset))
+        slow = default_collate([dataset[place] for place in places])
+        if not is_same(reader.read(places), slow):
+            return None
+    return reader.read
+
+
+def _some(count: int) -> list[int]:
+    """Places spread over so many samples, the first and the last among them."""
+    return sorted({(count - 1) * k // (_CHECKED - 1) for k in range(_CHECKED)})
 
 
 def is_same(a: Any, b: Any) -> bool:
@@ -60,10 +81,11 @@ def _reader(dataset: Any) -> Reader | None:
     if getattr(dataset, "__getitems__", None):
         return None
     if kind.__getitem__ is TensorDataset.__getitem__:
-        return lambda places: _tensors(dataset, places)
+        return Reader(lambda places: _tensors(dataset, places))
     if _is_torchvisions(kind.__getitem__, "datasets"):
         return _image_reader(dataset)
-    return straight.reader_of(dataset)
+    read = straight.reader_of(dataset)
+    return None if read is None else Reader(read)
 
 
 def _subset_reader(dataset: Any) -> Reader | None:
@@ -77,9 +99,9 @@ def _subset_reader(dataset: Any) -> Reader | None:
     def read(places: Sequence[int]) -> Any:
         if dataset.dataset is not inner:
             return None
-        return below([dataset.indices[place] for place in places])
+        return below.read([dataset.indices[place] for place in places])
 
-    return read
+    return Reader(read, below.is_pure)
 
 
 def index_of(places: Sequence[int], count: int) -> torch.Tensor | None:
@@ -130,7 +152,7 @@ def _image_reader(dataset: Any) -> Reader | None:
     exact, rest = _split(_steps(transform))
     settings = _settings(exact)
     table = _table(exact, images.shape[1])
-    if table is None:
+    if table is None or not _is_same_as_slow(images, table, exact):
         return None
 
     def read(places: Sequence[int]) -> Any:
@@ -143,7 +165,7 @@ def _image_reader(dataset: Any) -> Reader | None:
         index = index_of(places, min(len(images), len(targets)))
         if index is None or dataset.target_transform is not None:
             return None
-        x: Any = look_up(images.index_select(0, index), table)
+        x: Any = _looked_up(images, index, table)
         if rest:
             x = default_collate([_apply(rest, image) for image in x.unbind()])
         if isinstance(targets, torch.Tensor):
@@ -152,7 +174,17 @@ def _image_reader(dataset: Any) -> Reader | None:
             y = torch.tensor([int(targets[place]) for place in places])
         return [x, y]
 
-    return read
+    return Reader(read, is_pure=not rest)
+
+
+def _looked_up(images: torch.Tensor, index: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    return look_up(images.index_select(0, index).contiguous(), table)
+
+
+def _is_same_as_slow(images: torch.Tensor, table: torch.Tensor, exact: list[Any]) -> bool:
+    places = _some(len(images))
+    slow = [_apply(exact, images[place].permute(1, 2, 0).numpy()) for place in places]
+    return is_same(_looked_up(images, torch.tensor(places), table), torch.stack(slow))
 
 
 def _steps(transform: Any) -> list[Any]:

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import default_collate
 
 from .choice import Choice
-from .datasets import Reader, reader_of
+from .datasets import Read, reader_of
 
 
 @dataclass
@@ -34,8 +34,8 @@ _choices: dict[int, tuple[weakref.ref[Any], Choice]] = {}
 class _Fetcher:
     """A loader's fetcher, or the batch at once."""
 
-    def __init__(self, plain: Any, reader: Reader, choice: Choice) -> None:
-        self._plain, self._reader, self._choice = plain, reader, choice
+    def __init__(self, plain: Any, read: Read, choice: Choice) -> None:
+        self._plain, self._read, self._choice = plain, read, choice
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._plain, name)
@@ -44,7 +44,7 @@ class _Fetcher:
         started_s = time.perf_counter()
         data = None
         if type(places) is list and places and torch.utils.data.get_worker_info() is None:
-            data = self._reader(places) if self._choice.next() else None
+            data = self._read(places) if self._choice.next() else None
         at_once = data is not None
         if data is None:
             data = self._plain.fetch(places)
@@ -74,8 +74,8 @@ def install() -> None:
         if torch.utils.data.get_worker_info() is not None:
             return fetcher
         try:
-            reader = reader_of(dataset)
-            return fetcher if reader is None else _Fetcher(fetcher, reader, _choice_of(dataset))
+            read = reader_of(dataset)
+            return fetcher if read is None else _Fetcher(fetcher, read, _choice_of(dataset))
         except Exception:  # It only looked like one: the slow way is always right.
             return fetcher
 
