@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch.utils.data import Subset, TensorDataset, default_collate
 
-from ..data.rows import look_up
 from . import straight
 
 # Gives the batch of these samples as default_collate would; None: only the slow way can.
@@ -178,6 +177,8 @@ def _image_reader(dataset: Any) -> Reader | None:
 
 
 def _looked_up(images: torch.Tensor, index: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    from ..data.rows import look_up  # Only where there are such images: it costs to import.
+
     return look_up(images.index_select(0, index).contiguous(), table)
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import default_collate
 
 from .choice import Choice
-from .datasets import Read, reader_of
+
+if TYPE_CHECKING:
+    from .datasets import Read
 
 
 @dataclass
@@ -74,6 +76,8 @@ def install() -> None:
         if torch.utils.data.get_worker_info() is not None:
             return fetcher
         try:
+            from .datasets import reader_of
+
             read = reader_of(dataset)
             return fetcher if read is None else _Fetcher(fetcher, read, _choice_of(dataset))
         except Exception:  # It only looked like one: the slow way is always right.
