@@ -11,7 +11,9 @@ Inside the script's process:
     optimizer Adam by the fused kernel
     updates   other rules by hotloop's kernel, where a choice says that it is faster
     operators convolutions and poolings, where a choice says that hotloop's are faster
-    loaders   batches of recognised data sets (datasets, straight) at once
+              (operator_kernel: how one is taken over)
+    loaders   batches at once of recognised data sets (datasets) and straight ones (straight)
+              (row_index: what can be looked up)
     waits     time spent in DataLoaders
     session   counters; report and suggest at the end
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..kernels import calls
-from .operators import Kernel, Make, is_plain
+from .operator_kernel import Kernel, Make, is_plain
 
 # Multiply-adds below which the call costs more than it can save.
 _LEAST_WORK = 1 << 20

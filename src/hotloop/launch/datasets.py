@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Subset, TensorDataset, default_collate
 
 from . import straight
+from .row_index import index_of, is_plain
 
 # Gives the batch of these samples as default_collate would; None: only the slow way can.
 Read = Callable[[Sequence[int]], Any]
@@ -101,27 +102,6 @@ def _subset_reader(dataset: Any) -> Reader | None:
         return below.read([dataset.indices[place] for place in places])
 
     return Reader(read, below.is_pure)
-
-
-def index_of(places: Sequence[int], count: int) -> torch.Tensor | None:
-    """The index of these rows; ``None``: not all are plain numbers of a row."""
-    if not all(type(place) is int and 0 <= place < count for place in places):
-        return None
-    return torch.tensor(places)
-
-
-def is_plain(tensor: Any) -> bool:
-    """Whether rows of it can be looked up: a dense tensor on the CPU, without gradient."""
-    return (
-        type(tensor) is torch.Tensor
-        and tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
-        and tensor.dim() > 0
-        and not tensor.requires_grad
-        and not tensor.is_quantized
-        and not tensor.is_conj()
-        and not tensor.is_neg()
-    )
 
 
 def _tensors(dataset: Any, places: Sequence[int]) -> Any:

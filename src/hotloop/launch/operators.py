@@ -9,35 +9,20 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import RunError
+from . import convolutions, poolings
 from .choice import Choice
+from .operator_kernel import Kernel
 
 # How many calls lie between two looks at whether an operator pays, and what the way here costs.
 _LOOK_EVERY = 256
 _DETOUR_S = 12e-6
-
-# Makes the results, laid out as torch's.
-Make = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """How an operator is taken over.
-
-    Attributes:
-        name: of torch's, such as ``"convolution"``.
-        take: called as the operator; what makes its results with a key of the shapes, or ``None``
-            where the call is torch's.
-    """
-
-    name: str
-    take: Callable[..., tuple[Hashable, Make] | None]
 
 
 @dataclass
@@ -111,8 +96,6 @@ _operators: list[_Operator] = []
 
 def install() -> None:
     """Take the operators over; once a process."""
-    from . import convolutions, poolings
-
     if not _operators:
         for kernel in (*convolutions.KERNELS, *poolings.KERNELS):
             _operators.append(_Operator(kernel))
@@ -128,18 +111,3 @@ def remove() -> None:
 def uses() -> list[OperatorUse]:
     """What became of each."""
     return [operator.use for operator in _operators]
-
-
-def is_plain(tensor: Any, dim: int) -> bool:
-    """Whether it is float32 with so many dimensions, laid out in their order without gaps."""
-    if tensor.dtype is not torch.float32 or tensor.dim() != dim or tensor.layout != torch.strided:
-        return False
-    if tensor.is_neg() or not tensor.numel() or not tensor.is_contiguous():
-        return False
-    # torch calls sizes of 1 contiguous whatever their stride; what it makes of them may follow it.
-    expected = 1
-    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
-        if stride != expected:
-            return False
-        expected *= size
-    return True

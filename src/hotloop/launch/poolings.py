@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from ..kernels import calls
-from .operators import Kernel, Make, is_plain
+from .operator_kernel import Kernel, Make, is_plain
 
 # Pixels read below which the call costs more than it can save.
 _LEAST_WORK = 1 << 15

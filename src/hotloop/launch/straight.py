@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from .row_index import index_of, is_plain
+
 # Rounded correctly by IEEE 754, so vectors and single values give the same bits.
 _EXACT = (
     "float", "double", "long", "int", "bool",
@@ -49,8 +51,6 @@ def reader_of(dataset: Any) -> Callable[[Sequence[int]], Any] | None:
         return None
 
     def read(places: Sequence[int]) -> Any:
-        from .datasets import index_of
-
         tensors = _tensors_of(dataset, names)
         if tensors is None:
             return None
@@ -65,8 +65,6 @@ def reader_of(dataset: Any) -> Callable[[Sequence[int]], Any] | None:
 
 def _tensors_of(dataset: Any, names: set[str]) -> dict[str, torch.Tensor] | None:
     """The tensors now; ``None``: one is something else, or not simply an attribute."""
-    from .datasets import is_plain
-
     found = {}
     for name in names:
         value = vars(dataset).get(name)
