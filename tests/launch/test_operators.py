@@ -140,6 +140,26 @@ def test_an_operator_that_does_not_pay_is_given_back(taken, monkeypatch):
     assert taken()["convolution"] == (4, 0)
 
 
+def test_an_operator_that_pays_stays_and_tells_what_it_saved(monkeypatch):
+    if not kernels.is_available():
+        pytest.skip(kernels.unavailable_reason())
+    monkeypatch.setattr(operators, "_LOOK_EVERY", 4)
+    monkeypatch.setattr(operators, "_DETOUR_S", 0)
+    turns = iter([True, False] * 10)
+    monkeypatch.setattr(Choice, "next", lambda self: next(turns))
+    monkeypatch.setattr(Choice, "note", lambda self, ours, seconds: (
+        self.least_s.__setitem__(ours, 1.0 if ours else 3.0)
+    ))  # fmt: skip
+    operators.install()
+    try:
+        for _ in range(9):
+            F.max_pool2d(torch.zeros(4, 8, 64, 64), 2)
+        use = next(u for u in operators.uses() if u.name.startswith("max_pool"))
+        assert (use.calls, use.taken, use.saved_s) == (9, 5, 8.0)  # torch's time came second.
+    finally:
+        operators.remove()
+
+
 def test_without_memory_torch_makes_it(taken, monkeypatch):
     def refuse(*args, **options):
         raise operators.RunError("no memory")

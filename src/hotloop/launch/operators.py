@@ -7,6 +7,7 @@ operator is given back to torch where its kernel does not save that.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Hashable
@@ -86,7 +87,7 @@ class _Operator:
         choice.note(ours, seconds)
         if ours:
             use.taken += 1
-            if choice.fastest:
+            if choice.fastest and math.isfinite(choice.least_s[0]):
                 use.saved_s += choice.least_s[0] - choice.least_s[1]
         return result
 
