@@ -35,8 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--off", action="append", default=[], metavar="NAME",
-        help="leave one out: threads, affinity, numa, allocator, huge-pages, matmul, optimizer; "
-        "can be given again",
+        help="leave one out: threads, affinity, numa, allocator, huge-pages, matmul, optimizer, "
+        "operators, data; can be given again",
     )  # fmt: skip
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads of each process")
     parser.add_argument(

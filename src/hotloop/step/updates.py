@@ -18,14 +18,11 @@ import torch
 from torch import optim
 
 from ..kernels.binding import ControlRow
+from ..kernels.update_kinds import UPDATE_KINDS as KINDS
 
 # Columns of a row of the table.
 COLUMNS = tuple(name for name, *_ in ControlRow._fields_ if name != "unused")
 _ROW_DOUBLES = ctypes.sizeof(ControlRow) // ctypes.sizeof(ctypes.c_double)
-KINDS = {
-    "sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 4, "rmsprop": 5, "adagrad": 6,
-    "nadam": 7, "nadamw": 8, "adamax": 9, "adadelta": 10,
-}  # fmt: skip
 _AT = {name: number for number, name in enumerate(COLUMNS)}
 _ADAM = ("exp_avg", "exp_avg_sq")
 # State tensors of each rule; SGD's depend on its group.
