@@ -27,6 +27,7 @@ from ..graph.program import Program
 from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
 from ..measure.clock import now
+from . import libraries
 from .batch import Batch, refusal_of
 from .check import refuse_hidden
 from .guards import Guards
@@ -299,6 +300,7 @@ class RecordedStep:
         if not self._is_recorded_now(key):
             return plain(self._autocast)
         began_s = now()
+        libraries.learn()
         self._make_room()
         self._find_tensors()
         refusal = self._refusal_before(batch)
