@@ -129,6 +129,11 @@ class RecordedStep:
             "buffer": buffers,
         }
 
+    def is_refused(self, key: Any) -> bool:
+        """Whether batches of a shape stay plain."""
+        shape = self._shapes.get(key)
+        return shape is not None and shape.refusal is not None
+
     @property
     def has_program(self) -> bool:
         """Whether a batch of some shape runs as a program."""

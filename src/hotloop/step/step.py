@@ -24,6 +24,7 @@ from .recorded import RecordedStep
 # count``); gives the loss of all hosts.
 Between = Callable[[torch.Tensor, int, float, float | None], torch.Tensor]
 LEFT_OUT = "labels are left out in a loss of your own, which is compared with that of its parts"
+_MOST_SHAPES = 128
 _WITHOUT_PARTS = "leave memory.micro_batch_size out, or pass the loss of torch.nn itself"
 
 
@@ -75,6 +76,8 @@ class TrainStep:
         self.precision = precision
         self.between = between
         self.arena: AbstractContextManager[Any] = nullcontext()
+        # Of shapes that stay plain, how many tensors of a step the arena places.
+        self._places: dict[Any, int] = {}
         self.precision_reason: str | None = None
         self._reason = "programs were not asked for"
         self._cuda: CudaStep | None = None
@@ -180,8 +183,25 @@ class TrainStep:
             ModelError: the loss is not one number that depends on the parameters; or the batch is
                 larger than the micro-batch and cannot be cut, or its loss is not one of parts.
         """
+        batch = Batch(x, y)
+        if self._recorded is None or not self._recorded.is_refused(batch.key()):
+            with self.arena:
+                return self._one(batch)
+        return self._settled(batch)
+
+    def _settled(self, batch: Batch) -> torch.Tensor:
+        """A step of a shape that stays plain, outside of the arena where that would place nothing."""
+        placed = self._places.get(batch.key())
+        if placed == 0:
+            return self._one(batch)
+        before = None if placed else TensorArena().stats().num_allocations
         with self.arena:
-            return self._one(Batch(x, y))
+            loss = self._one(batch)
+        if before is not None:
+            if len(self._places) >= _MOST_SHAPES:
+                self._places.clear()
+            self._places[batch.key()] = TensorArena().stats().num_allocations - before
+        return loss
 
     def _one(self, batch: Batch) -> torch.Tensor:
         losses = self._fast_steps(batch, 1, None)
@@ -351,7 +371,7 @@ class TrainStep:
             self._rehearse(key, batch)
             if recorded.ready(key):
                 return recorded.add_gradients(key, batch.tensors, first=first)
-        placed = self._placed(batch)
+        placed = self._laid_out(batch)
         if self._is_plain:
             return recorded.leave_out(lambda low: self._backward(placed, low), LEFT_OUT)
         return recorded.record(key, placed, lambda low: self._backward(placed, low))
@@ -384,15 +404,21 @@ class TrainStep:
 
     def _placed(self, batch: Batch) -> Batch:
         """The batch where the model is, images laid out as its layers like them."""
-        batch = self._moved(batch)
+        return self._laid_out(self._moved(batch))
+
+    def _laid_out(self, batch: Batch) -> Batch:
         if self._layout is None:
             self._layout = Layout(self.model, copies=self._recorded is not None)
-        x = self._layout(batch.x)
+        x = self._layout(batch.x) if any(t.dim() == 4 for t in batch.tensors) else batch.x
         return batch if x is batch.x else Batch(x, batch.y, batch.share)
 
     def _backward(self, batch: Batch, autocast: bool) -> torch.Tensor:
         """Forward and backward as PyTorch makes them."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+        kind = self.device.type
+        if autocast or torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, torch.bfloat16, enabled=autocast):
+                answer = tree.call(self.model, batch.x)
+        else:
             answer = tree.call(self.model, batch.x)
         if autocast:
             answer = tree.map_tensors(_as_float32, answer)
