@@ -190,7 +190,7 @@ class TrainStep:
         return self._settled(batch)
 
     def _settled(self, batch: Batch) -> torch.Tensor:
-        """A step of a shape that stays plain, outside of the arena where that would place nothing."""
+        """A step of a shape that stays plain; outside of the arena, where that places nothing."""
         placed = self._places.get(batch.key())
         if placed == 0:
             return self._one(batch)
