@@ -28,6 +28,7 @@ from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
 from ..measure.clock import now
 from ..memory import TensorArena
+from . import libraries
 from .batch import Batch, refusal_of
 from .check import refuse_hidden
 from .guards import Guards
@@ -140,7 +141,6 @@ class RecordedStep:
             "buffer": buffers,
         }
 
-    @property
     def has_program(self) -> bool:
         """Whether a batch of some shape runs as a program."""
         return any(shape.is_fast for shape in self._shapes.values())
@@ -311,6 +311,7 @@ class RecordedStep:
         if not self._is_recorded_now(key):
             return plain(self._autocast)
         began_s = now()
+        libraries.learn()
         lends = not self._sums and self._block.size_bytes > 0
         if lends:  # Programs stay as they are.
             self._block.lend_pages()
