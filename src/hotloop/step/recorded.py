@@ -28,6 +28,7 @@ from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
 from ..measure.clock import now
 from .batch import Batch, refusal_of
+from .bound_state import BoundState
 from .check import refuse_hidden
 from .guards import Guards
 from .guards_settings import PythonState
@@ -530,18 +531,16 @@ class RecordedStep:
         Returns:
             Why that cannot be, or ``None``.
         """
-        known = self.optimizer.state
         addresses = [t.data_ptr() for tensors in self._tensors.values() for t in tensors]
         if shape.bound is not None:
-            identity, owned, then = shape.bound
-            same = identity == id(known) and then == addresses
-            if same and all(owner.get(name) is t for owner, name, t in owned):
-                return None
+            state, then = shape.bound
+            if then == addresses and (state is None or state.is_current()):
+                return None if state is None else state.uneven()
         if shape.update is None:
             if [kind_of(t) for t in self._sums] != [kind_of(w) for w in self.weights]:
                 self._sums = [sum_of(w) for w in self.weights]
             change = self._lower(shape, self._tensors, self._sums, written=[])
-            shape.bound = id(known), [], addresses
+            shape.bound = None, addresses
             return change
         try:
             with torch.no_grad():
@@ -550,17 +549,7 @@ class RecordedStep:
             return str(error)
         written = [*self.weights, *states]
         change = self._lower(shape, self._tensors, states, written, shape.counters)
-        held = {id(t) for t in (*states, *shape.counters)}
-        shape.bound = (
-            id(known),
-            [
-                (owner, name, value)
-                for owner in (known[w] for w in self.weights if w in known)
-                for name, value in owner.items()
-                if id(value) in held
-            ],
-            addresses,
-        )
+        shape.bound = BoundState([shape.update], [*states, *shape.counters]), addresses
         return change
 
     def _lower(
