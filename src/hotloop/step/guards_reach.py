@@ -250,6 +250,8 @@ class Reach:
         what = f"function {called} of {file}"
 
         watch = self.add(function_watch(function, what))
+        own = Named(function, vars(function), Label("attribute", "", f"of {what}"), 1, True)
+        self._named.setdefault(id(function), own)
         defaults = Label("default value", "", f"of {what}")
         for name in ("default values", "default values by keyword"):
             if watch.kept[name] and self.value(watch.kept[name], defaults):
