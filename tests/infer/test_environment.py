@@ -28,7 +28,8 @@ def test_a_path_is_utf8_for_libraries_in_any_locale():
         utf8_path(os.fsdecode(b"/a/m\xff.onnx"))
     code = (
         "import os, sys; from hotloop.infer.engine import utf8_path;"
-        "print(ascii(utf8_path(os.fsdecode(bytes.fromhex(sys.argv[1])))), ascii(utf8_path('\\u00f6')))"
+        "given = os.fsdecode(bytes.fromhex(sys.argv[1]));"
+        "print(ascii(utf8_path(given)), ascii(utf8_path('\\u00f6')))"
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(

@@ -11,7 +11,8 @@ from hotloop.launch.command import argv
 ARGUMENTS = [
     [], ["--r=16"], ["--n=5"], ["--m=x", "--l", "3"], ["--no-python"], ["-m", "5"], ["--nproc=7"],
     ["--standalone"], ["--", "--r=1"], ["--max=3", "pos", "--rdzv=1"], ["--help"], ["-h"], [""],
-    ["--lr", "-1e-3"], ["--name="], ["a b", "\u00fc"], ["--quiet"], ["--off", "x"], ["a", "--", "--"],
+    ["--lr", "-1e-3"], ["--name="], ["a b", "\u00fc"], ["--quiet"], ["--off", "x"],
+    ["a", "--", "--"],
 ]  # fmt: skip
 
 

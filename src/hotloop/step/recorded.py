@@ -99,8 +99,8 @@ class RecordedStep:
     ) -> None:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.num_threads = num_threads
-        self._outside = reason_outside(optimizer) or reason_of_weights(optimizer)
-        self.whole = whole and self._outside is None
+        self._may_be_whole = whole
+        self._judge_optimizer()
         self._autocast = autocast
         self._rounds = autocast and rounds_products()
         self.limits = clip_norm, clip_value
@@ -114,6 +114,10 @@ class RecordedStep:
         self._block = Block(lambda: (unbind() or _nothing)())
         self._patience = Patience()
         self._find_tensors()
+
+    def _judge_optimizer(self) -> None:
+        self._outside = reason_outside(self.optimizer) or reason_of_weights(self.optimizer)
+        self.whole = self._may_be_whole and self._outside is None
 
     def _find_tensors(self) -> None:
         modules = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
@@ -310,6 +314,9 @@ class RecordedStep:
         for weight in self.weights:
             weight.grad = None
         guards = Guards(self.model, self.loss_fn, self.optimizer)
+        if guards.iterators:
+            self._refuse(shape, f"a step may take the next value of {guards.iterators[0]}")
+            return plain(self._autocast)
         state = PythonState(guards.generators)
         recorder = Recorder({**self._tensors, "batch": batch.tensors})
         recorder.watch = state.changed if shape.draws else None
@@ -450,6 +457,16 @@ class RecordedStep:
         self.reason = change
         if shape.changes >= _MOST_CHANGES:
             shape.refusal = f"{change}; so many things changed that the step stays plain"
+        if self._optimizer_changed():
+            for each in self._shapes.values():  # Programs of the other kind.
+                self._drop(each)
+                each.recordings = 0
+
+    def _optimizer_changed(self) -> bool:
+        """Whether another part of a step is to be a program: the optimizer's rule is another."""
+        before = self.whole
+        self._judge_optimizer()
+        return before != self.whole
 
     @staticmethod
     def _drop(shape: Shape) -> None:

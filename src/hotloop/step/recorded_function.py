@@ -106,6 +106,9 @@ class RecordedFunction(RecordedStep):
         self._live: list[torch.Tensor] = []
         self._numbers: dict[int, int] = {}
 
+    def _judge_optimizer(self) -> None:
+        """A function's optimizers are judged where they make their steps."""
+
     def _number(self, tensor: torch.Tensor) -> int:
         """The name of a tensor in all recordings."""
         if id(tensor) not in self._numbers:

@@ -305,6 +305,11 @@ def reason_outside(optimizer: optim.Optimizer) -> str | None:
         return f"{kind.__name__} keeps its own step"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return f"{kind.__name__} has hooks"
+    step: Any = vars(optimizer).get("step")
+    while getattr(step, "_wrapped_by_lr_sched", False):  # A scheduler's, which only counts.
+        step = step.__wrapped__
+    if step is not None and step is not kind.step:
+        return f"the step of this {kind.__name__} is not torch's"
     for group in optimizer.param_groups:
         for option in ("amsgrad", "maximize", "centered", "capturable", "differentiable"):
             if group.get(option):
