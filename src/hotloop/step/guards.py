@@ -13,7 +13,13 @@ from .guards_memory import Block, Word, tensor_block
 from .guards_reach import Reach
 from .guards_settings import PythonState, difference_of_settings, torch_settings
 from .guards_tables import BlockTable, WordTable
-from .guards_tensors import TensorWatch, global_watches, optimizer_watches, tensor_watch
+from .guards_tensors import (
+    TensorWatch,
+    global_watches,
+    optimizer_watches,
+    own_step,
+    tensor_watch,
+)
 from .guards_watch import Label, NamedWatch, Watch
 
 __all__ = ["Guards", "PythonState"]
@@ -121,7 +127,7 @@ class Guards:
         for optimizer, groups, step in self._groups:
             if optimizer.param_groups is not groups:
                 return "optimizer parameter groups changed"
-            if vars(optimizer).get("step") is not step:
+            if own_step(optimizer) is not step:
                 return "the optimizer's step was replaced"
         return None
 
@@ -193,4 +199,4 @@ class Guards:
 
 def optimizer_parts(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, Any, Any]:
     """An optimizer, its groups, and the step that it has in place of its class's, if it has."""
-    return optimizer, optimizer.param_groups, vars(optimizer).get("step")
+    return optimizer, optimizer.param_groups, own_step(optimizer)

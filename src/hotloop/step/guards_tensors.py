@@ -130,6 +130,14 @@ def optimizer_watches(optimizer: torch.optim.Optimizer) -> Iterator[Watch]:
             yield hook_watch(attributes[name], kind, "the optimizer")
 
 
+def own_step(optimizer: torch.optim.Optimizer) -> Any:
+    """The step that an optimizer has in place of its class's; ``None``: it has that."""
+    step: Any = vars(optimizer).get("step")
+    while getattr(step, "_wrapped_by_lr_sched", False):  # A scheduler's, which only counts.
+        step = step.__wrapped__
+    return None if step is type(optimizer).step else step
+
+
 def _group_watches(group: dict[str, Any], what: str, say_group: Say) -> Iterator[Watch]:
     names = [k for k, v in group.items() if k == "params" or isinstance(v, bool | str | None)]
 

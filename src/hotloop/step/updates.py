@@ -18,6 +18,7 @@ import torch
 from torch import optim
 
 from ..kernels.binding import ControlRow
+from .guards_tensors import own_step
 
 # Columns of a row of the table.
 COLUMNS = tuple(name for name, *_ in ControlRow._fields_ if name != "unused")
@@ -305,10 +306,7 @@ def reason_outside(optimizer: optim.Optimizer) -> str | None:
         return f"{kind.__name__} keeps its own step"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return f"{kind.__name__} has hooks"
-    step: Any = vars(optimizer).get("step")
-    while getattr(step, "_wrapped_by_lr_sched", False):  # A scheduler's, which only counts.
-        step = step.__wrapped__
-    if step is not None and step is not kind.step:
+    if own_step(optimizer) is not None:
         return f"the step of this {kind.__name__} is not torch's"
     for group in optimizer.param_groups:
         for option in ("amsgrad", "maximize", "centered", "capturable", "differentiable"):
