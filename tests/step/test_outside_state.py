@@ -16,9 +16,17 @@ from torch.nn import functional as F
 
 import hotloop
 from hotloop import kernels
+from support.kernel_choice import torchs_kernels
 
 if not kernels.is_available():
     pytest.skip(kernels.unavailable_reason(), allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_timed():
+    with torchs_kernels():
+        yield
+
 
 FLAG = contextvars.ContextVar("flag", default=1.0)
 LOCAL = threading.local()
