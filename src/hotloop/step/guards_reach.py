@@ -8,7 +8,7 @@ import functools
 import random
 import sys
 import types
-from collections import deque
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +26,7 @@ from .guards_code import (
     names_of,
 )
 from .guards_code_places import Named, cell_watch, class_watch, function_watch
+from .guards_outside import ENVIRONMENT, environment_watch, is_taken_from, outside_watch
 from .guards_places import (
     container_watch,
     module_watches,
@@ -41,7 +42,9 @@ _DEEPEST = 8
 GENERATORS = (
     random.Random, numpy.random.Generator, numpy.random.RandomState, torch.Generator,
 )  # fmt: skip
-_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+_NAMESPACES = (
+    types.SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap,
+)  # fmt: skip
 _METHODS = (types.FunctionType, property, classmethod, staticmethod, functools.cached_property)
 # Of a class whose instances are there already: not run in a step.
 _NOT_RUN = frozenset(
@@ -66,6 +69,7 @@ class Reach:
         watches: in an order that is the same for the same model.
         tensors: with a label, and whether it is a parameter or buffer.
         generators: of random numbers, by the place where they were found.
+        iterators: places that code names.
     """
 
     def __init__(self, ran: Ran | None = None) -> None:
@@ -74,6 +78,8 @@ class Reach:
         self.watches: list[Watch] = []
         self.tensors: dict[int, tuple[torch.Tensor, str, bool]] = {}
         self.generators: list[tuple[str, Any]] = []
+        self.iterators: list[str] = []
+        self._taken: list[Label] = []
         self._keys: set[str] = set()
         self._seen: dict[int, Any] = {}
         self._functions: deque[types.FunctionType] = deque()
@@ -102,6 +108,12 @@ class Reach:
                 pass
         for named in self._named.values():
             self.add(named.watch(whole=self._counts_whole(named)))
+        if not ENVIRONMENT.isdisjoint(self._attributes):
+            self.add(environment_watch())
+        for label in self._taken:  # All attributes of a module are followed.
+            name = label.path.rpartition(".")[2].partition("[")[0]
+            if label.kind != "attribute" or name in self._attributes:
+                self.iterators.append(str(label))
 
     # ---- Values ------------------------------------------------------------------------------
 
@@ -128,6 +140,8 @@ class Reach:
             if is_users_class(value):
                 self._called.add(value)
                 self._class(value)
+        elif is_taken_from(value) and not is_users_class(type(value)):
+            self._taken.append(label)
         elif depth <= _DEEPEST:
             return self._contents(value, label, depth)
         return False
@@ -136,7 +150,7 @@ class Reach:
         if isinstance(value, tuple):
             return self._pieces(dict(enumerate(value)), label.item, depth)
         known = id(value) in self._seen
-        watch = container_watch(value, label)
+        watch = container_watch(value, label) or outside_watch(value, label)
         if watch is not None and self._is_new(value):
             self.add(watch)
             for name, item in list(watch.kept.items()):
@@ -261,6 +275,8 @@ class Reach:
         file, called = file_of(values), function.__qualname__.replace("<locals>.", "")
         what = f"function {called} of {file}"
         watch = self.add(function_watch(function, what))
+        own = Named(function, vars(function), Label("attribute", "", f"of {what}"), 1, True)
+        self._named.setdefault(id(function), own)
         defaults = Label("default value", "", f"of {what}")
         for name in ("default values", "default values by keyword"):
             if watch.kept[name] and self.value(watch.kept[name], defaults):

@@ -30,6 +30,7 @@ from ..measure.clock import now
 from ..memory import TensorArena
 from . import libraries
 from .batch import Batch, refusal_of
+from .bound_state import BoundState
 from .check import refuse_hidden
 from .guards import Guards
 from .guards_ran import CodeRun, Ran, users
@@ -105,8 +106,8 @@ class RecordedStep:
     ) -> None:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.num_threads = num_threads
-        self._outside = reason_outside(optimizer) or reason_of_weights(optimizer)
-        self.whole = whole and self._outside is None
+        self._may_be_whole = whole
+        self._judge_optimizer()
         self._autocast = autocast
         self._rounds = autocast and rounds_products()
         self.limits = clip_norm, clip_value
@@ -127,6 +128,10 @@ class RecordedStep:
         self._last_guards: Guards | None = None
         self._find_tensors()
 
+    def _judge_optimizer(self) -> None:
+        self._outside = reason_outside(self.optimizer) or reason_of_weights(self.optimizer)
+        self.whole = self._may_be_whole and self._outside is None
+
     def _find_tensors(self) -> None:
         modules = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
         found = [p for m in modules for p in m.parameters()]
@@ -141,6 +146,7 @@ class RecordedStep:
             "buffer": buffers,
         }
 
+    @property
     def has_program(self) -> bool:
         """Whether a batch of some shape runs as a program."""
         return any(shape.is_fast for shape in self._shapes.values())
@@ -322,10 +328,13 @@ class RecordedStep:
         if refusal is not None:
             self._refuse(shape, refusal)
             return plain(self._autocast)
+        guards = self._guards(shape)
+        if guards is not None and guards.iterators:
+            self._refuse(shape, f"a step may take the next value of {guards.iterators[0]}")
+            return plain(self._autocast)
         held = [(w, w.grad) for w in self.weights]
         for weight in self.weights:
             weight.grad = None
-        guards = self._guards(shape)
         state = PythonState(None if guards is None else guards.generators)
         recorder = Recorder({**self._tensors, "batch": batch.tensors})
         recorder.watch = state.changed if shape.draws else None
@@ -514,6 +523,16 @@ class RecordedStep:
         self.reason = change
         if shape.changes >= _MOST_CHANGES:
             shape.refusal = f"{change}; so many things changed that the step stays plain"
+        if self._optimizer_changed():
+            for each in self._shapes.values():  # Programs of the other kind.
+                self._drop(each)
+                each.recordings = 0
+
+    def _optimizer_changed(self) -> bool:
+        """Whether another part of a step is to be a program: the optimizer's rule is another."""
+        before = self.whole
+        self._judge_optimizer()
+        return before != self.whole
 
     @staticmethod
     def _drop(shape: Shape) -> None:
@@ -596,18 +615,16 @@ class RecordedStep:
         Returns:
             Why that cannot be, or ``None``.
         """
-        known = self.optimizer.state
         addresses = [t.data_ptr() for tensors in self._tensors.values() for t in tensors]
         if shape.bound is not None:
-            identity, owned, then = shape.bound
-            same = identity == id(known) and then == addresses
-            if same and all(owner.get(name) is t for owner, name, t in owned):
-                return None
+            state, then = shape.bound
+            if then == addresses and (state is None or state.is_current()):
+                return None if state is None else state.uneven()
         if shape.update is None:
             if [kind_of(t) for t in self._sums] != [kind_of(w) for w in self.weights]:
                 self._sums = [sum_of(w) for w in self.weights]
             change = self._lower(shape, self._tensors, self._sums, written=[])
-            shape.bound = id(known), [], addresses
+            shape.bound = None, addresses
             return change
         try:
             with torch.no_grad():
@@ -616,17 +633,7 @@ class RecordedStep:
             return str(error)
         written = [*self.weights, *states]
         change = self._lower(shape, self._tensors, states, written, shape.counters)
-        held = {id(t) for t in (*states, *shape.counters)}
-        shape.bound = (
-            id(known),
-            [
-                (owner, name, value)
-                for owner in (known[w] for w in self.weights if w in known)
-                for name, value in owner.items()
-                if id(value) in held
-            ],
-            addresses,
-        )
+        shape.bound = BoundState([shape.update], [*states, *shape.counters]), addresses
         return change
 
     def _lower(

@@ -25,6 +25,7 @@ from ..graph.recording import Marker, NotRecordable, Recorder, Recording
 from ..measure.clock import now
 from ..memory.tree import Structure
 from . import libraries
+from .bound_state import BoundState
 from .effects import Effects
 from .function_guards import FunctionGuards
 from .function_markers import Markers
@@ -107,6 +108,9 @@ class RecordedFunction(RecordedStep):
         # Tensors that were there before a call and that it read; kept, so that ids stay theirs.
         self._live: list[torch.Tensor] = []
         self._numbers: dict[int, int] = {}
+
+    def _judge_optimizer(self) -> None:
+        """A function's optimizers are judged where they make their steps."""
 
     def _number(self, tensor: torch.Tensor) -> int:
         """The name of a tensor in all recordings."""
@@ -359,15 +363,11 @@ class RecordedFunction(RecordedStep):
     def _rebind(self, shape: Shape) -> str | None:
         """Lower again where the state of an optimizer was replaced."""
         assert isinstance(shape, FunctionShape)
-        optimizers = [self._optimizers[number] for number in shape.updates]
-        if shape.bound is not None:
-            identities, owned = shape.bound
-            same = identities == [id(o.state) for o in optimizers]
-            if same and all(owner.get(name) is t for owner, name, t in owned):
-                return None
+        if shape.bound is not None and shape.bound.is_current():
+            uneven: str | None = shape.bound.uneven()
+            return uneven
         states: list[torch.Tensor] = []
         counters: list[torch.Tensor] = []
-        owned = []
         for number, update in shape.updates.items():
             try:
                 with torch.no_grad():
@@ -378,10 +378,6 @@ class RecordedFunction(RecordedStep):
             states += mine
             counters += counts * times
             shape.done[number] = done, counts[0] if counts else None
-            held = {id(t) for t in (*mine, *counts)}
-            known = update.optimizer.state
-            for owner in (known[w] for w in update.weights if w in known):
-                owned += [(owner, name, t) for name, t in owner.items() if id(t) in held]
         assert shape.graph is not None
         tensors = {"live": self._live, "state": states}
         outside = [
@@ -389,7 +385,7 @@ class RecordedFunction(RecordedStep):
         ]
         shape.written = {t.untyped_storage()._cdata for t in outside}
         change = self._lower(shape, tensors, states, [*outside, *states], counters)
-        shape.bound = [id(o.state) for o in optimizers], owned
+        shape.bound = BoundState(shape.updates.values(), [*states, *counters])
         return change
 
 

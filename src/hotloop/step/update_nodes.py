@@ -83,7 +83,7 @@ def _limited(graph: fx.Graph, gradients: list[Any], update: Update) -> tuple[lis
         low, high = -update.clip_value, update.clip_value
         gradients = [call(_aten.clamp.default, g, low, high) for g in gradients]
     scale = None
-    if update.clip_norm is not None:
+    if update.clip_norm is not None and gradients:
         norms = [call(_aten.linalg_vector_norm.default, g) for g in gradients]
         total = call(_aten.linalg_vector_norm.default, call(_aten.stack.default, norms))
         inverse = call(_aten.reciprocal.default, call(_aten.add.Scalar, total, 1e-6))
