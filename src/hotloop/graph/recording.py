@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ..measure.clock import now
+from . import tracing
 from .user_code import user_line
 
 # What a tensor is made of: storage, offset, sizes, strides, dtype.
@@ -227,10 +228,12 @@ class Recorder(TorchDispatchMode):
             for number, tensor in enumerate(tensors):
                 self.recording.inputs.setdefault(self.ref(tensor), (kind, number))
         self._function_mode = _Reads(self)
+        self._traced = tracing.traced()
 
     def __enter__(self) -> Recorder:
         super().__enter__()  # type: ignore[no-untyped-call]
         self._function_mode.__enter__()  # type: ignore[no-untyped-call]
+        self._traced.__enter__()
         return self
 
     def knows(self, value: Any) -> bool:
@@ -302,6 +305,7 @@ class Recorder(TorchDispatchMode):
             self._checks -= 1
 
     def __exit__(self, *raised: Any) -> None:
+        self._traced.__exit__(*raised)
         self._function_mode.__exit__(*raised)  # type: ignore[no-untyped-call]
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
         if raised[0] is None:

@@ -28,6 +28,7 @@ from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
 from ..measure.clock import now
 from ..memory import TensorArena
+from . import libraries
 from .batch import Batch, refusal_of
 from .check import refuse_hidden
 from .guards import Guards
@@ -311,6 +312,7 @@ class RecordedStep:
         if not self._is_recorded_now(key):
             return plain(self._autocast)
         began_s = now()
+        libraries.learn()
         lends = not self._sums and self._block.size_bytes > 0
         if lends:  # Programs stay as they are.
             self._block.lend_pages()

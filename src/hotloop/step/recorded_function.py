@@ -24,6 +24,7 @@ from ..graph.ordering import inputs_written
 from ..graph.recording import Marker, NotRecordable, Recorder, Recording
 from ..measure.clock import now
 from ..memory.tree import Structure
+from . import libraries
 from .effects import Effects
 from .function_guards import FunctionGuards
 from .function_markers import Markers
@@ -199,6 +200,7 @@ class RecordedFunction(RecordedStep):
         if not self._is_recorded_now(key):
             return plain()
         began_s = now()
+        libraries.learn()
         self._make_room()
         guards = FunctionGuards(self.function, values, self._optimizers)
         refusal = guards.refusal or _refusal_of_arguments(batch, guards.tensors)
