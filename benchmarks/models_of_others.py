@@ -4,10 +4,10 @@
     python benchmarks/models_of_others.py [--models resnet18,bert] [--rounds 5] [--out FILE]
 
 Needs timm (with torchvision) and Transformers: docs/step.md says in which environment. Weights are
-random, batches small; each model has a process of its own. `difference`: of losses, weights,
-optimizer state and answers from eager's, over their largest value; of losses and weights also what
-eager in float32 differs from eager in float64 (`rounding`). Seconds are those of whole calls, all
-processors, eager and hotloop in turn.
+random, batches small; each model has a process of its own, with empty caches. `difference`: of
+losses and answers from eager's, over their largest value; of weights over how far ten steps have
+moved them, of optimizer state over its norm. `rounding` (with `--double`): the same of eager in
+float32 from eager in float64. Seconds are those of whole calls, eager and hotloop in turn.
 """
 
 import argparse
@@ -18,9 +18,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,22 +143,29 @@ def apart(found: Any, wanted: Any) -> float:
     return worst
 
 
-def state_apart(ours: tuple[nn.Module, Any], theirs: tuple[nn.Module, Any]) -> dict[str, float]:
-    """Weights and buffers, and what the optimizers keep of them."""
-    weights = [
-        (a, b)
-        for a, b in zip(ours[0].state_dict().values(), theirs[0].state_dict().values(), strict=True)
+def norm(tensors: Iterable[torch.Tensor]) -> float:
+    return sum(t.detach().double().square().sum().item() for t in tensors) ** 0.5
+
+
+def weights_apart(found: nn.Module, wanted: nn.Module, before: nn.Module) -> float:
+    """How far weights and buffers are apart, over how far training has moved them."""
+    triples = [
+        (a.double(), b.double(), c.double())
+        for a, b, c in zip(
+            *(module.state_dict().values() for module in (found, wanted, before)), strict=True
+        )
         if b.is_floating_point()
     ]
-    states = [
-        (ours[1].state[a][key], value)
-        for a, b in zip(ours[0].parameters(), theirs[0].parameters(), strict=True)
-        for key, value in theirs[1].state[b].items()
-    ]
-    return {
-        "weights": max(apart(a, b) for a, b in weights),
-        "optimizer_state": max((apart(a, b) for a, b in states), default=0.0),
-    }
+    return norm(a - b for a, b, _ in triples) / norm(b - c for _, b, c in triples)
+
+
+def states_apart(ours: tuple[nn.Module, Any], theirs: tuple[nn.Module, Any]) -> float:
+    """The same of what the optimizers keep of the weights; the worst kind."""
+    kinds: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for a, b in zip(ours[0].parameters(), theirs[0].parameters(), strict=True):
+        for key, value in theirs[1].state[b].items():
+            kinds.setdefault(key, []).append((ours[1].state[a][key].double(), value.double()))
+    return max(norm(a - b for a, b in kind) / norm(b for _, b in kind) for kind in kinds.values())
 
 
 def in_turn(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
@@ -198,7 +206,7 @@ def train(name: str, rounds: int, double: bool) -> dict[str, Any]:
     """Ten steps of both, compared; then both in turn."""
     model, data = build(name).train(), batches(name)
     loss_fn: Any = F.cross_entropy if name in IMAGES else loss_in_answer
-    twin = copy.deepcopy(model)
+    twin, before = copy.deepcopy(model), copy.deepcopy(model)
     exact = in_double(model, loss_fn, data) if double else None
     mine, theirs = optimizer_of(model), optimizer_of(twin)
     step = hotloop.compile_step(model, loss_fn, mine, data[0])
@@ -217,7 +225,8 @@ def train(name: str, rounds: int, double: bool) -> dict[str, Any]:
         "random_numbers": torch.equal(drawn, torch.get_rng_state()),
         "difference": {
             "losses": apart(torch.tensor(losses), torch.tensor(plain_losses)),
-            **state_apart((model, mine), (twin, theirs)),
+            "weights": weights_apart(model, twin, before),
+            "optimizer_state": states_apart((model, mine), (twin, theirs)),
         },
         "steps_done_s": {
             "eager": [round(end, 3) for end in plain_ends],
@@ -227,13 +236,7 @@ def train(name: str, rounds: int, double: bool) -> dict[str, Any]:
     if exact is not None:
         row["rounding"] = {
             "losses": apart(torch.tensor(plain_losses), torch.tensor(exact[1])),
-            "weights": max(
-                apart(a, b)
-                for a, b in zip(
-                    twin.state_dict().values(), exact[0].state_dict().values(), strict=True
-                )
-                if b.is_floating_point()
-            ),
+            "weights": weights_apart(twin, exact[0], before),
         }
     given = endless(data)
     return row | in_turn(
@@ -289,7 +292,6 @@ def flat(result: Any) -> list[torch.Tensor]:
 
 def child(name: str, rounds: int, double: bool, threads: int) -> None:
     warnings.simplefilter("ignore")
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     torch.set_num_threads(threads)
     row: dict[str, Any] = {"train": train(name, rounds, double)}
     print(json.dumps(row), flush=True)
@@ -304,7 +306,9 @@ def line(name: str, row: dict[str, Any]) -> str:
         f"{name:<18}{trained['path']:<9} gain {trained['gain']['median']:.2f} "
         f"({trained['gain']['min']:.2f}-{trained['gain']['max']:.2f}), first three steps "
         f"{trained['steps_done_s']['hotloop'][2]:.2f} s for {trained['steps_done_s']['eager'][2]:.2f}, "
-        f"losses apart {trained['difference']['losses']:.0e}"
+        f"apart: losses {trained['difference']['losses']:.0e}, "
+        f"weights {trained['difference']['weights']:.0e}"
+        + f" (rounding {trained['rounding']['weights']:.0e})" * ("rounding" in trained)
     ]
     for size, found in row.get("answer", {}).get("batch_sizes", {}).items():
         told.append(
@@ -335,9 +339,12 @@ def main() -> None:
     for name in args.models.split(","):
         command = [sys.executable, __file__, "--child", name, "--rounds", str(args.rounds)]
         command += ["--threads", str(args.threads)]
-        done = subprocess.run(
-            command + ["--double"] * args.double, stdout=subprocess.PIPE, text=True, check=False
-        )
+        with tempfile.TemporaryDirectory() as caches:
+            env = os.environ | {"XDG_CACHE_HOME": caches, "TRANSFORMERS_VERBOSITY": "error"}
+            done = subprocess.run(
+                command + ["--double"] * args.double,
+                env=env, stdout=subprocess.PIPE, text=True, check=False,
+            )  # fmt: skip
         made = done.stdout.splitlines()
         document["models"][name] = row = json.loads(made[-1]) if made else {"failed": True}
         print(line(name, row) if made else f"{name}: failed", flush=True)
