@@ -373,7 +373,7 @@ class TrainStep:
             self._rehearse(key, batch)
             if recorded.ready(key):
                 return recorded.add_gradients(key, batch.tensors, first=first)
-        placed = self._placed(batch)
+        placed = self._laid_out(batch)
         if self._is_plain:
             return recorded.leave_out(lambda low: self._backward(placed, low), LEFT_OUT)
         return recorded.record(key, placed, lambda low: self._backward(placed, low))
@@ -406,10 +406,12 @@ class TrainStep:
 
     def _placed(self, batch: Batch) -> Batch:
         """The batch where the model is, images laid out as its layers like them."""
-        batch = self._moved(batch)
+        return self._laid_out(self._moved(batch))
+
+    def _laid_out(self, batch: Batch) -> Batch:
         if self._layout is None:
             self._layout = Layout(self.model, copies=self._recorded is not None)
-        x = self._layout(batch.x)
+        x = self._layout(batch.x) if any(t.dim() == 4 for t in batch.tensors) else batch.x
         return batch if x is batch.x else Batch(x, batch.y, batch.share)
 
     def _backward(self, batch: Batch, autocast: bool) -> torch.Tensor:
