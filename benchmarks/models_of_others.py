@@ -95,7 +95,9 @@ def batches(name: str) -> list[tuple[Any, ...]]:
         if name in IMAGES:
             labels = torch.randint(0, 10, (ROWS_OF_IMAGES,), generator=g)
             means = (labels.float() / 10).view(-1, 1, 1, 1)
-            made.append((means + torch.randn(ROWS_OF_IMAGES, 3, PIXELS, PIXELS, generator=g), labels))
+            made.append(
+                (means + torch.randn(ROWS_OF_IMAGES, 3, PIXELS, PIXELS, generator=g), labels)
+            )
             continue
         tokens = torch.randint(2, VOCABULARY, (ROWS, TOKENS), generator=g)
         lengths = torch.randint(TOKENS // 2, TOKENS, (ROWS, 1), generator=g)
@@ -258,15 +260,20 @@ def answer(name: str, rounds: int) -> dict[str, Any]:
             x["decoder_input_ids"] = x["input_ids"]
         if name != "bert":
             x["use_cache"] = False
-    one = {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in x.items()} if isinstance(
-        x, dict
-    ) else x[:1]
+    one = (
+        {k: v[:1] if isinstance(v, torch.Tensor) else v for k, v in x.items()}
+        if isinstance(x, dict)
+        else x[:1]
+    )
     rows: dict[str, Any] = {}
     began = time.perf_counter()
     batch_sizes = [1, ROWS_OF_IMAGES if name in IMAGES else ROWS]
-    with hotloop.compile_inference(
-        model, x, batch_sizes=batch_sizes, budget_s=20.0, cache=False
-    ) as runner, torch.inference_mode():
+    with (
+        hotloop.compile_inference(
+            model, x, batch_sizes=batch_sizes, budget_s=20.0, cache=False
+        ) as runner,
+        torch.inference_mode(),
+    ):
         ready_s = time.perf_counter() - began
         for size, given in zip(batch_sizes, (one, x), strict=True):
             wanted, found = call(model, given), call(runner, given)
@@ -300,20 +307,20 @@ def child(name: str, rounds: int, double: bool, threads: int) -> None:
 
 
 def line(name: str, row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """What is printed of a model."""
     trained = row["train"]
+    gain, apart_by = trained["gain"], trained["difference"]
+    third = {way: ends[2] for way, ends in trained["steps_done_s"].items()}
+    rounding = f" (rounding {trained['rounding']['weights']:.0e})" if "rounding" in trained else ""
     told = [
-        f"{name:<18}{trained['path']:<9} gain {trained['gain']['median']:.2f} "
-        f"({trained['gain']['min']:.2f}-{trained['gain']['max']:.2f}), first three steps "
-        f"{trained['steps_done_s']['hotloop'][2]:.2f} s for {trained['steps_done_s']['eager'][2]:.2f}, "
-        f"apart: losses {trained['difference']['losses']:.0e}, "
-        f"weights {trained['difference']['weights']:.0e}"
-        + f" (rounding {trained['rounding']['weights']:.0e})" * ("rounding" in trained)
+        f"{name:<18}{trained['path']:<9} gain {gain['median']:.2f} ({gain['min']:.2f}-"
+        f"{gain['max']:.2f}), three steps {third['hotloop']:.2f} s for {third['eager']:.2f}, "
+        f"apart: losses {apart_by['losses']:.0e}, weights {apart_by['weights']:.0e}{rounding}"
     ]
     for size, found in row.get("answer", {}).get("batch_sizes", {}).items():
         told.append(
-            f"{'':<18}answers {size:>3} by {found['engine']:<12} gain {found['gain']['median']:.2f}, "
-            f"apart {found['difference']:.0e}"
+            f"{'':<18}answers {size:>3} by {found['engine']:<12} gain "
+            f"{found['gain']['median']:.2f}, apart {found['difference']:.0e}"
         )
     if trained["path"] == "plain":
         told.append(f"{'':<18}{trained['reason']}")

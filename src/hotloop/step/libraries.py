@@ -8,8 +8,8 @@ from pathlib import Path
 from ..graph import tracing
 from .guards_code import take_for_constant
 
-# Guards look at what a model's own code reads, in the library's ``models``; what is read by the code
-# around them (loading, hubs, generation, thousands of names) is the same in each step.
+# Guards look at what a model's own code reads, in the library's ``models``. What the code around
+# them reads (loading, hubs, generation: thousands of names) is the same in each step.
 _AROUND_MODELS = {"transformers": ("models",), "huggingface_hub": (), "accelerate": ()}
 _known: set[str] = set()
 
