@@ -76,16 +76,17 @@ def test_clearing_is_of_all_machines():
     [
         lambda text: "",
         lambda text: text[: len(text) // 2],
-        lambda text: "[]",
-        lambda text: "null",
-        lambda text: "[" * 100_000,
-        lambda text: text.replace('"format": 1', '"format": 99'),
-        lambda text: text.replace('"winners": [', '"winners": 3, "other": ['),
+        lambda text: text[:-1] + "}",
+        lambda text: text.replace("\t", " "),
+        lambda text: text.replace("\t", "\t" + "[" * 100_000),
+        lambda text: text.replace("winners 2", "winners 99"),
+        lambda text: text.replace("784 |", "783 |"),
+        lambda text: "\ufeff" + text,
     ],
 )
 def test_a_damaged_file_is_none_and_is_written_anew(folder, damage):
     add([winner()], "here")
-    path = folder / "winners-here.json"
+    path = folder / "winners-here.tsv"
     good = path.read_text()
     assert damage(good) != good
     path.write_text(damage(good))
@@ -109,26 +110,35 @@ def test_a_damaged_file_is_none_and_is_written_anew(folder, damage):
 )
 def test_a_damaged_entry_costs_only_itself(folder, change):
     add([winner(), winner("other")], "here")
-    path = folder / "winners-here.json"
-    document = json.loads(path.read_text())
-    document["winners"][0] |= change
-    document["winners"] += [None, [], "text"]
-    path.write_text(json.dumps(document))
+    path = folder / "winners-here.tsv"
+    first, damaged, other = path.read_text().splitlines()
+    key, text = damaged.split("\t")
+    damaged = f"{key}\t{json.dumps(json.loads(text) | change)}"
+    path.write_text("\n".join([first, damaged, "", "text", "\t", other, "torn | \t{"]))
     assert [w.question for _, w in listed()] == ["other"]
 
 
 def test_a_folder_that_cannot_be_written_only_means_measuring_again(folder):
-    (folder / "winners-here.json").mkdir(parents=True)
+    (folder / "winners-here.tsv").mkdir(parents=True)
     assert not add([winner()], "here")
     assert recall("product/64/784", TORCH, "here") is None
     assert clear() == 0
 
 
-def test_the_oldest_go_first(monkeypatch):
+def test_what_a_torn_line_follows_is_kept(folder):
+    add([winner(), winner("other")], "here")
+    path = folder / "winners-here.tsv"
+    path.write_text(path.read_text()[:-9])
+    assert add([winner("third")], "here")
+    assert {w.question for _, w in listed()} == {"product/64/784", "third"}
+
+
+def test_the_oldest_go_first_and_the_file_stays_short(folder, monkeypatch):
     monkeypatch.setattr(winners, "MOST", 3)
-    for number in range(5):
-        add([winner(f"product/{number}")])
-    assert {w.question for _, w in listed()} == {"product/2", "product/3", "product/4"}
+    for number in range(20):
+        add([winner(f"product/{number}")], "here")
+        assert len((folder / "winners-here.tsv").read_text().splitlines()) <= 2 * 3 + 1
+    assert [w.question for _, w in reversed(listed())] == [f"product/{n}" for n in (17, 18, 19)]
 
 
 def test_two_processes_lose_nothing_of_each_other():

@@ -55,7 +55,7 @@ CEILINGS = CachedKind(
     "ceilings-*.json", "what the machine was measured to do", "fingerprint of the machine"
 )
 WINNERS = CachedKind(
-    "winners-*.json", "what won when candidates were timed", "fingerprint of the machine"
+    "winners-*.tsv", "what won when candidates were timed", "fingerprint of the machine"
 )
 WINNERS_LOCK = CachedKind("winners.lock", "held while winners are written", "")
 GRAPHS = CachedKind(

@@ -6,6 +6,9 @@ Whoever measures asks here first and keeps here what it found, so that the secon
 neither measures again nor takes another choice than the first.
 
 A cache that is damaged, or cannot be written, only means measuring again.
+
+A file has a line for each winner: its key, a tab, the winner as JSON; ``null`` forgets it. A later
+line counts more than an earlier one, so that keeping a winner writes nothing but its own line.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,10 @@ from ..errors import StorageError
 from ..files import write_text_atomically
 from ..machine.cache_dir import WINNERS, WINNERS_LOCK
 
-FORMAT = 1
+_FORMAT = "hotloop winners 2\n"
 # Winners of one machine; the oldest go first.
 MOST = 5_000
+_FORGOTTEN = "null"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,8 @@ class Winner:
     @property
     def key(self) -> str:
         """Its name in the file: the question, and ``torch 2.13.0, ...``."""
-        return f"{self.question} | {versions_text(self.versions)}"
+        name = f"{self.question} | {versions_text(self.versions)}"
+        return " ".join(name.split()) if "\n" in name or "\t" in name else name
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -86,18 +91,17 @@ def recall(question: str, versions: Mapping[str, str], machine: str | None = Non
         machine: fingerprint; ``None``: this one.
     """
     key = Winner(question=question, answer=None, versions=versions).key
-    return _read(_path(machine)).get(key)
+    return _winner(key, _read(_path(machine)).get(key))
 
 
 def recall_all(
     prefix: str, versions: Mapping[str, str], machine: str | None = None
 ) -> list[Winner]:
     """All winners with these versions whose question begins with ``prefix/``."""
-    return [
-        winner
-        for winner in _read(_path(machine)).values()
-        if winner.question.startswith(f"{prefix}/") and dict(winner.versions) == dict(versions)
-    ]
+    end = f" | {versions_text(versions)}"
+    texts = _read(_path(machine))
+    keys = [key for key in texts if key.startswith(f"{prefix}/") and key.endswith(end)]
+    return [found for key in keys if (found := _winner(key, texts[key])) is not None]
 
 
 def add(winners: Iterable[Winner], machine: str | None = None) -> bool:
@@ -107,14 +111,14 @@ def add(winners: Iterable[Winner], machine: str | None = None) -> bool:
         whether they are kept. ``False``: the cache cannot be written; the same is measured again.
     """
     now_s = time.time()
-    new = {w.key: dataclasses.replace(w, saved_at_s=now_s) for w in winners}
-    return not new or _change(machine, lambda table: {**table, **new})
+    new = [dataclasses.replace(w, saved_at_s=now_s) for w in winners]
+    return not new or _append(machine, {w.key: json.dumps(w.to_dict()) for w in new})
 
 
 def forget(question: str, versions: Mapping[str, str], machine: str | None = None) -> None:
     """Drop a winner; nothing happens where there is none."""
     key = Winner(question=question, answer=None, versions=versions).key
-    _change(machine, lambda table: {k: w for k, w in table.items() if k != key})
+    _append(machine, {key: _FORGOTTEN})
 
 
 def listed() -> list[tuple[str, Winner]]:
@@ -122,7 +126,8 @@ def listed() -> list[tuple[str, Winner]]:
     found = [
         (path.stem.removeprefix("winners-"), winner)
         for path in _paths()
-        for winner in _read(path).values()
+        for key, text in _read(path).items()
+        if (winner := _winner(key, text)) is not None
     ]
     return sorted(found, key=lambda entry: -entry[1].saved_at_s)
 
@@ -184,8 +189,8 @@ def _fingerprint(cpus: frozenset[int] | None) -> str:
     return Machine.probe().fingerprint()
 
 
-def _read(path: Path | None) -> Mapping[str, Winner]:
-    """By key; empty where there is no file, or a damaged one."""
+def _read(path: Path | None) -> Mapping[str, str]:
+    """Texts by key, the oldest first; empty where there is no file, or a damaged one."""
     if path is None:
         return {}
     try:
@@ -196,33 +201,55 @@ def _read(path: Path | None) -> Mapping[str, Winner]:
 
 
 @functools.lru_cache(maxsize=1)  # Earlier contents are of no use: megabytes, in a long-used cache.
-def _parsed(path: Path, *state: int) -> Mapping[str, Winner]:
+def _parsed(path: Path, *state: int) -> Mapping[str, str]:
     """A file is read again only when it was written again."""
-    return _load(path)
+    return _load(path)[0]
 
 
-def _load(path: Path) -> Mapping[str, Winner]:
+def _load(path: Path) -> tuple[dict[str, str], int]:
+    """Texts by key, and the lines of the file."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        entries = document["winners"] if document["format"] == FORMAT else []
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return {}
-    found = [Winner.from_dict(entry) for entry in entries] if isinstance(entries, list) else []
-    return {winner.key: winner for winner in found if winner is not None}
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if file.readline() != _FORMAT:
+                return {}, 0
+            lines = file.read().split("\n")
+    except OSError:
+        return {}, 0
+    found: dict[str, str] = {}
+    for line in lines:
+        key, tab, text = line.partition("\t")
+        if tab:
+            found.pop(key, None)
+            found[key] = text
+    kept = [(key, text) for key, text in found.items() if text != _FORGOTTEN]
+    return dict(kept[-MOST:]), len(lines)
 
 
-def _change(
-    machine: str | None, change: Callable[[Mapping[str, Winner]], dict[str, Winner]]
-) -> bool:
-    """Write what ``change`` makes of the table, while no other process does."""
+def _winner(key: str, text: str | None) -> Winner | None:
+    try:
+        found = None if text is None else Winner.from_dict(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+    return found if found is not None and found.key == key else None
+
+
+def _append(machine: str | None, texts: Mapping[str, str]) -> bool:
+    """Write these lines behind the others; the file anew, where it is damaged or too long."""
     path = _path(machine)
     if path is None:
         return False
+    added = "".join(f"{key}\t{text}\n" for key, text in texts.items())
     with _locked():
-        kept = sorted(change(_load(path)).values(), key=lambda winner: winner.saved_at_s)[-MOST:]
-        document = {"format": FORMAT, "winners": [winner.to_dict() for winner in kept]}
+        known, lines = _load(path)
         try:
-            write_text_atomically(path, json.dumps(document, indent=1))
+            if 0 < lines < 2 * MOST:
+                with open(path, "a+b") as file:
+                    file.seek(-1, os.SEEK_END)
+                    torn = file.read(1) != b"\n"  # By a full disk.
+                    file.write((b"\n" if torn else b"") + added.encode())
+            else:
+                old = "".join(f"{key}\t{text}\n" for key, text in known.items())
+                write_text_atomically(path, f"{_FORMAT}{old}{added}")
         except (StorageError, OSError):
             return False
         _parsed.cache_clear()  # Two writes may be nearer than the file system's clock tells.
