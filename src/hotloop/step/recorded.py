@@ -318,6 +318,7 @@ class RecordedStep:
             return plain(self._autocast)
         began_s = now()
         libraries.learn()
+        self._judge_optimizer_anew()
         lends = not self._sums and self._block.size_bytes > 0
         if lends:  # Programs stay as they are.
             self._block.lend_pages()
@@ -523,16 +524,16 @@ class RecordedStep:
         self.reason = change
         if shape.changes >= _MOST_CHANGES:
             shape.refusal = f"{change}; so many things changed that the step stays plain"
-        if self._optimizer_changed():
+        self._judge_optimizer_anew()
+
+    def _judge_optimizer_anew(self) -> None:
+        """Where its rule is another, other parts of a step become a program."""
+        before = self.whole
+        self._judge_optimizer()
+        if before != self.whole:
             for each in self._shapes.values():  # Programs of the other kind.
                 self._drop(each)
                 each.recordings = 0
-
-    def _optimizer_changed(self) -> bool:
-        """Whether another part of a step is to be a program: the optimizer's rule is another."""
-        before = self.whole
-        self._judge_optimizer()
-        return before != self.whole
 
     @staticmethod
     def _drop(shape: Shape) -> None:
