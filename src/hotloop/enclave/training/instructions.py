@@ -144,13 +144,14 @@ class Reader:
         if not 0 <= number < len(self._spaces):
             raise extents.Refused("a place must be in a space that is there")
         space = self._spaces[number]
-        if not 0 <= offset <= space.size_bytes - size_bytes:
+        at: int = offset
+        if not 0 <= at <= space.size_bytes - size_bytes:
             raise extents.Refused(
                 f"{size_bytes} bytes at {offset} of {space.size_bytes} in space {number}"
             )
         if written and not space.writable:
             raise extents.Refused("a constant must not be written")
-        return space.address + offset
+        return space.address + at
 
     def _structure(self, kind: Any, value: Any) -> tuple[Any, list[Any]]:
         is_elementwise = kind is binding.ElementwiseCall

@@ -48,6 +48,11 @@ class Memory:
             for block, t in zip(self._blocks, tensors, strict=True)
         ]
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all of it."""
+        return self.arena.nbytes + sum(block.nbytes for block in self._blocks)
+
     def spaces(self, arena_bytes: int) -> list[Space]:
         """For ``instructions.Reader``: the arena as one program sees it, then the tensors."""
         found = [Space(self.arena.ctypes.data, arena_bytes)]

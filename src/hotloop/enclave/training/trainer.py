@@ -97,6 +97,16 @@ class TrainingExport:
         """Sizes of batch that there is a training program for."""
         return sorted(size for kind, size in self._programs if kind == "train")
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is an evaluation."""
+        return ("evaluate", 1) in self._programs
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of weights, optimizer states, constants and the arena."""
+        return self._memory.size_bytes
+
     # ---- Steps -------------------------------------------------------------------------------
 
     def step(self, x: numpy.ndarray, y: numpy.ndarray) -> float:
@@ -164,7 +174,7 @@ class TrainingExport:
         shuffle: bool = True,
         drop_last: bool = False,
         validation: Samples | None = None,
-        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_dir: str | Path | None = None,
         resume: bool = False,
         max_steps: int | None = None,
         on_epoch: Callable[[RunState], None] | None = None,
@@ -262,7 +272,7 @@ class TrainingExport:
             DataError: the data does not fit. ModelError: the export has no evaluation.
         """
         samples.check(self.document.x, self.document.y)
-        if ("evaluate", 1) not in self._programs:
+        if not self.evaluates:
             raise ModelError(
                 "the export must have an evaluation", got="none",
                 next_step="read why in what hotloop export --training said",
@@ -318,7 +328,8 @@ class TrainingExport:
             return numpy.array(float(self.state.step), numpy.float32)
         if kind == "mu_product":
             return numpy.array(self._mu_products[value], numpy.float32)
-        return kept[value]
+        array: numpy.ndarray = kept[value]
+        return array
 
     def _identity(self, samples: Samples, seed: int, *, drop_last: bool) -> dict[str, Any]:
         return {
