@@ -99,7 +99,7 @@ def export_training(
     outside = reason_outside(optimizer)
     if outside is not None:
         raise ModelError("the optimizer must be one whose rule hotloop has", got=outside)
-    if any(optimizer.state.values()):
+    if any(map(_has_begun, optimizer.state.values())):
         raise ModelError(
             "a training export begins with an optimizer that has made no step",
             got=f"{type(optimizer).__name__} with state",
@@ -120,6 +120,11 @@ def export_training(
     }
     _write(folder, body, tensors)
     return notes
+
+
+def _has_begun(state: dict[str, Any]) -> bool:
+    """Whether a step was made; Adagrad's state is there before its first."""
+    return float(state["step"]) > 0 if "step" in state else bool(state)
 
 
 def _build(
