@@ -30,7 +30,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 FILES = (MODEL_FILE, CONSTANTS_FILE, CHECKPOINT_FILE)
 _MAX_BYTES = 64 * 1024**2
 _READ_BYTES = 4 * 1024**2
-KINDS = ("weight", "frozen", "buffer", "state", "constant")
+KINDS = ("weight", "frozen", "buffer", "state", "random", "constant")
 DTYPES = ("float32", "int64", "uint8", "float64", "int32", "bool")
 _MOST_BYTES = 2**40
 
@@ -40,7 +40,7 @@ class Tensor:
     """One tensor of an export.
 
     Attributes:
-        kind: of ``KINDS``.
+        kind: of ``KINDS``; ``"random"``: the state of torch's generator.
         names: in the model's ``state_dict``, several where weights are tied; of a constant one.
         dtype: NumPy's name. shape, strides: strides in elements.
         initial: of a state: what it is filled with before the first step.
@@ -253,6 +253,8 @@ def _group(value: Any) -> dict[str, Any]:
         if name == "betas":
             if len(_list(number)) != 2 or not all(map(_is_finite, number)):
                 raise Refused("betas are two numbers")
+            if not all(0 <= beta < 1 for beta in number):
+                raise Refused("betas are from 0 to 1")
         elif name in _GROUP_SWITCHES:
             if type(number) is not bool:
                 raise Refused(f"{name} must be true or false")

@@ -7,6 +7,7 @@ kernel for every operation. What it is made of is written as plain values (``doc
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import secrets
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...data.random_state import random_state_kept
 from ...errors import InputError, ModelError, StorageError
@@ -109,7 +111,7 @@ def export_training(
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads or before)
     try:
-        with random_state_kept(), choices.own_kernels():
+        with random_state_kept(), choices.own_kernels(), sdpa_kernel(SDPBackend.MATH):
             body, tensors = _build((model, loss_fn, optimizer), example, num_samples, notes)
     finally:
         torch.set_num_threads(before)
@@ -168,7 +170,7 @@ def _build(
         "tensors": places.tensors,
         "programs": programs,
     }  # fmt: skip
-    checkpoint, kept = _checkpoint(copied, step, places)
+    checkpoint, kept = _checkpoint(copied, places)
     body["checkpoint"] = checkpoint
     state = three[0].state_dict()
     files = {
@@ -217,6 +219,7 @@ def _train_program(recorded: RecordedStep, places: Places, batch_size: int) -> d
     lowered = shape.program.lowered
     groups = lowered.updates
     _refuse_torch(lowered)
+    places.add_random_state(lowered.random_state)
     block = recorded.block
     return _program("train", batch_size, lowered, shape.batch_parts, places, block, groups)
 
@@ -252,11 +255,6 @@ def _program(
 
 def _refuse_torch(lowered: Lowered) -> None:
     """Raise ModelError where an instruction is torch's, with its lines of the model."""
-    if lowered.draws:
-        raise ModelError(
-            "a training export draws no random numbers yet", got="dropout",
-            next_step="export without it",
-        )  # fmt: skip
     found: dict[str, None] = {}
     for node in lowered.of_torch:
         line = node.meta.get("line")
@@ -287,6 +285,9 @@ def _evaluation(
     """
     model, loss_fn, _ = copy.deepcopy(three)
     model.eval()
+    for module in model.modules():
+        if isinstance(module, _BATCH_NORMS) and module.running_mean is not None:
+            module.forward = functools.partial(_by_running_statistics, module)  # type: ignore[method-assign]
     tensors = _same_order(three, (model, loss_fn), step)
     x, y = (part[:size] for part in example)
     x = Layout(model, copies=True)(x)
@@ -310,6 +311,23 @@ def _evaluation(
     batch_parts = [number for kind, number in graph.inputs if kind == "batch"]
     with places.aliases(tensors):
         return _program("evaluate", size, lowered, batch_parts, places, block, {})
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def _by_running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """Batch norm in evaluation, of operations that are chains of element-wise ones."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    offset = -norm.running_mean * scale
+    if norm.bias is not None:
+        offset = offset + norm.bias
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return x * scale.view(shape) + offset.view(shape)
 
 
 def _same_order(
@@ -395,7 +413,7 @@ def _rates(optimizer: torch.optim.Optimizer, scheduler: Any, length: int) -> lis
 
 
 def _checkpoint(
-    three: Three, step: RecordedStep, places: Places
+    three: Three, places: Places
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Document and groups of a checkpoint as ``Trainer.fit`` writes it, and tensors to keep."""
     model, loss_fn, optimizer = three
@@ -419,6 +437,8 @@ def _checkpoint(
         refs[group] = {}
         for name, tensor in named.items():
             ref = special.get(tensor.data_ptr()) or places.tensor_at(tensor)
+            if (group, name) == ("random", "torch") and places.random is not None:
+                ref = {"tensor": places.random}
             if ref is None:
                 ref = {"file": f"{group}.{name}"}
                 kept[ref["file"]] = tensor

@@ -21,6 +21,8 @@ Place = list[int]
 _ELEMENTWISE = ("operations", "num_operations", "tensors", "num_tensors")
 _LEFT_OUT = ("num_threads", "rule")
 _MOST_OPERATIONS, _MOST_TENSORS = 256, 256
+# What kernels take for places, once they have checked them.
+_INDICES = ("labels", "indices", "argmax", "state")
 _INT64_FIELDS = ("labels", "indices", "count", "state")
 
 
@@ -215,27 +217,26 @@ class Reader:
         return [operations, places]
 
     def _check_extents(self, entry: str, made: Any, found: Mapping[str, int]) -> None:
+        used = []
+        for path, size_bytes in found.items():
+            holder, _, name = path.rpartition(".")
+            address = getattr(getattr(made, holder) if holder else made, name)
+            if address:
+                written = extents.is_written(made, path)
+                self._check_inside(address, size_bytes, name, written=written)
+                used.append((name, address, size_bytes, written))
+        _check_apart(used)
         reads_argmax = entry.endswith("_gradient") or entry == "hotloop_pool_backward"
-        new = None
-        for path, size_bytes in found.items():
-            holder, _, name = path.rpartition(".")
-            address = getattr(getattr(made, holder) if holder else made, name)
-            if not address:
-                continue
-            written = extents.is_written(made, path)
-            self._check_inside(address, size_bytes, name, written=written)
-            if name == "argmax" and reads_argmax:
-                if self._argmax.get(address) != (size_bytes, _window(made)):
-                    raise extents.Refused("an argmax must be one that a pooling wrote")
-            elif name == "argmax":
-                new = address, (size_bytes, _window(made))
-        for path, size_bytes in found.items():
-            holder, _, name = path.rpartition(".")
-            address = getattr(getattr(made, holder) if holder else made, name)
-            if address and extents.is_written(made, path):
+        for name, address, size_bytes, _ in used:
+            kept = size_bytes, _window(made)
+            if name == "argmax" and reads_argmax and self._argmax.get(address) != kept:
+                raise extents.Refused("an argmax must be one that a pooling wrote")
+        for _, address, size_bytes, written in used:
+            if written:
                 self._wrote(address, size_bytes)
-        if new is not None:
-            self._argmax[new[0]] = new[1]
+        for name, address, size_bytes, written in used:
+            if name == "argmax" and written:
+                self._argmax[address] = size_bytes, _window(made)
 
     def _check_inside(self, address: int, size_bytes: int, name: str, *, written: bool) -> None:
         for space in self._spaces:
@@ -267,6 +268,23 @@ class Reader:
         if states != self._num_states[group] or (made.state2 and not made.state1):
             raise extents.Refused(f"an update of this rule has {self._num_states[group]} states")
         return group
+
+
+def _check_apart(used: Sequence[tuple[str, int, int, bool]]) -> None:
+    """Whether nothing is written over numbers that say where a kernel reads or writes next.
+
+    Args:
+        used: name, address, bytes and whether they are written, of each operand.
+
+    Raises:
+        Refused: something is.
+    """
+    for name, address, size_bytes, _ in used:
+        if name not in _INDICES:
+            continue
+        for other, at, count, written in used:
+            if other != name and written and at < address + size_bytes and address < at + count:
+                raise extents.Refused(f"{other} must not be written over {name}")
 
 
 def made_with(made: Any, num_operations: int, num_tensors: int) -> Any:

@@ -63,6 +63,7 @@ class Places:
         self._ranges: list[tuple[int, int, int]] = []
         self._kept: list[torch.Tensor] = []
         self._arena = Arena(0, 0, 0)
+        self._random: int | None = None if like is None else like._random
         count = 0
         for kind in ("weight", "frozen", "buffer"):
             for tensor in tensors[kind]:
@@ -91,7 +92,7 @@ class Places:
             "kind": kind, "names": names, "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": list(tensor.shape), "strides": list(tensor.stride()), "initial": initial,
         }  # fmt: skip
-        if self._like is None or kind == "constant":
+        if self._like is None or kind in ("constant", "random"):
             self.tensors.append(described)
         elif self.tensors[number] != described:
             raise ModelError("a smaller batch must train the same tensors", got=names[0])
@@ -101,6 +102,21 @@ class Places:
         begin = tensor.data_ptr()
         self._kept.append(tensor)
         bisect.insort(self._ranges, (begin, begin + extent_bytes(tensor), number))
+
+    def add_random_state(self, state: torch.Tensor | None) -> None:
+        """The state that a program draws from; one for all programs."""
+        if state is None:
+            return
+        if self._random is None:
+            self._random = len(self.tensors)
+            self._add(state, "random", ["torch"], self._random)
+        else:
+            self._remember(state, self._random)
+
+    @property
+    def random(self) -> int | None:
+        """Number of that state; ``None``: nothing is drawn."""
+        return self._random
 
     @contextlib.contextmanager
     def aliases(self, tensors: Mapping[str, Sequence[torch.Tensor]]) -> Iterator[None]:
@@ -115,8 +131,7 @@ class Places:
             yield
         finally:
             constants = [r for r in self._ranges if self.tensors[r[2]]["kind"] == "constant"]
-            before = [r for r in before if self.tensors[r[2]]["kind"] != "constant"]
-            self._ranges = sorted([*before, *constants])
+            self._ranges = sorted({*before, *constants})
 
     @contextlib.contextmanager
     def arena(

@@ -27,6 +27,7 @@ Normalize = tuple[tuple[float, ...], tuple[float, ...]]
 MNIST: Normalize = (0.1307,), (0.3081,)
 _DATA_VARIABLE = "HOTLOOP_DATA"
 _SEEDS = 0xFFFFFFFF
+RANDOM_STATE_BYTES = 5056
 
 
 def order(num_samples: int, seed: int, epoch: int) -> numpy.ndarray:
@@ -44,14 +45,32 @@ def order(num_samples: int, seed: int, epoch: int) -> numpy.ndarray:
 
 
 def _words(seed: int) -> Any:
-    """MT19937 as torch seeds it ("init_genrand" of its authors), by the generator of Python."""
+    """Words of MT19937 as torch seeds it, by the generator of Python."""
+    generator = random.Random()
+    generator.setstate((3, (*_seeded(seed), 624), None))
+    return generator.getrandbits
+
+
+def _seeded(seed: int) -> list[int]:
+    """The state of MT19937 after "init_genrand" of its authors."""
     words = [seed & _SEEDS]
     for number in range(1, 624):
         before = words[-1]
         words.append((1812433253 * (before ^ before >> 30) + number) & _SEEDS)
-    generator = random.Random()
-    generator.setstate((3, (*words, 624), None))
-    return generator.getrandbits
+    return words
+
+
+def random_state(seed: int) -> numpy.ndarray:
+    """uint8 ``[5056]``: what ``torch.Generator.get_state`` gives after ``manual_seed(seed)``.
+
+    The seed; words left before the next ones are made, and whether it was seeded; the place of the
+    next word; 624 words of 8 bytes; what is kept of normal numbers: nothing.
+    """
+    state = numpy.zeros(RANDOM_STATE_BYTES, numpy.uint8)
+    state[:8].view(numpy.uint64)[0] = seed
+    state[8:16].view(numpy.int32)[:] = 1, 1
+    state[24 : 24 + 8 * 624].view(numpy.uint64)[:] = _seeded(seed)
+    return state
 
 
 class Samples:

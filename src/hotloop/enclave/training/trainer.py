@@ -23,7 +23,7 @@ from . import document as documents
 from .document import Document
 from .memory import Memory
 from .program import TrainingProgram
-from .samples import Samples, order
+from .samples import RANDOM_STATE_BYTES, Samples, order, random_state
 
 # Steps whose scalars are computed at once.
 _TABLE_STEPS = 64
@@ -82,6 +82,10 @@ class TrainingExport:
         for tensor, array in zip(self.document.tensors, self._memory.arrays, strict=True):
             if tensor.kind == "state":
                 array.fill(tensor.initial)
+            elif tensor.kind == "random":
+                if (tensor.dtype, tensor.shape) != ("uint8", (RANDOM_STATE_BYTES,)):
+                    raise ModelError("a random state must have its size", got=tensor.shape)
+                array[...] = random_state(0)
             else:
                 constant = tensor.kind == "constant"
                 name = documents.CONSTANTS_FILE if constant else documents.MODEL_FILE
@@ -96,6 +100,12 @@ class TrainingExport:
     def batch_sizes(self) -> list[int]:
         """Sizes of batch that there is a training program for."""
         return sorted(size for kind, size in self._programs if kind == "train")
+
+    def seed(self, seed: int) -> None:
+        """Draw from here on what torch draws after ``torch.manual_seed(seed)``."""
+        for tensor, array in zip(self.document.tensors, self._memory.arrays, strict=True):
+            if tensor.kind == "random":
+                array[...] = random_state(seed)
 
     @property
     def evaluates(self) -> bool:
@@ -218,6 +228,8 @@ class TrainingExport:
             if found is not None:
                 self._restore(found, identity)
                 state = self.state
+        if state.step == 0:
+            self.seed(seed)
         while state.epoch < epochs and state.step != max_steps:
             whole = self._epoch(samples, seed, shuffle, drop_last, max_steps)
             if whole:
