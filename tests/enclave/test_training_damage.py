@@ -91,11 +91,13 @@ def test_an_operand_outside_its_memory_is_refused(copied):
         call["c"][1] = body["programs"][0]["arena_bytes"] - 4
 
     changed(copied, change)
-    with pytest.raises(ModelError, match="hotloop_product: c: .* inside its memory"):
+    with pytest.raises(ModelError, match=r"hotloop_product: c: .* inside its memory"):
         load_training(copied)
 
 
-@pytest.mark.parametrize("entry", ["hotloop_torch_product", "hotloop_run_instructions", "system", 3])
+@pytest.mark.parametrize(
+    "entry", ["hotloop_torch_product", "hotloop_run_instructions", "system", 3]
+)
 def test_only_kernels_are_called(copied, entry):
     def change(body):
         instruction(body, "hotloop_product")["entry"] = entry
@@ -162,10 +164,10 @@ def test_a_damaged_tensor_file_is_refused(export, tmp_path, seed):
         data[draw.randrange(8 + length)] = draw.randrange(256)
     path = tmp_path / "damaged"
     path.write_bytes(data)
+    whole = array_file.load_tensors(export / documents.MODEL_FILE)
     try:
         loaded = array_file.load_tensors(path)
-    except CheckpointError as refused:
-        assert "\n" not in str(refused)
-    else:  # A name may be another name, and nothing is wrong with it.
-        whole = array_file.load_tensors(export / documents.MODEL_FILE)
-        assert sorted(a.nbytes for a in loaded.values()) == sorted(a.nbytes for a in whole.values())
+    except CheckpointError:
+        return
+    # A name may be another name, and nothing is wrong with it.
+    assert sorted(a.nbytes for a in loaded.values()) == sorted(a.nbytes for a in whole.values())

@@ -73,11 +73,15 @@ def main(export, work, seed, count):
         for _ in range(draw.choice([1, 1, 1, 2, 4])):
             *above, last = draw.choice(found)
             holder = made
-            for key in above:
-                holder = holder[key]
+            try:
+                for key in above:
+                    holder = holder[key]
+                holder[last]
+            except (TypeError, IndexError):  # Above it something was changed before.
+                continue
+            if holder[last] is not None and type(holder[last]) not in (int, float):
+                continue  # Changed before.
             holder[last] = changed(holder[last], draw)
-            if isinstance(holder[last], list):
-                break
         (work / documents.DOCUMENT).write_bytes(documents.to_bytes(made))
         _kept.clear()
         try:

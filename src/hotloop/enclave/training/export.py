@@ -412,9 +412,7 @@ def _rates(optimizer: torch.optim.Optimizer, scheduler: Any, length: int) -> lis
     return rates
 
 
-def _checkpoint(
-    three: Three, places: Places
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _checkpoint(three: Three, places: Places) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Document and groups of a checkpoint as ``Trainer.fit`` writes it, and tensors to keep."""
     model, loss_fn, optimizer = three
     identity = RunIdentity(0, 1, 1, drop_last=False, data="", optimizer="", scheduler=None)
