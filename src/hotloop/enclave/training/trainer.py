@@ -335,7 +335,8 @@ class TrainingExport:
     def _kept(self, kept: dict[str, numpy.ndarray], ref: dict[str, Any]) -> numpy.ndarray:
         ((kind, value),) = ref.items()
         if kind == "tensor":
-            return self._memory.arrays[value]
+            found: numpy.ndarray = self._memory.arrays[value]
+            return found
         if kind == "steps":
             return numpy.array(float(self.state.step), numpy.float32)
         if kind == "mu_product":
