@@ -32,7 +32,9 @@ def tell(state, cpu_s, wall_s):
                       "peak_bytes": peak_bytes(), "torch": "torch" in sys.modules}))
 """
 
-EXPORTED = SHARED + """
+EXPORTED = (
+    SHARED
+    + """
 from hotloop.enclave.training import load_training
 from hotloop.enclave.training.samples import open_samples
 run = load_training(sys.argv[1], num_threads=int(sys.argv[3]))
@@ -43,8 +45,11 @@ run.fit(samples, 1 + int(sys.argv[2]), seed=1)
 tell([run.state.history[-1].train_loss], time.process_time() - began[0],
      time.perf_counter() - began[1])
 """
+)
 
-TRAINER = SHARED + """
+TRAINER = (
+    SHARED
+    + """
 import torch
 from torch import nn
 import hotloop
@@ -65,6 +70,7 @@ report = hotloop.Trainer(model, nn.CrossEntropyLoss(), optimizer, plan).fit(
 tell([report.history[-1].train_loss], time.process_time() - began[0][0],
      time.perf_counter() - began[0][1])
 """
+)
 
 
 def run(code, *words):
@@ -113,8 +119,13 @@ def main():
             for number, who in enumerate(("trainer", "export"))
         }
         print(name, json.dumps(results[name]))
-    RESULTS.write_text(json.dumps({"batch": BATCH, "threads": args.threads,
-                                   "rounds": args.rounds, "models": results}, indent=2) + "\n")
+    RESULTS.write_text(
+        json.dumps(
+            {"batch": BATCH, "threads": args.threads, "rounds": args.rounds, "models": results},
+            indent=2,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -50,6 +50,29 @@ class Means(nn.Module):
         return x.mean((2, 3))
 
 
+class Halved(nn.Module):
+    """A residual block that halves the image, as those of ResNet do."""
+
+    def __init__(self, channels, made):
+        super().__init__()
+        self.first = nn.Conv2d(channels, made, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(made)
+        self.second = nn.Conv2d(made, made, 3, padding=1, bias=False)
+        self.last = nn.BatchNorm2d(made)
+        self.short = nn.Conv2d(channels, made, 1, stride=2)
+
+    def forward(self, x):
+        y = torch.relu(self.norm(self.first(x)))
+        return torch.relu(self.last(self.second(y)) + self.short(x))
+
+
+def resnet():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Residual(8),
+        Halved(8, 16), nn.Conv2d(16, 12, 1), nn.ReLU(), Means(), nn.Linear(12, 5),
+    )  # fmt: skip
+
+
 def residual_net():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Residual(8),
@@ -87,6 +110,7 @@ MODELS = {
     "encoder": (Classifier, tokens),
     "encoder with dropout": (lambda: Classifier(0.1), tokens),
     "residual": (residual_net, images),
+    "resnet": (resnet, images),
     "norms": (norm_net, images),
     "dropout": (dropout_net, images),
 }

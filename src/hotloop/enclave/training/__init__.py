@@ -1,6 +1,7 @@
 """Training without torch: a recorded step as a file, and what runs it with NumPy alone.
 
-export        a model, its loss and optimizer to a folder; the one module here that imports torch
+export        a model, its loss and optimizer to a folder. It, places (addresses as places in
+              spaces) and rewrite (layers in operations of hotloop's kernels) import torch
 document      the folder's document: a closed schema, checked as it is read
 instructions  calls of kernels as plain values, and back: each address checked against its memory
 memory        the tensors of an export, where they lie

@@ -7,7 +7,6 @@ kernel for every operation. What it is made of is written as plain values (``doc
 from __future__ import annotations
 
 import copy
-import functools
 import os
 import secrets
 import shutil
@@ -44,6 +43,7 @@ from ...train.tensor_file import write_tensors
 from . import document as documents
 from .document import DTYPES, GROUP_FIELDS
 from .places import Places
+from .rewrite import rewrite_batch_norms, rewrite_convolutions
 from .trainer import load_training
 
 _STEPS = 3
@@ -186,6 +186,7 @@ def _build(
 
 def _recorded_step(three: Three, example: tuple[torch.Tensor, torch.Tensor]) -> RecordedStep:
     """A step that is a program, recorded from plain ones on the example."""
+    rewrite_convolutions(three[0])
     step = compile_step(*three, example=example)
     for _ in range(_STEPS):
         step(*example)
@@ -285,9 +286,8 @@ def _evaluation(
     """
     model, loss_fn, _ = copy.deepcopy(three)
     model.eval()
-    for module in model.modules():
-        if isinstance(module, _BATCH_NORMS) and module.running_mean is not None:
-            module.forward = functools.partial(_by_running_statistics, module)  # type: ignore[method-assign]
+    rewrite_batch_norms(model)
+    rewrite_convolutions(model)
     tensors = _same_order(three, (model, loss_fn), step)
     x, y = (part[:size] for part in example)
     x = Layout(model, copies=True)(x)
@@ -311,23 +311,6 @@ def _evaluation(
     batch_parts = [number for kind, number in graph.inputs if kind == "batch"]
     with places.aliases(tensors):
         return _program("evaluate", size, lowered, batch_parts, places, block, {})
-
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-
-
-def _by_running_statistics(norm: nn.BatchNorm1d | nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-    """Batch norm in evaluation, of operations that are chains of element-wise ones."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    offset = -norm.running_mean * scale
-    if norm.bias is not None:
-        offset = offset + norm.bias
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    return x * scale.view(shape) + offset.view(shape)
 
 
 def _same_order(
