@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from hotloop import CheckpointStore, Plan, Trainer, kernels
+from hotloop.cli.main import main
+from hotloop.cli.recipe import Recipe
 from hotloop.enclave.training import export_training, load_training
 from hotloop.enclave.training.samples import Samples, open_samples
 from hotloop.errors import CheckpointError, DataError
@@ -214,3 +216,42 @@ def test_files_are_those_of_the_torch_writer(tmp_path):
     assert all(
         (loaded[n] == arrays[n]).all() and loaded[n].dtype == arrays[n].dtype for n in loaded
     )
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    draw = numpy.random.default_rng(1)
+    path = tmp_path_factory.mktemp("pictures") / "pictures.npz"
+    y = draw.integers(0, 10, 90)
+    numpy.savez(path, x=draw.integers(0, 256, (90, 28, 28)).astype("uint8"), y=y)
+    return path
+
+
+def test_the_command_writes_an_export(pictures, tmp_path, capsys):
+    out = tmp_path / "export"
+    words = ["export", "small", "--training", "--data", str(pictures), "--batch-size", "40",
+             "--optimizer", "sgd", "--schedule", "cosine", "--epochs", "2", "--out", str(out),
+             "--threads", "1", "--json"]  # fmt: skip
+    assert main(words) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["batch_sizes"] == [10, 40]
+    assert said["notes"] == []
+    run = load_training(out)
+    assert run.document.optimizer == "SGD"
+    assert len(run.document.rates) == 6
+    run.fit(open_samples(pictures, "train", None), 2)
+    assert run.state.step == 6
+    assert main(words) == 2
+    assert "new folder" in capsys.readouterr().err
+
+
+def test_the_command_exports_the_weights_of_a_run(pictures, tmp_path, capsys):
+    recipe = Recipe(dataset="file", data=str(pictures), model="small", batch_size=30)
+    recipe.save(tmp_path / "recipe.json")
+    torch.manual_seed(9)
+    weights = build_model("small").state_dict()
+    CheckpointStore(tmp_path / "checkpoints").save(1, tensors={"model": weights}, document={})
+    assert main(["export", str(tmp_path), "--training", "--out", str(tmp_path / "out")]) == 0
+    assert "batches of 30" in capsys.readouterr().out
+    run = load_training(tmp_path / "out")
+    assert all((run.tensors[name] == value.numpy()).all() for name, value in weights.items())
