@@ -2,7 +2,7 @@
 
 Each run is a process of its own; the two take turns. Processor seconds of the steps alone, medians
 of the rounds; memory is the peak of the whole process. Writes
-``results/training_without_torch.json``.
+``results/training-without-torch.json``.
 
     python benchmarks/training_without_torch.py [--rounds 3] [--models cnn,small]
 """
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 BATCH, EPOCHS = 64, 1
-RESULTS = Path(__file__).parent / "results" / "training_without_torch.json"
+RESULTS = Path(__file__).parent / "results" / "training-without-torch.json"
 
 SHARED = """
 import json, sys, time
