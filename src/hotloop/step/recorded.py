@@ -152,6 +152,21 @@ class RecordedStep:
         return any(shape.is_fast for shape in self._shapes.values())
 
     @property
+    def programs(self) -> list[Shape]:
+        """Shapes that run as a program, the one used last at the end."""
+        return [shape for shape in self._shapes.values() if shape.program is not None]
+
+    @property
+    def tensors(self) -> dict[str, list[torch.Tensor]]:
+        """What programs find, by kind: ``weight``, ``frozen``, ``buffer``."""
+        return self._tensors
+
+    @property
+    def block(self) -> Block:
+        """Memory of the temporaries."""
+        return self._block
+
+    @property
     def arena_bytes(self) -> int | None:
         """Of the largest program's temporaries and batch; ``None``: there is no program."""
         return max((s.arena_bytes for s in self._shapes.values() if s.graph), default=None)
