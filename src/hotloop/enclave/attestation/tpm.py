@@ -124,6 +124,18 @@ def pack(
     return MAGIC + b"".join(len(p).to_bytes(2, "big") + p for p in parts) + b"".join(chain)
 
 
+def key_name(evidence: bytes) -> bytes:
+    """The name of the attestation key in evidence that is not verified.
+
+    Raises:
+        AttestationError: there is none.
+    """
+    fields = Fields(evidence, "a TPM's evidence", "big")
+    fields.take(len(MAGIC))
+    _, _, public = fields.sized(), fields.sized(), fields.sized()
+    return read_public(public).name
+
+
 def verify(evidence: bytes, *, policy: Policy, nonce: bytes, now_s: float) -> Claims:
     """What the quote says, if it is a TPM's and the policy allows it.
 
