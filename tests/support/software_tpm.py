@@ -51,8 +51,10 @@ def software_tpm(folder):
     tcti = f"swtpm:host=127.0.0.1,port={port}"
     try:
         for _ in range(200):
-            done = subprocess.run(["tpm2_getrandom", "1"], env={**os.environ, "TPM2TOOLS_TCTI": tcti},
-                                  capture_output=True, check=False)  # fmt: skip
+            env = {**os.environ, "TPM2TOOLS_TCTI": tcti}
+            done = subprocess.run(
+                ["tpm2_getrandom", "1"], env=env, capture_output=True, check=False
+            )
             if done.returncode == 0:
                 break
             time.sleep(0.02)

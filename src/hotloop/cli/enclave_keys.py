@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..enclave.attestation import Claims, Policy
     from ..enclave.attestation.sources import EvidenceSource
 
-_KINDS = ("tpm", "nitro", "sev-snp", "tdx")
+KINDS = ("tpm", "nitro", "sev-snp", "tdx")
 
 
 def add_parser(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -92,7 +92,7 @@ def _add_fetch(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add = parser.add_argument
     add("url", metavar="URL", help="of hotloop enclave keys serve")
     add("key", metavar="KEY", help="its name")
-    add("--kind", choices=_KINDS, required=True, help="what vouches for this machine")
+    add("--kind", choices=KINDS, required=True, help="what vouches for this machine")
     add("--out", type=Path, metavar="FILE", required=True,
         help="where the key goes: keep it on a tmpfs; - is standard output")  # fmt: skip
     add("--ca", type=Path, metavar="FILE", help="certificates that the broker's TLS may have")
@@ -118,7 +118,7 @@ def _add_describe(what: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Make evidence here, verify it, and print the policy that accepts exactly it.",
     )  # fmt: skip
     add = parser.add_argument
-    add("--kind", choices=_KINDS, required=True, help="what vouches for this machine")
+    add("--kind", choices=KINDS, required=True, help="what vouches for this machine")
     add("--root", type=Path, action="append", default=[], metavar="FILE",
         help="root certificate of its maker; a TPM's key can do without")  # fmt: skip
     add_source_options(add)

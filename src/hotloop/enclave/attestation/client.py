@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ...errors import AttestationError, InputError, RunError
@@ -131,7 +132,6 @@ class AttestedConnection(http.client.HTTPSConnection):
         super().__init__(host, port, timeout=timeout, context=context)
         self._policy = policy
         self._now_s = now_s
-        self._proving = False
         self.claims: Claims | None = None
 
     def connect(self) -> None:
@@ -141,29 +141,31 @@ class AttestedConnection(http.client.HTTPSConnection):
             AttestationError: it does not.
             RunError: it cannot be reached.
         """
-        if self._proving:
-            raise RunError("the server must not close the connection before it has proved itself")
         self.claims = None
-        self._proving = True
         try:
-            try:
-                super().connect()
-            except OSError as error:
-                raise RunError(f"{self.host} port {self.port} must answer", got=error) from None
+            super().connect()
+        except OSError as error:
+            raise RunError(f"{self.host} port {self.port} must answer", got=error) from None
+        try:
             self.claims = self._prove()
         except BaseException:
             self.close()
             raise
-        finally:
-            self._proving = False
 
     def _prove(self) -> Claims:
         assert isinstance(self.sock, ssl.SSLSocket)
-        certificate = self.sock.getpeercert(binary_form=True) or b""
+        shown = self.sock.getpeercert(binary_form=True) or b""
+        certificate = load_certificate(shown, "the server's certificate")
         challenge = os.urandom(_CHALLENGE_BYTES)
         url = f"https://{self.host}:{self.port}"
-        answer = _exchange(self, protocol.ATTESTATION, {"challenge": challenge},
+        # A request may be under way in this object: the proof has another one for the same socket.
+        proving = http.client.HTTPConnection(self.host, self.port)
+        proving.auto_open = 0
+        proving.sock = self.sock
+        answer = _exchange(proving, protocol.ATTESTATION, {"challenge": challenge},
                            ("kind", "evidence"), url)  # fmt: skip
+        if proving.sock is None:
+            raise RunError(f"{url} must keep the connection on which it has proved itself")
         if answer["kind"] != self._policy.kind:
             raise AttestationError(f"the server must attest by {self._policy.kind}",
                                    got=answer["kind"])  # fmt: skip
@@ -171,11 +173,7 @@ class AttestedConnection(http.client.HTTPSConnection):
         return verify(answer["evidence"], policy=self._policy, nonce=nonce, now_s=self._now_s())
 
 
-def tls_key(certificate: bytes) -> bytes:
-    """The public key of a certificate, as SubjectPublicKeyInfo.
-
-    Args:
-        certificate: in DER.
-    """
-    key = load_certificate(certificate, "the server's certificate").public_key()
+def tls_key(certificate: x509.Certificate) -> bytes:
+    """The public key of a server's certificate, as SubjectPublicKeyInfo."""
+    key = certificate.public_key()
     return bytes(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))

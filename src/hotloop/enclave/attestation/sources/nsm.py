@@ -51,7 +51,7 @@ class NitroModule:
             InputError: this is no Nitro enclave.
             RunError: the module refused.
         """
-        body = {"user_data": None, "nonce": nonce, "public_key": public_key}
+        body = {"user_data": None, "nonce": nonce, "public_key": public_key or None}
         answer = self._ask(cbor.encode({"Attestation": body}))
         document = answer.get("Attestation") if isinstance(answer, dict) else None
         if not isinstance(document, dict) or not isinstance(document.get("document"), bytes):
