@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ...errors import AttestationError
 
 _RANDOM_BYTES, _TIME_BYTES, _MAC_BYTES = 16, 8, 16
+_TIDY_MS = 1000
 CHALLENGE_BYTES = _RANDOM_BYTES + _TIME_BYTES + _MAC_BYTES
 
 
@@ -31,6 +32,7 @@ class Challenges:
         self._clock_s = clock_s
         self._secret = os.urandom(32)
         self._used: dict[bytes, int] = {}
+        self._tidy_at = 0
         self._lock = threading.Lock()
 
     def make(self) -> bytes:
@@ -52,7 +54,9 @@ class Challenges:
         now = int(self._clock_s() * 1000)
         ends = int.from_bytes(body[_RANDOM_BYTES:], "big")
         with self._lock:
-            self._used = {one: end for one, end in self._used.items() if end >= now}
+            if now >= self._tidy_at:  # Not each time: an asker with much time makes it long.
+                self._used = {one: end for one, end in self._used.items() if end >= now}
+                self._tidy_at = now + _TIDY_MS
             if ends < now:
                 raise AttestationError(f"a challenge must be answered within {self.life_s:g} s",
                                        next_step="ask for another")  # fmt: skip
