@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -270,12 +271,18 @@ def test_what_is_no_message_is_refused():
     assert not [line for line in server.lines() if line["status"] == 500]
 
 
-def test_over_tls(tmp_path):
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+def own_certificate(folder):
+    """Files of a certificate for 127.0.0.1 and of its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
     subprocess.run(["openssl", "req", "-x509", *curve, "-nodes", "-keyout", key, "-out", cert,
                     "-days", "1", "-subj", "/CN=broker", "-addext",
                     "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)  # fmt: skip
+    return cert, key
+
+
+def test_over_tls(tmp_path):
+    cert, key = own_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     maker = MAKERS["nitro"]
@@ -292,6 +299,40 @@ def test_over_tls(tmp_path):
                 while plain.recv(4096):
                     pass
         assert fetch_key(server.address, "k", Made(maker, "nitro"), tls=trusted) == SECRET
+
+
+# Python's ``wrap_socket`` loses a socket that is reset while it looks at it: the collector closes it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_clients_that_break_off_do_not_use_it_up(tmp_path, tls):
+    """Many more than it has places: reset at once, halfway, or without a word."""
+    maker = MAKERS["sev-snp"]
+    broker = Broker({"k": HeldKey(SECRET, (maker().policy,))}, now_s=lambda: NOW_S)
+    cert, context, trusted = None, None, None
+    if tls:
+        cert, key = own_certificate(tmp_path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        trusted = ssl.create_default_context(cafile=str(cert))
+    words = (b"", b"\x16\x03\x01", b"POST /v1/release HTTP/1.1\r\nContent-Length: 50\r\n\r\nhalf")
+    with serving(broker, tls=context) as server:
+        for number in range(120):
+            sock = socket.create_connection(("127.0.0.1", server.server_address[1]))
+            with contextlib.suppress(OSError), sock:
+                if number % 4 != 3:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                sock.sendall(words[number % 3])
+        for _ in range(3):
+            assert fetch_until_there(server, maker, trusted) == SECRET
+
+
+def fetch_until_there(server, maker, trusted):
+    """The last of those before may still hold their places for a moment."""
+    for _ in range(100):
+        with contextlib.suppress(RunError):
+            return fetch_key(server.address, "k", Made(maker, "sev-snp"), tls=trusted)
+        time.sleep(0.05)
+    raise AssertionError("it does not serve any more")
 
 
 def test_urls():

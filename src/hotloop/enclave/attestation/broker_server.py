@@ -77,23 +77,23 @@ class BrokerServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Shake hands here, where a slow client keeps nobody else waiting."""
-        request.settimeout(_TIMEOUT_S)
-        if self._tls is not None:
-            request = self._tls.wrap_socket(
-                request, server_side=True, do_handshake_on_connect=False
-            )
-        end = threading.Timer(_LONGEST_S, _cut, (request,))
+        opened = [request]
+        end = threading.Timer(_LONGEST_S, lambda: _cut(opened[-1]))
         end.daemon = True
         end.start()
         try:
+            request.settimeout(_TIMEOUT_S)
             if self._tls is not None:
-                request.do_handshake()
-            self.finish_request(request, client_address)
-        except OSError:
-            pass  # A connection that broke is no error of ours.
+                request.getpeername()  # Gone already: wrapping it would lose the socket.
+                opened.append(self._tls.wrap_socket(request, server_side=True,
+                                                    do_handshake_on_connect=False))  # fmt: skip
+                opened[-1].do_handshake()
+            self.finish_request(opened[-1], client_address)
+        except (OSError, ValueError):
+            pass  # A connection that broke, in any of its stages, is no error of ours.
         finally:
             end.cancel()
-            self.shutdown_request(request)
+            self.shutdown_request(opened[-1])
             self._places.release()
 
     def write_log(self, **fields: Any) -> None:
