@@ -301,7 +301,7 @@ def test_over_tls(tmp_path):
         assert fetch_key(server.address, "k", Made(maker, "nitro"), tls=trusted) == SECRET
 
 
-# Python's ``wrap_socket`` loses a socket that is reset while it looks at it: the collector closes it.
+# Python's ``wrap_socket`` loses a socket that is reset meanwhile: the collector closes it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_clients_that_break_off_do_not_use_it_up(tmp_path, tls):

@@ -6,6 +6,7 @@ with them. ``docs/attestation.md`` says where each is published; the hashes are 
 
 import dataclasses
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hotloop.enclave.attestation import Policy, cbor, tdx, verify
-from hotloop.enclave.attestation.certificates import load_certificate, load_certificates
+from hotloop.enclave.attestation.certificates import (
+    load_certificate,
+    load_certificates,
+    load_crl,
+)
+from hotloop.enclave.attestation.tcb_info import TcbInfo
 from hotloop.errors import AttestationError
 
 FOLDER = os.environ.get("HOTLOOP_EVIDENCE")
@@ -86,7 +92,7 @@ def test_amd_milan(report, sha256, vcek, vcek_sha256, measurement, debug):
      "a41394c7717cb2735396c1d04231f94a", 4),
     ("tdx_v5.bin", "cf77a6e91e48291d5d338c5f3b5d0674225a4d13e7d83ff5e537a4914bf22e1d",
      "7348651a34b2d2d3462822e3a750ec6110125f36757c78480bbfc69cc0d21fb0"
-     "01a1ced3ee19747dda8f750c3bc8f876", 13),
+     "01a1ced3ee19747dda8f750c3bc8f876", 11),
 ])  # fmt: skip
 def test_intel_tdx(name, sha256, mrtd, module_svn):
     pem = read("intel_root.pem", "194123d2a18be2beb525d0f0cc10a8998be1e63d7a0ecb723cb194f3e9833912")
@@ -96,6 +102,29 @@ def test_intel_tdx(name, sha256, mrtd, module_svn):
     claims = check(evidence, "tdx", "MRTD", mrtd, root, evidence[start : start + 64], _2026)
     assert claims.root_sha256 == INTEL
     assert claims.tcb["module_svn"] == module_svn
+
+
+def test_intels_judgement_of_a_published_quote():
+    """A quote and Intel's answers for it, of June 2025."""
+    pem = read("intel_root.pem", "194123d2a18be2beb525d0f0cc10a8998be1e63d7a0ecb723cb194f3e9833912")
+    sha256 = "c42f9164325024bca2757bc8819b11879a0a369132ea4e2b7c85df4805ea72db"
+    quote = tdx.trim(read("tdx_v4_b.bin", sha256))
+    collateral = read(
+        "tdx_v4_b_collateral.json",
+        "b0a5f5fd620a8881b1eda45261fdf30dd930b49aff93231556645c81fcb4c0bc",
+    )
+    found = json.loads(collateral)
+    answer = f'{{"tcbInfo":{found["tcb_info"]},"signature":"{found["tcb_info_signature"]}"}}'
+    info = TcbInfo.load(answer.encode(), found["tcb_info_issuer_chain"].encode(), "it")
+    crls = tuple(load_crl(bytes.fromhex(found[name]), name) for name in ("root_ca_crl", "pck_crl"))
+    policy = Policy("tdx", {"MRTD": frozenset([quote[48 + 136 : 48 + 184]])}, crls=crls,
+                    roots=(x509.load_pem_x509_certificate(pem),), tcb_info=(info,))  # fmt: skip
+    nonce = quote[568 : 568 + 64]
+    july_2025 = 1_751_400_000.0
+    claims = verify(quote, policy=policy, nonce=nonce, now_s=july_2025)
+    assert claims.tcb_status == "UpToDate"
+    with pytest.raises(AttestationError, match="of today"):
+        verify(quote, policy=policy, nonce=nonce, now_s=_2026)
 
 
 @pytest.mark.parametrize(("name", "sha256"), [

@@ -14,6 +14,7 @@ from cryptography import x509
 
 from ...errors import AttestationError, InputError
 from .certificates import load_certificates, load_crl
+from .tcb_info import TcbInfo
 
 KINDS = ("tpm", "nitro", "sev-snp", "tdx")
 # The register that tells which program it is; a policy that leaves it open lets any program in.
@@ -35,6 +36,7 @@ class Claims:
         made_at_s: seconds since 1970; ``None``: this kind does not say.
         public_key: that the evidence carries; ``None`` where the kind has no field for it.
         user_data: likewise.
+        tcb_status: Intel's word for the platform's versions; ``None``: nobody was asked.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Claims:
     made_at_s: float | None = None
     public_key: bytes | None = None
     user_data: bytes | None = None
+    tcb_status: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Policy:
         keys: names of TPM attestation keys that are trusted as they are.
         crls: revocation lists; a certificate that one of them names is refused.
         min_tcb: smallest versions, by the names in ``Claims.tcb``.
+        tcb_info: Intel's judgements of TDX platforms, by kind of processor; empty: not asked.
+        tcb_status: Intel's words that are enough, for example also ``SWHardeningNeeded``.
         allow_debug: accept enclaves whose memory can be read from outside.
         max_age_s: of evidence that says when it was made.
 
@@ -72,6 +77,8 @@ class Policy:
     keys: frozenset[bytes] = frozenset()
     crls: tuple[x509.CertificateRevocationList, ...] = ()
     min_tcb: Mapping[str, int] = field(default_factory=dict)
+    tcb_info: tuple[TcbInfo, ...] = ()
+    tcb_status: frozenset[str] = frozenset({"UpToDate"})
     allow_debug: bool = False
     max_age_s: float = 300.0
 
@@ -82,6 +89,8 @@ class Policy:
         if not self.roots and not (self.keys and self.kind == "tpm"):
             raise InputError("a policy must name at least one root that may vouch",
                              next_step="give roots = [...]; of a TPM also keys")  # fmt: skip
+        if self.tcb_info and self.kind != "tdx":
+            raise InputError("only a policy of kind tdx has tcb_info", got=self.kind)
         if self.keys and self.kind != "tpm":
             raise InputError("only a policy of kind tpm lists keys", got=self.kind)
         program = _PROGRAM.get(self.kind)
@@ -133,8 +142,8 @@ class Policy:
         Raises:
             InputError: a key is unknown, a value has another type, or a file cannot be read.
         """
-        known = {"kind", "measurements", "roots", "keys", "crls", "min_tcb", "allow_debug",
-                 "max_age_s"}  # fmt: skip
+        known = {"kind", "measurements", "roots", "keys", "crls", "min_tcb", "tcb_info",
+                 "tcb_info_chain", "tcb_status", "allow_debug", "max_age_s"}  # fmt: skip
         unknown = sorted(set(table) - known)
         if unknown:
             raise InputError(f"a policy has the keys {', '.join(sorted(known))}", got=unknown[0])
@@ -166,6 +175,8 @@ class Policy:
                 for name in _list("crls", table.get("crls", []))
             ),
             min_tcb=MappingProxyType(min_tcb),
+            tcb_info=_tcb_infos(table, folder),
+            tcb_status=frozenset(_list("tcb_status", table.get("tcb_status", ["UpToDate"]))),
             allow_debug=allow_debug,
             max_age_s=float(max_age_s),
         )
@@ -200,6 +211,16 @@ def bind(purpose: str, challenge: bytes, public_key: bytes) -> bytes:
     for part in (purpose.encode(), challenge, public_key):
         digest.update(len(part).to_bytes(4, "big") + part)
     return digest.digest()
+
+
+def _tcb_infos(table: Mapping[str, Any], folder: Path) -> tuple[TcbInfo, ...]:
+    names = _list("tcb_info", table.get("tcb_info", []))
+    if not names:
+        return ()
+    chain = b"".join(
+        _read(folder / name) for name in _list("tcb_info_chain", table.get("tcb_info_chain", []))
+    )
+    return tuple(TcbInfo.load(_read(folder / name), chain, name) for name in names)
 
 
 def _read(path: Path) -> bytes:

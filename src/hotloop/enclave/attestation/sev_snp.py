@@ -24,7 +24,7 @@ from .policy import Claims, Policy, check_nonce
 
 REPORT_BYTES = 1184
 _SIGNED_BYTES = 0x2A0
-_VERSIONS = (2, 3, 5)
+_VERSIONS = (2, 3, 4, 5)
 _ECDSA_P384 = 1
 _DEBUG = 1 << 19  # Of the guest's policy.
 _ALWAYS_ONE = 1 << 17
@@ -97,7 +97,7 @@ class _Report:
         self.signature = fields.take(512)
         fields.end()
         if version not in _VERSIONS or algorithm != _ECDSA_P384:
-            raise AttestationError("an SEV-SNP report must be of version 2, 3 or 5, by ECDSA P-384",
+            raise AttestationError("an SEV-SNP report must be of version 2 to 5, by ECDSA P-384",
                                    got=f"version {version}, algorithm {algorithm}")  # fmt: skip
         if not self.guest_policy & _ALWAYS_ONE or vmpl > 3:
             raise AttestationError("an SEV-SNP report must be of a guest",

@@ -4,8 +4,8 @@ The format: Intel, "TDX DCAP Quoting Library API", appendix A.3. The quote is si
 the quoting enclave made; the enclave's report, which holds that key's hash, is signed by the
 platform's key (PCK), whose chain leads to Intel's root. The certificates are in the quote.
 
-Not asked here: Intel's own judgement of the platform's versions (TCB info), which is fetched from
-Intel. ``min_tcb`` of the policy says which versions are enough, ``crls`` which keys are revoked.
+Which versions are enough: the policy's ``min_tcb``, and Intel's own judgement where the owner gives
+it (``tcb_info``). Intel's identity of the quoting enclave is not asked; ``qe_svn`` can be.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .certificates import load_pem_chain, verify_chain, verify_ecdsa
 from .fields import Fields
 from .pck import platform_versions
 from .policy import Claims, Policy, check_nonce
+from .tcb_info import Platform, check_status
 
 _WHAT = "a TDX quote"
 _HEADER_BYTES, _QE_REPORT_BYTES = 48, 384
@@ -64,19 +65,30 @@ def verify(evidence: bytes, *, policy: Policy, nonce: bytes, now_s: float) -> Cl
     signature, key = tail.take(64), tail.take(64)
     _verify_p256(_raw_key(key), signature, signed, _WHAT)
     leaf, root, qe_svn = _verify_quoting_enclave(tail, key, policy, now_s)
-    measurements, attributes, tcb = _read_body(body)
+    measurements, attributes, module_svn = _read_body(body)
     check_nonce(measurements.pop("REPORTDATA"), nonce)
     versions, measurements["FMSPC"] = platform_versions(leaf)
-    tcb |= versions | {"qe_svn": qe_svn}
+    status = None
+    if policy.tcb_info:
+        platform = Platform(
+            measurements["FMSPC"], [versions[f"cpu_svn_{i}"] for i in range(1, 17)],
+            versions["pce_svn"], module_svn, measurements["MRSIGNERSEAM"],
+        )  # fmt: skip
+        status = check_status(policy.tcb_info, platform, policy.tcb_status, policy.roots,
+                              policy.crls, now_s)  # fmt: skip
+    # TEE_TCB_SVN: minor and major version of the module, then the loader of its patches.
+    versions |= {"module_svn": module_svn[0], "module_major": module_svn[1],
+                 "seam_svn": module_svn[2], "qe_svn": qe_svn}  # fmt: skip
     spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return policy.admit(
         Claims(
             kind="tdx",
             measurements=measurements,
             debug=bool(attributes & _DEBUG_BITS),
-            tcb=tcb,
+            tcb=versions,
             signer=hashlib.sha256(spki).hexdigest(),
             root_sha256=root.fingerprint(hashes.SHA256()).hex(),
+            tcb_status=status,
         ),
         now_s,
     )
@@ -112,8 +124,8 @@ def _check_header(header: bytes) -> int:
     return version
 
 
-def _read_body(body: bytes) -> tuple[dict[str, bytes], int, dict[str, int]]:
-    """Measurements, TDATTRIBUTES and the module's versions."""
+def _read_body(body: bytes) -> tuple[dict[str, bytes], int, bytes]:
+    """Measurements, TDATTRIBUTES, and the module's versions when the TD started."""
     fields = Fields(body, _WHAT, "little")
     module_svn = fields.take(16)
     found = {"MRSEAM": fields.take(48), "MRSIGNERSEAM": fields.take(48)}
@@ -129,12 +141,10 @@ def _read_body(body: bytes) -> tuple[dict[str, bytes], int, dict[str, int]]:
         found[name] = fields.take(48)
     found["REPORTDATA"] = fields.take(64)
     if fields.left:
-        module_svn = fields.take(16)  # TEE_TCB_SVN_2: of the module that runs now.
+        found["TEE_TCB_SVN_2"] = fields.take(16)  # Of the module that runs now.
         found["MRSERVICETD"] = fields.take(48)
     fields.end()
-    # TEE_TCB_SVN: minor and major version of the module, then the loader of its patches.
-    tcb = {"module_svn": module_svn[0], "module_major": module_svn[1], "seam_svn": module_svn[2]}
-    return found, attributes, tcb
+    return found, attributes, module_svn
 
 
 def _verify_quoting_enclave(
