@@ -177,6 +177,46 @@ def test_chains_that_must_not_be_used():
     refuse(chain(*[good] * 9), "at most 8 certificates")
 
 
+def test_what_a_key_may_be_used_for():
+    (top, top_key), middle = root("AMD")
+    key = ec.generate_private_key(ec.SECP384R1())
+    report = snp_signed(snp_report(), key)
+    policy = sev_snp().policy
+
+    def chain(*certificates):
+        return Made(report + b"".join(map(der, certificates)), policy)
+
+    low_key = ec.generate_private_key(ec.SECP384R1())
+    low = issue("low", low_key, (top, top_key), may_certify=False)
+    refuse(chain(chip_certificate(key, (low, low_key)), low), "for such signatures")
+    leaf = chip_certificate(key, middle, may_certify=True)
+    refuse(chain(leaf, middle[0]), "for such signatures")
+    other = ec.generate_private_key(ec.SECP256R1())
+    refuse(chain(chip_certificate(other, middle), middle[0]), "by a key on secp384r1")
+    good = chip_certificate(key, middle)
+    refuse(Made(report + der(good)[:200], policy), "must be whole")
+    refuse(Made(report + b"\x31" + der(good)[1:], policy), "certificates in DER")
+    refuse(Made(report, policy), "must have 1 to 8 certificates")
+    refuse(Made(report[:1000], policy), "must be whole; got")
+    refuse(Made(report + der(good) + der(middle[0])[:-1], policy), "must be whole")
+
+
+def test_the_unused_bits_of_a_signature():
+    """The count of bits that are not used, before a certificate's signature, is not signed."""
+    _, middle = root("AMD")
+    key = ec.generate_private_key(ec.SECP384R1())
+    leaf = chip_certificate(key, middle)
+    while leaf.signature[-1] & 1:  # Bits that are not used must be 0.
+        leaf = chip_certificate(key, middle)
+    raw = bytearray(der(leaf))
+    place = raw.rindex(b"\0" + leaf.signature)
+    raw[place] = 1
+    report = snp_signed(snp_report(), key)
+    policy = sev_snp().policy
+    assert accept(Made(report + der(leaf) + der(middle[0]), policy))
+    refuse(Made(report + bytes(raw) + der(middle[0]), policy), "must be a certificate")
+
+
 def test_amd_signs_with_rsa_pss():
     keys = [rsa.generate_private_key(65537, 2048) for _ in range(2)]
     top = issue("ARK", keys[0], pss=True)

@@ -27,8 +27,9 @@ INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 
 
 def issue(name, key, issuer=None, *, ca=True, days=(-10, 10), extensions=(), hours=None,
-          path_length=None, pss=False, serial=None):  # fmt: skip
+          path_length=None, pss=False, may_certify=None):  # fmt: skip
     """A certificate of ``key``, signed by ``issuer`` (certificate and key) or by itself."""
+    may_certify = ca if may_certify is None else may_certify
     now = datetime.datetime.fromtimestamp(NOW_S, datetime.UTC)
     by_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
@@ -36,13 +37,13 @@ def issue(name, key, issuer=None, *, ca=True, days=(-10, 10), extensions=(), hou
         .subject_name(by_name)
         .issuer_name(issuer[0].subject if issuer else by_name)
         .public_key(key.public_key())
-        .serial_number(serial or x509.random_serial_number())
+        .serial_number(x509.random_serial_number())
         .not_valid_before(now + datetime.timedelta(days=days[0]))
         .not_valid_after(now + datetime.timedelta(days=days[1]))
         .add_extension(x509.BasicConstraints(ca, path_length if ca else None), critical=True)
         .add_extension(x509.KeyUsage(
-            digital_signature=not ca, content_commitment=False, key_encipherment=False,
-            data_encipherment=False, key_agreement=False, key_cert_sign=ca, crl_sign=ca,
+            digital_signature=not may_certify, content_commitment=False, key_encipherment=False,
+            data_encipherment=False, key_agreement=False, key_cert_sign=may_certify, crl_sign=ca,
             encipher_only=False, decipher_only=False), critical=True)
     )  # fmt: skip
     for oid, value, critical in extensions:
