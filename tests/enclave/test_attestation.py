@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
-from hotloop.enclave.attestation import Policy, bind, cbor, verify
+from hotloop.enclave.attestation import Policy, bind, cbor, tpm, verify
 from hotloop.errors import AttestationError, InputError
 from support.evidence import (
     CHIP,
@@ -325,3 +325,32 @@ def test_what_a_nonce_binds():
     others = [bind("serve", b"challenge", b"key"), bind("release", b"challengek", b"ey"),
               bind("release", b"challenge", b"kez")]  # fmt: skip
     assert len({first, *others}) == 4
+
+
+def parts_of(evidence):
+    """The four sized parts of a TPM's evidence, and its chain."""
+    parts, place = [], 4
+    for _ in range(4):
+        size = int.from_bytes(evidence[place : place + 2], "big")
+        parts.append(evidence[place + 2 : place + 2 + size])
+        place += 2 + size
+    return parts, evidence[place:]
+
+
+def test_a_tpm_key_under_the_certificate_of_another():
+    made = tpm_quote(authority="TPM")
+    (attest, signature, public, values), _ = parts_of(made.evidence)
+    _, other_chain = parts_of(tpm_quote(kind="rsa", authority="TPM").evidence)
+    forged = tpm.pack(attest, signature, public, values, [other_chain])
+    refuse(Made(forged, made.policy), "must be of the TPM's attestation key")
+    (other_attest, other_signature, *_), _ = parts_of(tpm_quote(kind="rsa").evidence)
+    listed = tpm_quote()
+    forged = tpm.pack(attest, other_signature, public, values)
+    refuse(Made(forged, listed.policy), "by the scheme of its key")
+    forged = tpm.pack(other_attest[:-1] + b"x", signature, public, values)
+    refuse(Made(forged, listed.policy), "signature of a TPM's quote")
+    forged = tpm.pack(attest, signature, public, values[:-1] + b"x")
+    refuse(Made(forged, listed.policy), "those that the TPM signed")
+    forged = tpm.pack(attest, signature, public, values[:-1])
+    refuse(Made(forged, listed.policy), "a value for each of 3 PCRs")
+    refuse(Made(b"TPM2" + listed.evidence[4:], listed.policy), "begin with TPM1")
