@@ -7,6 +7,7 @@
     │   ├── ModelError               the model, loss or optimizer cannot be used as given
     │   ├── CheckpointError          no usable checkpoint, or one of another model
     │   ├── BudgetError              the run cannot fit the memory limit
+    │   ├── AttestationError         evidence of an enclave that is not accepted
     │   └── MissingExtraError        an optional library is not installed
     └── RunError (RuntimeError)      it began and failed: exit code 1
         ├── StorageError             a file could not be written or read back
@@ -70,6 +71,10 @@ class CheckpointError(InputError):
 
 class BudgetError(InputError):
     """The predicted memory does not fit the limit."""
+
+
+class AttestationError(InputError):
+    """Evidence of an enclave is damaged, forged, old, or not what the policy allows."""
 
 
 class MissingExtraError(InputError):
