@@ -20,6 +20,7 @@ from .streams import write_any_character
 # Modules of this folder. What ten commands import takes 0.1 s more than what one does.
 COMMANDS = (
     "machine", "plan", "train", "tune", "prove", "report", "run", "export", "serve", "bench",
+    "enclave",
 )  # fmt: skip
 INTERRUPTED = 130
 _TRAINING = ("train", "tune", "prove")
