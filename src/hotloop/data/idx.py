@@ -60,8 +60,9 @@ class IdxFile:
             with path.open("rb") as raw:
                 gzipped = raw.read(2) == b"\x1f\x8b"
                 size_bytes = raw.seek(0, io.SEEK_END)
-            with _open(path, gzipped) as stream:
-                shape, code, header_bytes = _read_header(path, stream)
+                raw.seek(0)
+                with _unpacked(raw, gzipped) as stream:
+                    shape, code, header_bytes = _read_header(path, stream)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -263,12 +264,17 @@ def _find_one(folder: Path | Sealed, split: str, kind: str) -> Path | Sealed | N
 
 @contextlib.contextmanager
 def _open(path: Path | Sealed, gzipped: bool) -> Iterator[gzip.GzipFile | io.BufferedReader]:
-    with path.open("rb") as raw:
-        if not gzipped:
-            yield raw
-            return
-        with gzip.GzipFile(fileobj=raw) as stream:
-            yield stream
+    with path.open("rb") as raw, _unpacked(raw, gzipped) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _unpacked(raw: io.BufferedReader, gzipped: bool) -> Iterator[gzip.GzipFile | io.BufferedReader]:
+    if not gzipped:
+        yield raw
+        return
+    with gzip.GzipFile(fileobj=raw) as stream:
+        yield stream
 
 
 def _read_header(

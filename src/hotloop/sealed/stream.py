@@ -150,8 +150,9 @@ class SealedReader(io.RawIOBase):
         self.plain_bytes = self._file_bytes - HEADER_BYTES - self._segments * TAG_BYTES
         room = min(SEGMENT_BYTES, self._file_bytes)
         self._sealed = memoryview(bytearray(room))
-        self._cache = memoryview(bytearray(room))
-        self._cached = -1
+        # Two segments as plain bytes, the last used first: readers of archives go to and fro
+        # between two places.
+        self._kept = [(-1, memoryview(bytearray(room))) for _ in range(min(2, self._segments))]
         self._at = 0
         self._load(self._segments - 1)
 
@@ -184,11 +185,10 @@ class SealedReader(io.RawIOBase):
             first, size = self._plain_span(number)
             within = self._at - first
             count = min(size - within, len(out) - done)
-            if count == size and number != self._cached:
+            if count == size and all(number != kept for kept, _ in self._kept):
                 self._decrypt(number, out[done : done + count])
             else:
-                self._load(number)
-                out[done : done + count] = self._cache[within : within + count]
+                out[done : done + count] = self._load(number)[within : within + count]
             done += count
             self._at += count
         return done
@@ -208,11 +208,18 @@ class SealedReader(io.RawIOBase):
         first = number * (SEGMENT_BYTES - TAG_BYTES) - HEADER_BYTES if number else 0
         return first, self._segment_span(number)[1] - TAG_BYTES
 
-    def _load(self, number: int) -> None:
-        if number != self._cached:
-            self._cached = -1
-            self._decrypt(number, self._cache[: self._plain_span(number)[1]])
-            self._cached = number
+    def _load(self, number: int) -> memoryview:
+        """A segment as plain bytes, verified."""
+        for place, (kept, plain) in enumerate(self._kept):
+            if kept == number:
+                self._kept.insert(0, self._kept.pop(place))
+                return plain
+        _, plain = self._kept.pop()
+        self._kept.append((-1, plain))
+        self._decrypt(number, plain[: self._plain_span(number)[1]])
+        self._kept[-1] = number, plain
+        self._kept.insert(0, self._kept.pop())
+        return plain
 
     def _decrypt(self, number: int, out: memoryview) -> None:
         from cryptography.exceptions import InvalidTag
