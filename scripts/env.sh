@@ -34,7 +34,7 @@ rm -f "$stamp"
 # The build runs in this environment, so that the pinned tools are the ones used.
 PATH="$venv/bin:$PATH" "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --constraint "$root/constraints.txt" --no-build-isolation \
-  --editable "$root[parquet,onnx,openvino,serve,clients,dev]"
+  --editable "$root[parquet,onnx,openvino,serve,enclave,clients,dev]"
 if ! command -v c++ g++ clang++ >/dev/null; then
   echo "hotloop: no C++ compiler, so no kernels of hotloop's own: steps run as PyTorch makes them. Next: install g++ and call this again." >&2
 fi

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import os
 import random
@@ -58,7 +59,7 @@ def test_any_pieces_in_any_places_out(tmp_path_factory, data, cuts, reads):
         out = bytearray()
         writer = stream.SealedWriter(out.extend, SECRET, WHAT)
         edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in itertools.pairwise(edges):
             writer.write(data[start:end])
         writer.finish()
         path = tmp_path_factory.mktemp("sealed") / "f"

@@ -120,11 +120,13 @@ def run(args: argparse.Namespace) -> int:
         idle_timeout_s=args.idle_timeout_s,
     )
     path = Path(args.model)
-    source = Sealed(path, read_key(args.key_file)) if args.key_file else path
+    key = read_key(args.key_file) if args.key_file else None
     model = Model(
         unicode_name(args.name or Path(path.resolve().name.removesuffix(SUFFIX)).stem),
         lambda: load_engine(
-            source, num_threads=args.num_threads, num_instances=args.num_instances,
+            # Anew at each load: a place reads once what its folder holds.
+            args.model if key is None else Sealed(path, key),
+            num_threads=args.num_threads, num_instances=args.num_instances,
             # A thread that spins takes its CPU from the event loop: a fifth of the server's time.
             spinning=False, factory=args.factory,
         ),
