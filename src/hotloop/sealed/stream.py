@@ -34,6 +34,7 @@ TAG_BYTES = 16
 _PREFIX_BYTES = 7
 HEADER_BYTES = 1 + KEY_BYTES + _PREFIX_BYTES
 _MAX_SEGMENTS = 2**32
+_KEPT_SEGMENTS = 3
 
 
 def sealed_bytes(plain_bytes: int) -> int:
@@ -148,11 +149,10 @@ class SealedReader(io.RawIOBase):
         if last_bytes < TAG_BYTES or self._segments > _MAX_SEGMENTS:
             raise SealedError(f"{self._name} is cut, or damaged at its end")
         self.plain_bytes = self._file_bytes - HEADER_BYTES - self._segments * TAG_BYTES
-        room = min(SEGMENT_BYTES, self._file_bytes)
-        self._sealed = memoryview(bytearray(room))
-        # Two segments as plain bytes, the last used first: readers of archives go to and fro
-        # between two places.
-        self._kept = [(-1, memoryview(bytearray(room))) for _ in range(min(2, self._segments))]
+        self._sealed = memoryview(bytearray())
+        # A few segments as plain bytes, the last used first: readers of archives go to and fro
+        # between two places, and a read ends inside a segment.
+        self._kept: list[tuple[int, memoryview]] = []
         self._at = 0
         self._load(self._segments - 1)
 
@@ -214,17 +214,22 @@ class SealedReader(io.RawIOBase):
             if kept == number:
                 self._kept.insert(0, self._kept.pop(place))
                 return plain
-        _, plain = self._kept.pop()
-        self._kept.append((-1, plain))
-        self._decrypt(number, plain[: self._plain_span(number)[1]])
-        self._kept[-1] = number, plain
-        self._kept.insert(0, self._kept.pop())
+        size = self._plain_span(number)[1]
+        plain = memoryview(bytearray())
+        if len(self._kept) >= _KEPT_SEGMENTS:
+            plain = self._kept.pop()[1]
+        if len(plain) < size:
+            plain = memoryview(bytearray(size))
+        self._decrypt(number, plain[:size])
+        self._kept.insert(0, (number, plain))
         return plain
 
     def _decrypt(self, number: int, out: memoryview) -> None:
         from cryptography.exceptions import InvalidTag
 
         start, size = self._segment_span(number)
+        if len(self._sealed) < size:
+            self._sealed = memoryview(bytearray(size))
         sealed = self._sealed[:size]
         got = 0
         while got < size:
