@@ -17,10 +17,11 @@ PUBLIC = [
     "InferenceRunner", "InputError", "LoadBalancer",
     "Machine", "MemoryConfig", "MemoryPool", "MemoryStats", "MissingExtraError", "ModelError",
     "NumaConfig", "Optimization", "PackedDataset", "ParallelConfig", "PerformanceMonitor",
-    "PerformanceReport", "Plan", "PlanError", "PoolError", "RunError", "StepConfig",
+    "PerformanceReport", "Plan", "PlanError", "PoolError", "RunError",
+    "Sealed", "SealedError", "StepConfig",
     "StorageError", "TensorArena", "ThreadAffinity", "TrainReport", "TrainStep", "Trainer",
     "WorkerStats", "__version__", "compile_inference", "compile_step", "load_inference",
-    "load_mnist", "open_dataset", "tune",
+    "load_mnist", "open_dataset", "read_key", "tune",
 ]  # fmt: skip
 
 

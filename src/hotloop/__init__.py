@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         Plan,
         StepConfig,
     )
+    from .sealed import Sealed, read_key
     from .step import FunctionStep, GradientAccumulator, TrainStep, compile_step
     from .train import CheckpointStore, Trainer, TrainReport, tune
 
@@ -117,7 +118,11 @@ _ROOM_OF = {
     "load_inference": "infer",
     "InferenceRunner": "infer",
     "InferenceReport": "infer",
+    # sealed files
+    "Sealed": "sealed",
+    "read_key": "sealed",
     # errors
+    "SealedError": "errors",
     "HotloopError": "errors",
     "InputError": "errors",
     "PlanError": "errors",
@@ -174,6 +179,8 @@ __all__ = [
     "PlanError",
     "PoolError",
     "RunError",
+    "Sealed",
+    "SealedError",
     "StepConfig",
     "StorageError",
     "TensorArena",
@@ -188,6 +195,7 @@ __all__ = [
     "load_inference",
     "load_mnist",
     "open_dataset",
+    "read_key",
     "tune",
 ]
 

@@ -6,6 +6,7 @@
     │   ├── DataError                the data is missing, damaged or does not fit
     │   ├── ModelError               the model, loss or optimizer cannot be used as given
     │   ├── CheckpointError          no usable checkpoint, or one of another model
+    │   ├── SealedError              a sealed file is damaged, or sealed with another key
     │   ├── BudgetError              the run cannot fit the memory limit
     │   ├── AttestationError         evidence of an enclave that is not accepted
     │   └── MissingExtraError        an optional library is not installed
@@ -67,6 +68,10 @@ class ModelError(InputError):
 
 class CheckpointError(InputError):
     """No checkpoint can be used, or it belongs to another model."""
+
+
+class SealedError(InputError):
+    """A sealed file cannot be opened: damaged, cut, another key, or another file than asked for."""
 
 
 class BudgetError(InputError):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..data import PackedDataset
     from ..plan import Plan
+    from ..sealed import Sealed, SealingKey
     from ..train.trials import Source, Work
 
 ZOO = ("cnn", "small", "big")
@@ -116,36 +117,51 @@ class Recipe:
                 next_step="name the folder of a run, or repeat its options with --out",
             ) from None
 
-    def open_data(self, *, mmap_above_bytes: int) -> tuple[PackedDataset, PackedDataset | None]:
+    def open_data(
+        self, *, mmap_above_bytes: int, key: SealingKey | None = None
+    ) -> tuple[PackedDataset, PackedDataset | None]:
         """Training and validation data, packed.
+
+        Args:
+            key: of sealed data; no other is taken then.
 
         Raises:
             DataError: missing, damaged, or of no known kind.
         """
         from ..data import open_dataset
 
-        train = self.open_training_data(mmap_above_bytes=mmap_above_bytes)
-        shared = self._opening(mmap_above_bytes)
+        train = self.open_training_data(mmap_above_bytes=mmap_above_bytes, key=key)
+        shared = self._opening(mmap_above_bytes, key)
         if self.test_data is not None:
-            return train, open_dataset(self.test_data, split="test", **shared)
+            return train, open_dataset(_place(self.test_data, key), split="test", **shared)
         if self.dataset == "mnist":
             return train, open_dataset("mnist", split="test", **shared)
         return train, None
 
-    def open_training_data(self, *, mmap_above_bytes: int) -> PackedDataset:
+    def open_training_data(
+        self, *, mmap_above_bytes: int, key: SealingKey | None = None
+    ) -> PackedDataset:
         """The training data alone; see ``open_data``."""
         from ..data import open_dataset, parse_transforms
 
         added = parse_transforms(self.augment) if self.augment else ()
-        source = "mnist" if self.dataset == "mnist" else self.data
-        shared = self._opening(mmap_above_bytes)
+        source = "mnist" if self.dataset == "mnist" else _place(self.data or "", key)
+        shared = self._opening(mmap_above_bytes, key)
         train = open_dataset(source, num_samples=self.samples, **shared)
         if added:
             train = train.with_transforms((*train.transforms, *added), seed=self.seed)
         return train
 
-    def _opening(self, mmap_above_bytes: int) -> dict[str, Any]:
-        folder = {"folder": self.data} if self.dataset == "mnist" else {}
+    def _opening(self, mmap_above_bytes: int, key: SealingKey | None) -> dict[str, Any]:
+        folder: dict[str, Any] = {}
+        if self.dataset == "mnist":
+            if key is not None and self.data is None:
+                raise InputError(
+                    "with a key the data must be sealed",
+                    got="mnist from the package or the cache",
+                    next_step="seal a folder with its IDX files, and pass it with --data",
+                )
+            folder["folder"] = _place(self.data, key) if self.data else None
         return {
             "seed": self.seed,
             "mmap_above_bytes": mmap_above_bytes,
@@ -220,6 +236,12 @@ class Recipe:
                 optimizer, max_lr=rate, total_steps=steps + 1, cycle_momentum=False
             )
         return None
+
+
+def _place(path: str, key: SealingKey | None) -> str | Sealed:
+    from ..sealed import Sealed
+
+    return path if key is None else Sealed(path, key)
 
 
 def trained_model(folder: Path) -> tuple[Recipe, nn.Module]:

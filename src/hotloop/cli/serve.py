@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingExtraError
 from ..files import unicode_name
+from ..sealed import SUFFIX, Sealed, key_file_from_flags, read_key
 from .enclave_keys import KINDS, add_source_options, source_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = parser.add_argument
     add("--name", help="in the protocol's paths (default: the file's or folder's name)")
     add("--factory", metavar="MODULE:FUNCTION", help="makes the module of a .safetensors file")
+    key_file_from_flags(parser)
     add("--json", action="store_true", help="print the address as JSON once it serves")
 
     group = parser.add_argument_group("network")
@@ -127,10 +129,13 @@ def run(args: argparse.Namespace) -> int:
         idle_timeout_s=args.idle_timeout_s,
     )
     path = Path(args.model)
+    key = read_key(args.key_file) if args.key_file else None
     model = Model(
-        unicode_name(args.name or path.resolve().stem),
+        unicode_name(args.name or Path(path.resolve().name.removesuffix(SUFFIX)).stem),
         lambda: load_engine(
-            args.model, num_threads=args.num_threads, num_instances=args.num_instances,
+            # Anew at each load: a place reads once what its folder holds.
+            args.model if key is None else Sealed(path, key),
+            num_threads=args.num_threads, num_instances=args.num_instances,
             # A thread that spins takes its CPU from the event loop: a fifth of the server's time.
             spinning=False, factory=args.factory,
         ),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import InputError
 from ..files import write_text_atomically
 from ..plan import Plan, add_plan_flags, plan_from_flags
+from ..sealed import Sealed, SealingKey, key_file_from_flags, parse_counter, read_key
 from .recipe import Recipe, add_recipe_flags, recipe_from_flags
 from .watching import add_watch_flags, watching
 
@@ -68,6 +69,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_false",
         help="do not measure what the machine can do (once, about 12 s)",
     )
+    key_file_from_flags(run_group)
+    run_group.add_argument(
+        "--counter",
+        metavar="FILE|tpm:INDEX",
+        help="with --key-file: refuse checkpoints older than this counter says",
+    )
     run_group.add_argument("--quiet", action="store_true", help="no progress")
     add_watch_flags(parser)
     add_recipe_flags(parser)
@@ -78,6 +85,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit code. Of several hosts, host 0 alone writes and prints."""
     plan = plan_from_flags(args)
+    if args.counter is not None and args.key_file is None:
+        raise InputError("--counter is for sealed checkpoints", next_step="pass --key-file")
+    key = None if args.key_file is None else read_key(args.key_file)
     if args.auto_resume and args.out is None:
         raise InputError("--auto-resume needs the folder of the run", next_step="pass --out DIR")
     if args.resume is None and args.dataset is None and args.data is None:
@@ -85,14 +95,14 @@ def run(args: argparse.Namespace) -> int:
     with _hosts(plan) as hosts:
         if args.resume is not None:
             recipe = _on_first(hosts, lambda: Recipe.load(args.resume / _RECIPE))
-            return _train(args, args.resume, recipe, plan, hosts, resume=True)
+            return _train(args, args.resume, recipe, plan, hosts, key, resume=True)
         recipe = recipe_from_flags(args)
         folder: Path = args.out or _new_folder(args.runs_dir, recipe)
         if args.auto_resume and _on_first(hosts, lambda: _has_begun(folder, recipe)):
-            return _train(args, folder, recipe, plan, hosts, resume=True)
+            return _train(args, folder, recipe, plan, hosts, key, resume=True)
         new = _on_first(hosts, lambda: _make(folder))
         try:
-            return _train(args, folder, recipe, plan, hosts, resume=False)
+            return _train(args, folder, recipe, plan, hosts, key, resume=False)
         except InputError:
             if _is_first(hosts):
                 _unmake(folder, new)
@@ -148,6 +158,7 @@ def _train(
     recipe: Recipe,
     plan: Plan,
     hosts: Hosts | None,
+    key: SealingKey | None,
     *,
     resume: bool,
 ) -> int:
@@ -165,7 +176,7 @@ def _train(
         if first and not args.quiet:
             print(text, file=sys.stderr)
 
-    train, test = recipe.open_data(mmap_above_bytes=plan.memory.mmap_above_bytes)
+    train, test = recipe.open_data(mmap_above_bytes=plan.memory.mmap_above_bytes, key=key)
     model = recipe.build_model()
     optimizer = recipe.build_optimizer(model)
     scheduler = recipe.build_scheduler(optimizer, train.num_samples)
@@ -203,7 +214,7 @@ def _train(
             seed=recipe.seed,
             target_accuracy=recipe.target_accuracy,
             max_steps=args.max_steps,
-            checkpoint_dir=folder / "checkpoints",
+            checkpoint_dir=_checkpoints(folder, key, args.counter),
             resume=resume,
             fit_memory=args.fit,
             on_progress=drawn or bar,
@@ -220,6 +231,13 @@ def _train(
         document = Document(report.to_dict())
         print_report(document, document.at("machine"), _files(report, folder))
     return code
+
+
+def _checkpoints(folder: Path, key: SealingKey | None, counter: str | None) -> Path | Sealed:
+    path = folder / "checkpoints"
+    if key is None:
+        return path
+    return Sealed(path, key, counter=None if counter is None else parse_counter(counter))
 
 
 def _files(report: TrainReport, folder: Path) -> list[tuple[str, str]]:

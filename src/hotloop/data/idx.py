@@ -7,6 +7,7 @@ Cortes and Burges).
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import math
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..sealed import Sealed
 from .source import Array, ArraySpec, Chunk, chunk_rows
 
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: "i2", 0x0C: "i4", 0x0D: "f4", 0x0E: "f8"}
@@ -41,14 +43,14 @@ class IdxFile:
         gzipped: whether the file is a gzip stream.
     """
 
-    path: Path
+    path: Path | Sealed
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     header_bytes: int
     gzipped: bool
 
     @classmethod
-    def open(cls, path: Path) -> IdxFile:
+    def open(cls, path: Path | Sealed) -> IdxFile:
         """Read and check the header.
 
         Raises:
@@ -57,9 +59,10 @@ class IdxFile:
         try:
             with path.open("rb") as raw:
                 gzipped = raw.read(2) == b"\x1f\x8b"
-            size_bytes = path.stat().st_size
-            with _open(path, gzipped) as stream:
-                shape, code, header_bytes = _read_header(path, stream)
+                size_bytes = raw.seek(0, io.SEEK_END)
+                raw.seek(0)
+                with _unpacked(raw, gzipped) as stream:
+                    shape, code, header_bytes = _read_header(path, stream)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -139,8 +142,8 @@ class IdxSource:
 
     def __init__(
         self,
-        images: Path,
-        labels: Path,
+        images: Path | Sealed,
+        labels: Path | Sealed,
         *,
         num_classes: int | None = None,
         description: str | None = None,
@@ -186,7 +189,7 @@ class IdxSource:
             start += len(images)
 
 
-def find_idx_pair(folder: Path, split: str) -> tuple[Path, Path] | None:
+def find_idx_pair(folder: Path | Sealed, split: str) -> tuple[Path | Sealed, Path | Sealed] | None:
     """The image and label file of a split in a folder, or in its ``raw`` or ``MNIST/raw`` folder.
 
     File names as the MNIST mirrors and torchvision have them, ``train-images-idx3-ubyte`` and
@@ -236,7 +239,7 @@ def write_idx(path: Path, array: Array) -> None:
         stream.write(data)
 
 
-def _find_one(folder: Path, split: str, kind: str) -> Path | None:
+def _find_one(folder: Path | Sealed, split: str, kind: str) -> Path | Sealed | None:
     marks = ("train",) if split == "train" else ("t10k", "test")
     try:
         names = sorted(path.name for path in folder.iterdir() if path.is_file())
@@ -259,12 +262,23 @@ def _find_one(folder: Path, split: str, kind: str) -> Path | None:
     return folder / found[0] if found else None
 
 
-def _open(path: Path, gzipped: bool) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path, "rb") if gzipped else path.open("rb")
+@contextlib.contextmanager
+def _open(path: Path | Sealed, gzipped: bool) -> Iterator[gzip.GzipFile | io.BufferedReader]:
+    with path.open("rb") as raw, _unpacked(raw, gzipped) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _unpacked(raw: io.BufferedReader, gzipped: bool) -> Iterator[gzip.GzipFile | io.BufferedReader]:
+    if not gzipped:
+        yield raw
+        return
+    with gzip.GzipFile(fileobj=raw) as stream:
+        yield stream
 
 
 def _read_header(
-    path: Path, stream: gzip.GzipFile | io.BufferedReader
+    path: Path | Sealed, stream: gzip.GzipFile | io.BufferedReader
 ) -> tuple[tuple[int, ...], int, int]:
     magic = stream.read(4)
     if len(magic) < 4:
@@ -281,7 +295,7 @@ def _read_header(
     return struct.unpack(f">{num_dims}I", sizes), code, 4 + 4 * num_dims
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged(path: Path | Sealed, error: Exception) -> DataError:
     if isinstance(error, EOFError):
         return DataError(f"{path} is truncated: its gzip stream has no end")
     return DataError(f"{path} is a damaged gzip file", got=error)

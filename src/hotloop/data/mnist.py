@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from ..errors import DataError
 from ..machine.cache_dir import DOWNLOADS
+from ..sealed import Sealed
 from .affine import AffineRange, distort_bytes
 from .download import RemoteFile, fetch
 from .hashing import mix
@@ -70,7 +71,7 @@ def load_mnist(
     split: Split,
     *,
     num_samples: int | None = None,
-    folder: str | Path | None = None,
+    folder: str | Path | Sealed | None = None,
     allow_download: bool = True,
     prefer: Prefer = "auto",
     transforms: Sequence[Transform] = (NORMALIZE,),
@@ -128,14 +129,14 @@ def load_mnist(
 
 def _locate(
     split: str,
-    folder: str | Path | None,
+    folder: str | Path | Sealed | None,
     allow_download: bool,
     prefer: Prefer,
     mirrors: Sequence[str],
-) -> tuple[tuple[Path, Path], str]:
+) -> tuple[tuple[Path | Sealed, Path | Sealed], str]:
     """Image and label file, and where they are from."""
     if folder is not None:
-        place = Path(folder)
+        place = folder if isinstance(folder, Sealed) else Path(folder)
         pair = find_idx_pair(place, split)
         if pair is None:
             raise DataError(
@@ -184,7 +185,7 @@ def _download(split: str, folder: Path, mirrors: Sequence[str]) -> str | None:
     return _unreachable[key]
 
 
-def _listing(folder: Path) -> str:
+def _listing(folder: Path | Sealed) -> str:
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:

@@ -18,7 +18,8 @@ from typing import IO
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, SealedError
+from ..sealed import Sealed
 from .source import Array, ArraySpec, Chunk, chunk_rows
 
 _PAIRS = (
@@ -48,10 +49,10 @@ class NpzSource:
             of different lengths.
     """
 
-    def __init__(self, path: Path, *, split: str = "train") -> None:
+    def __init__(self, path: Path | Sealed, *, split: str = "train") -> None:
         self._path = path
         try:
-            with zipfile.ZipFile(path) as archive:
+            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 names = {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}
                 pair = _pick(names, split)
                 if pair is None:
@@ -63,7 +64,7 @@ class NpzSource:
                 self._x, self._y = (_read_header(archive, name, path) for name in pair)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist") from None
-        except DataError:
+        except (DataError, SealedError):
             raise
         except OSError as error:
             raise DataError(f"{path} cannot be read", got=error.strerror or error) from error
@@ -83,12 +84,12 @@ class NpzSource:
         """Slices of the two arrays, read side by side; see ``SampleSource``."""
         rows = chunk_rows(self.x, self.y)
         try:
-            with zipfile.ZipFile(self._path) as archive:
+            with self._path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 pairs = (_chunks(archive, member, rows) for member in (self._x, self._y))
                 yield from zip(*pairs, strict=True)
         except OSError as error:
             raise DataError(f"{self._path} cannot be read", got=error.strerror or error) from error
-        except DataError:
+        except (DataError, SealedError):
             raise
         except _DAMAGE as error:
             raise DataError(f"{self._path} is damaged", got=error) from error
@@ -99,7 +100,7 @@ def _pick(names: set[str], split: str) -> tuple[str, str] | None:
     return next((pair for pair in (*marked, *_PAIRS) if names >= set(pair)), None)
 
 
-def _read_header(archive: zipfile.ZipFile, name: str, path: Path) -> _Member:
+def _read_header(archive: zipfile.ZipFile, name: str, path: Path | Sealed) -> _Member:
     with archive.open(f"{name}.npy") as stream:
         shape, fortran_order, dtype = _parse_header(stream)
     if dtype.hasobject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
+from ..sealed import Sealed
 from .array_tree import array_rows, is_arrays
 from .arrays import ArraySource
 from .idx import IdxSource, find_idx_pair
@@ -31,6 +33,8 @@ _KINDS = (
     "images by class"
 )
 
+_NO_SAMPLES = (str, os.PathLike, Sealed, torch.Tensor, np.ndarray, PackedDataset, tuple)
+
 
 def open_dataset(
     data: Any,
@@ -43,7 +47,7 @@ def open_dataset(
     storage_folder: Path | None = None,
     label_column: str | None = None,
     image_size: tuple[int, int] | None = None,
-    folder: str | Path | None = None,
+    folder: str | Path | Sealed | None = None,
     allow_download: bool = True,
 ) -> PackedDataset:
     """Read data of any supported kind, check it, and pack it once.
@@ -52,8 +56,9 @@ def open_dataset(
         data: ``(X, Y)`` NumPy or torch arrays; any other trees of arrays ``(x, y)`` or ``(x,)``,
             or a dict of arrays, kept in their types; a map-style Dataset whose samples are
             tensors, arrays and numbers of one shape, kept in their types; a path to a file or a
-            folder (``docs/data.md``); ``"mnist"``; or a dataset that is packed already, whose
-            storage is shared.
+            folder (``docs/data.md``); ``"mnist"``; a ``Sealed`` file or folder
+            (``docs/sealed-files.md``), of which nothing plain goes to a file;
+            or a dataset that is packed already, whose storage is shared.
         split: ``"train"`` or ``"test"``, where the data has both (folders, some NPZ, MNIST).
         num_samples: default all; fewer takes the first so many; more only for ``"mnist"``.
         transforms: applied to batches; default none, but for ``"mnist"`` its normalization and for
@@ -80,6 +85,8 @@ def open_dataset(
         if transforms is None:
             return data.with_transforms(data.transforms, num_samples=num_samples)
         return data.with_transforms(transforms, seed=seed, num_samples=num_samples)
+    if isinstance(data, Sealed) or isinstance(folder, Sealed):
+        mmap_above_bytes = sys.maxsize
     if isinstance(data, str) and data == "mnist":
         return load_mnist(
             "train" if split == "train" else "test",
@@ -106,7 +113,7 @@ def open_dataset(
 
 def is_sample_source(data: Any) -> bool:
     """Whether data is a dataset that is asked for its samples one by one."""
-    if isinstance(data, str | os.PathLike | torch.Tensor | np.ndarray | PackedDataset | tuple):
+    if isinstance(data, _NO_SAMPLES):
         return False
     if isinstance(data, Mapping) or _is_array_pair(data):
         return False
@@ -144,11 +151,16 @@ def _row_source(data: Any) -> RowSource | None:
     return SampleRows(reader)
 
 
+def _names(folder: Sealed) -> str:
+    return ", ".join(path.name for path in folder.iterdir())
+
+
 def _source(
     data: Any, split: str, label_column: str | None, image_size: tuple[int, int] | None
 ) -> SampleSource:
-    if isinstance(data, str | os.PathLike):
-        return _file_source(Path(data), split, label_column, image_size)
+    if isinstance(data, str | os.PathLike | Sealed):
+        path = data if isinstance(data, Sealed) else Path(data)
+        return _file_source(path, split, label_column, image_size)
     if isinstance(data, tuple | list):
         if len(data) != 2:
             raise DataError("arrays must come as a pair (X, Y)", got=f"{len(data)} items")
@@ -173,12 +185,14 @@ def _source(
 
 
 def _file_source(
-    path: Path, split: str, label_column: str | None, image_size: tuple[int, int] | None
+    path: Path | Sealed, split: str, label_column: str | None, image_size: tuple[int, int] | None
 ) -> SampleSource:
     if path.is_dir():
         pair = find_idx_pair(path, split)
         if pair is not None:
             return IdxSource(*pair)
+        if isinstance(path, Sealed):
+            raise DataError(f"{path} must hold IDX files of the {split} split", got=_names(path))
         classes = find_classes(path, split)
         if classes is not None:
             return ImageFolderSource(classes, image_size=image_size)

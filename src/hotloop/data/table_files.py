@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ..errors import DataError
 from ..files import unicode_name
+from ..sealed import Sealed
 
 _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".feather", ".ipc")
@@ -32,7 +33,7 @@ class TableFile(Protocol):
         """Record batches of at most ``rows`` rows with these columns."""
 
 
-def open_table(path: Path) -> TableFile:
+def open_table(path: Path | Sealed) -> TableFile:
     """The table by the file's name.
 
     Raises:
@@ -46,7 +47,7 @@ def open_table(path: Path) -> TableFile:
     return _Text(path, _TEXT[suffix])
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path | Sealed) -> str:
     """What such a file is called."""
     suffix = path.suffix.lower()
     return "Parquet" if suffix in _PARQUET else "Arrow" if suffix in _ARROW else "CSV"
@@ -62,7 +63,7 @@ def index_columns(schema: Any) -> set[str]:
 
 
 class _Parquet:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | Sealed) -> None:
         self._path = path
         with self._open() as file:
             self.schema = file.schema_arrow
@@ -76,13 +77,13 @@ class _Parquet:
         import pyarrow.parquet
 
         # Without pre_buffer only the pages of the current batch are held.
-        return pyarrow.parquet.ParquetFile(unicode_name(self._path), pre_buffer=False)
+        return pyarrow.parquet.ParquetFile(_readable(self._path), pre_buffer=False)
 
 
 class _Arrow:
     """Both forms of Arrow's own format: with an index at the end of the file, or a stream."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | Sealed) -> None:
         self._path = path
         self.num_rows = 0
         with contextlib.closing(self._read()) as batches:
@@ -101,9 +102,9 @@ class _Arrow:
         """The schema, then the batches."""
         import pyarrow as pa
 
-        with pa.OSFile(unicode_name(self._path)) as file:
+        with _opened(self._path) as file:
             has_index = file.read(6) == b"ARROW1"
-        with pa.OSFile(unicode_name(self._path)) as file:
+        with _opened(self._path) as file:
             if has_index:
                 with pa.ipc.open_file(file) as reader:
                     yield reader.schema
@@ -117,7 +118,7 @@ class _Arrow:
 class _Text:
     """Comma or tab separated values with the names of the columns in the first line."""
 
-    def __init__(self, path: Path, delimiter: str) -> None:
+    def __init__(self, path: Path | Sealed, delimiter: str) -> None:
         self._path, self._delimiter = path, delimiter
         self._types: dict[str, Any] = {}
         while True:
@@ -159,14 +160,29 @@ class _Text:
         import pyarrow.csv as csv
 
         return csv.open_csv(
-            unicode_name(self._path),
+            _readable(self._path),
             read_options=csv.ReadOptions(use_threads=False),
             parse_options=csv.ParseOptions(delimiter=self._delimiter),
             convert_options=csv.ConvertOptions(column_types=self._types),
         )
 
 
-def require_file(path: Path) -> None:
+def _readable(path: Path | Sealed) -> Any:
+    """What pyarrow reads from: a name, or a stream that it closes."""
+    if not isinstance(path, Sealed):
+        return unicode_name(path)
+    import pyarrow as pa
+
+    return pa.PythonFile(path.open(), mode="r")
+
+
+def _opened(path: Path | Sealed) -> Any:
+    import pyarrow as pa
+
+    return _readable(path) if isinstance(path, Sealed) else pa.OSFile(unicode_name(path))
+
+
+def require_file(path: Path | Sealed) -> None:
     """Raises DataError where there is no such file."""
     if not path.is_file():
         raise DataError(f"{path} does not exist")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, MissingExtraError
+from ..sealed import Sealed
 from .source import Array, ArraySpec, Chunk, chunk_rows
 from .table_files import TABLE_SUFFIXES, index_columns, kind_of, open_table, require_file
 
@@ -36,7 +37,7 @@ class TableSource:
         DataError: no such file, damaged, no label column, or columns that hold no numbers.
     """
 
-    def __init__(self, path: Path, *, label_column: str | None = None) -> None:
+    def __init__(self, path: Path | Sealed, *, label_column: str | None = None) -> None:
         self._kind = kind_of(path)
         try:
             import pyarrow as pa
@@ -184,7 +185,7 @@ def _flat(column: Any) -> Array:
     return values
 
 
-def _label_column(names: list[str], wanted: str | None, path: Path) -> str:
+def _label_column(names: list[str], wanted: str | None, path: Path | Sealed) -> str:
     found = [name for name in ((wanted,) if wanted else LABEL_COLUMNS) if name in names]
     if not found:
         rule = f"named {wanted!r}" if wanted else "named label, target or y"

@@ -7,15 +7,17 @@ refused; the example inputs are left out.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from ..errors import ModelError
+from ..errors import ModelError, SealedError
+from ..sealed import Sealed
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -46,10 +48,10 @@ def write_archive(program: ExportedProgram, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "model.pt2"
         torch.export.save(program, whole)
-        _copy_checked(whole, path)
+        _copy_checked(whole, path, path)
 
 
-def read_archive(path: Path) -> ExportedProgram:
+def read_archive(path: Path | Sealed) -> ExportedProgram:
     """The program in an archive.
 
     Raises:
@@ -57,16 +59,21 @@ def read_archive(path: Path) -> ExportedProgram:
     """
     import torch
 
-    with tempfile.TemporaryDirectory() as folder:
-        clean = Path(folder) / "model.pt2"
-        _copy_checked(path, clean)
-        try:
-            return torch.export.load(clean)
-        except Exception as error:
-            raise ModelError(f"{path} must be a torch.export archive", got=error) from None
+    # In memory: what was sealed must not lie in a folder of temporary files.
+    clean = io.BytesIO()
+    try:
+        with path.open("rb") as file:
+            _copy_checked(file, clean, path)
+    except OSError as error:
+        raise ModelError(f"{path} must be a torch.export archive", got=error) from None
+    clean.seek(0)
+    try:
+        return torch.export.load(clean)
+    except Exception as error:
+        raise ModelError(f"{path} must be a torch.export archive", got=error) from None
 
 
-def _copy_checked(source: Path, target: Path) -> None:
+def _copy_checked(source: Path | IO[bytes], target: Path | IO[bytes], named: Path | Sealed) -> None:
     try:
         with (
             zipfile.ZipFile(source) as before,
@@ -80,9 +87,9 @@ def _copy_checked(source: Path, target: Path) -> None:
                 _check(before, entry, inner)
                 _write(after, f"model/{inner}", before.read(entry))
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, RecursionError) as error:
-        if isinstance(error, ModelError):
+        if isinstance(error, ModelError | SealedError):
             raise
-        raise ModelError(f"{source} must be a torch.export archive", got=error) from None
+        raise ModelError(f"{named} must be a torch.export archive", got=error) from None
 
 
 def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:

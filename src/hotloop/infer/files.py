@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, SealedError
+from ..sealed import Sealed
 from .archive import read_archive
 from .capture import own_copy, read_signature
 from .engine import TensorSpec, dtype_name
 from .signature import Signature
 
 
-def read_program(path: Path) -> tuple[nn.Module, Signature]:
+def read_program(path: Path | Sealed) -> tuple[nn.Module, Signature]:
     """The program of a ``.pt2`` archive.
 
     Raises:
@@ -30,7 +31,7 @@ def read_program(path: Path) -> tuple[nn.Module, Signature]:
     return program.module(), Signature(structure, None, inputs, _outputs_of(program))
 
 
-def module_with_weights(path: Path, factory: str | None) -> tuple[nn.Module, Signature]:
+def module_with_weights(path: Path | Sealed, factory: str | None) -> tuple[nn.Module, Signature]:
     """A module from a factory with the weights of a ``.safetensors`` file.
 
     The factory gives ``(module, example)``, or a module with an attribute ``example_input``: what
@@ -83,7 +84,7 @@ def call_factory(spec: str) -> Any:
         ) from error
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path | Sealed) -> None:
     """Put the weights of a ``.safetensors`` file into a module; tied names may be left out.
 
     Raises:
@@ -93,12 +94,30 @@ def load_weights(model: nn.Module, path: Path) -> None:
     from safetensors.torch import load_model
 
     try:
-        load_model(model, path)
+        if isinstance(path, Sealed):
+            _load_sealed(model, path)
+        else:
+            load_model(model, path)
+    except SealedError:
+        raise
     except (SafetensorError, OSError, RuntimeError, KeyError) as error:
         raise ModelError(
             f"{path} must hold the weights of {type(model).__name__}", got=error,
             next_step="name the file that was saved from this model",
         ) from None  # fmt: skip
+
+
+def _load_sealed(model: nn.Module, path: Sealed) -> None:
+    """As ``safetensors.torch.load_model`` does: names tied to one that is there may be left out."""
+    from safetensors.torch import load
+
+    tensors = load(path.read_bytes())
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    state = model.state_dict()
+    there = {state[name].data_ptr() for name in tensors if name in state}
+    lost = [name for name in missing if state[name].data_ptr() not in there]
+    if lost or unexpected:
+        raise KeyError(f"missing {lost}, unexpected {unexpected}")
 
 
 def _inputs_of(program: torch.export.ExportedProgram) -> tuple[Any, tuple[TensorSpec, ...]]:

@@ -7,13 +7,15 @@ looked through before it is read (``archive``). Compiled code comes from hotloop
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, SealedError
 from ..machine import Machine
+from ..sealed import Sealed
 from .engine import Engine
 from .folder_writer import DOCUMENT, FORMAT, FORMAT_VERSION, setting_of, sha256
 from .opening import open_engine
@@ -24,7 +26,7 @@ from .signature import Signature
 _MAX_DOCUMENT_BYTES = 64 * 1024**2
 
 
-def local_path(path: str | Path) -> Path:
+def local_path(path: str | Path | Sealed) -> Path | Sealed:
     """The path, if it is one and something is there.
 
     Raises:
@@ -36,14 +38,14 @@ def local_path(path: str | Path) -> Path:
             "a model is loaded by path, never from an address", got=path,
             next_step="fetch the file, check it, and name its path",
         )  # fmt: skip
-    path = Path(path)
+    path = path if isinstance(path, Sealed) else Path(path)
     if not path.exists():
         raise ModelError("the model must be there", got=path, next_step="name an existing path")
     return path
 
 
 def load_inference(
-    folder: str | Path,
+    folder: str | Path | Sealed,
     *,
     num_threads: int | None = None,
     num_instances: int | None = None,
@@ -55,7 +57,7 @@ def load_inference(
     Torch is imported only where an engine is ``eager`` or ``inductor``.
 
     Args:
-        folder: the export.
+        folder: the export; ``Sealed``: a sealed one, of which nothing plain is written.
         num_threads, num_instances: other than exported; never more threads than usable CPUs.
         spinning: ``False``: idle threads of ONNX Runtime and of hotloop's own engine sleep at once,
             whatever won the race; for a process that has other work for those CPUs between calls.
@@ -108,7 +110,13 @@ def load_inference(
         )
         engines[setting] = open_engine(opened, _source(folder / name, setting), signature)
     return InferenceRunner(
-        engines, ranges, signature, report, primary=primary, exact=exact, source=folder
+        engines,
+        ranges,
+        signature,
+        report,
+        primary=primary,
+        exact=exact,
+        source=None if isinstance(folder, Sealed) else folder,  # Its files are never copied plain.
     )
 
 
@@ -118,10 +126,16 @@ def _as(setting: Setting, main: Setting) -> Setting:
     )
 
 
-def _source(path: Path, setting: Setting) -> Any:
+def _source(path: Path | Sealed, setting: Setting) -> Any:
     """What ``open_engine`` takes: the file, or what an archive holds."""
     if setting.engine not in ("eager", "inductor"):
         return path
+    if setting.engine == "inductor" and isinstance(path, Sealed):
+        raise ModelError(
+            "a sealed export must have another engine than inductor, whose compiler writes files",
+            got=path,
+            next_step="export it with another engine: --engines",
+        )
     from .archive import read_archive
 
     program = read_archive(path)
@@ -129,13 +143,16 @@ def _source(path: Path, setting: Setting) -> Any:
         return program.module()
     from .capture import compiled_package
 
+    assert not isinstance(path, Sealed)
     return compiled_package(program, path, setting.precision)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path | Sealed) -> dict[str, Any]:
     path = folder / DOCUMENT
     try:
-        if path.stat().st_size > _MAX_DOCUMENT_BYTES:
+        with path.open("rb") as file:
+            size_bytes = file.seek(0, io.SEEK_END)
+        if size_bytes > _MAX_DOCUMENT_BYTES:
             raise _damaged(folder, "a document of more than 64 MiB")
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["format"] != FORMAT:
@@ -145,14 +162,14 @@ def _read(folder: Path) -> dict[str, Any]:
                 f"the export must be of format version {FORMAT_VERSION}",
                 got=document["format_version"], next_step="export the model again",
             )  # fmt: skip
-    except ModelError:
+    except (ModelError, SealedError):
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from None
     return dict(document)
 
 
-def _damaged(folder: Path, got: object) -> ModelError:
+def _damaged(folder: Path | Sealed, got: object) -> ModelError:
     return ModelError(
         f"{folder} must be a folder of hotloop export", got=got, next_step="export the model again"
     )
@@ -165,7 +182,7 @@ def _plain_name(name: Any) -> str:
     return name
 
 
-def _verify(folder: Path, name: str, wanted: Mapping[str, Any]) -> None:
+def _verify(folder: Path | Sealed, name: str, wanted: Mapping[str, Any]) -> None:
     if name not in wanted:
         raise _damaged(folder, f"no checksum of {name}")
     for part, digest in wanted.items():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HotloopError, InputError, ModelError, StorageError
 from ..machine import Machine
+from ..sealed import Sealed
 from ..version import VERSION
 from .remembered import versions
 from .report import InferenceReport, Setting
@@ -48,7 +49,7 @@ def files_of(folder: Path, name: str) -> list[Path]:
     return sources
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path | Sealed) -> str:
     """Hex digits of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

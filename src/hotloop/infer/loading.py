@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..machine import Machine
+from ..sealed import Sealed
 from .engine import Engine
 from .folder import load_inference, local_path
 from .opening import open_engine
@@ -21,7 +22,7 @@ _ENGINE_OF = {
 
 
 def load_engine(
-    path: str | Path,
+    path: str | Path | Sealed,
     *,
     num_threads: int | None = None,
     num_instances: int | None = None,
@@ -33,7 +34,7 @@ def load_engine(
     Args:
         path: a folder that ``runner.save`` or ``hotloop export`` wrote, an ``.onnx`` file, an
             OpenVINO ``.xml`` with its ``.bin`` beside, a ``.pt2`` archive of ``torch.export``, or a
-            ``.safetensors`` file with ``factory``.
+            ``.safetensors`` file with ``factory``. ``Sealed``: one of these, sealed.
         num_threads: threads inside one call; ``None``: as exported, else all usable CPUs over
             ``num_instances``.
         num_instances: calls at the same time; ``None``: as exported, else 1.

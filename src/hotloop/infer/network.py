@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
+from ..errors import ModelError, SealedError
 from ..graph.memory_plan import Lifetime, plan_offsets
 from ..graph.windows import is_3x3
+from ..sealed import Sealed
 
 if TYPE_CHECKING:
     import numpy
@@ -333,25 +334,24 @@ class Network:
         save_file(self.arrays, path, metadata={"hotloop": json.dumps(document)})
 
     @classmethod
-    def load(cls, path: Path) -> Network:
+    def load(cls, path: Path | Sealed) -> Network:
         """What ``save`` wrote, every layer checked.
 
         Raises:
             ModelError: not such a file.
         """
-        from safetensors import safe_open
-        from safetensors.numpy import load_file
-
         try:
-            with safe_open(path, framework="numpy") as file:
-                document = json.loads(file.metadata()["hotloop"])
+            metadata, arrays = _read_sealed(path) if isinstance(path, Sealed) else _read(path)
+            document = json.loads(metadata["hotloop"])
             _need(document["format"] == FORMAT, FORMAT, document["format"])
             _need(document["version"] == FORMAT_VERSION, "this version", document["version"])
             network = cls(tuple(map(_size, document["shape"])))
-            network.arrays = load_file(path)
+            network.arrays = arrays
             for call in document["layers"]:
                 network._replay(dict(call))
             _need(bool(network.layers), "one layer", 0)
+        except SealedError:
+            raise
         except ModelError as error:
             raise ModelError(f"{path} must be a network of hotloop", got=error) from None
         except Exception as error:  # Whatever a parser raises on a damaged file.
@@ -399,3 +399,20 @@ def _windows(
 def _need(holds: bool, rule: str, got: Any) -> None:
     if not holds:
         raise ModelError(f"a layer needs {rule}", got=got)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Metadata and arrays of a safetensors file."""
+    from safetensors import safe_open
+    from safetensors.numpy import load_file
+
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata(), load_file(path)
+
+
+def _read_sealed(path: Sealed) -> tuple[dict[str, str], dict[str, Any]]:
+    from safetensors.numpy import load
+
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length])["__metadata__"], load(data)

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import CheckpointError, PlanError, StorageError
+from ..errors import CheckpointError, PlanError, SealedError, StorageError
+from ..sealed import FolderIndex, Sealed
+from ..sealed.place import INDEX, SUFFIX
 from .manifest import (
     DOCUMENT,
     MANIFEST,
@@ -33,6 +35,7 @@ from .manifest import (
     read_document,
     read_manifest,
 )
+from .sealed_files import SealedFiles
 from .system_calls import (
     Files,
     closing,
@@ -95,11 +98,16 @@ class Checkpoint:
     skipped: tuple[str, ...] = ()
 
 
+class RolledBackError(CheckpointError):
+    """An older checkpoint than the newest is all there is: it is not damaged, and not accepted."""
+
+
 class CheckpointStore:
     """The checkpoints of one run, in one folder, written by one process at a time.
 
     Args:
-        folder: made by the first ``save`` where missing.
+        folder: made by the first ``save`` where missing. ``Sealed``: checkpoints are sealed with
+            its key, and no others are accepted; with its counter, none that is older either.
         keep_last: how many checkpoints that look whole are kept; at least 1.
         files: the system calls; a test passes ones that fail.
         tensor_files: how tensors are written and read; ``None``: torch's.
@@ -109,12 +117,12 @@ class CheckpointStore:
             checkpoint itself was saved; the next ``save`` tries again.
 
     Raises:
-        PlanError: ``keep_last`` is below 1.
+        PlanError: ``keep_last`` is below 1; or sealed checkpoints of other tensors than torch's.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Sealed,
         *,
         keep_last: int = 3,
         files: Files | None = None,
@@ -122,9 +130,16 @@ class CheckpointStore:
     ) -> None:
         if keep_last < 1:
             raise PlanError("keep_last must be at least 1", got=keep_last)
+        self._sealed = folder if isinstance(folder, Sealed) else None
+        if self._sealed is not None and tensor_files is not None:
+            raise PlanError(
+                "sealed checkpoints are read as torch's tensors", got="other tensor files"
+            )
+        self._number = 0  # Of the newest sealed checkpoint that was read or saved.
+        place = folder.path if isinstance(folder, Sealed) else folder
         # Absolute now: a later change of the working folder must not move the store.
         # Where nobody knows a home (a container's user without an entry), "~" is a plain name.
-        self.folder = Path(os.path.expanduser(folder)).absolute()
+        self.folder = Path(os.path.expanduser(place)).absolute()
         self.keep_last = keep_last
         self.not_removed: tuple[str, ...] = ()
         self._files = Files() if files is None else files
@@ -166,11 +181,13 @@ class CheckpointStore:
         with self._saving:
             self.not_removed = ()
             try:
+                number = self._next_number()
                 self._make_folder()
                 self._remove_leftovers()
                 with self._aside() as aside:
-                    path = self._write(aside, step, tensors, text)
+                    path = self._write(aside, step, tensors, text, number)
                 sync_folder(self._files, self.folder)
+                self._advance(number)
             except OSError as error:
                 raise storage_error(_RULE, self.folder, error) from error
             self._remove_old(path)
@@ -204,7 +221,12 @@ class CheckpointStore:
             step, _, path = found.pop(0)
             try:
                 return self._load(step, path, tuple(skipped))
-            except (CheckpointError, OSError) as error:
+            except RolledBackError as error:
+                if not skipped:
+                    raise
+                got = f"{error.got}; what is newer is damaged: {skipped[0]}"
+                raise RolledBackError(error.rule, got=got, next_step=error.next_step) from None
+            except (CheckpointError, SealedError, OSError) as error:
                 if not os.path.lexists(path):
                     # Not damage: a writer removed it while we read, for a newer one. Look again.
                     skipped, found = [], self._newest_first()
@@ -213,6 +235,7 @@ class CheckpointStore:
                 skipped.append(f"{path}: {reason or error}")
                 self._damaged.add(path)
         if not skipped:
+            self._check_none()
             return None
         raise CheckpointError(
             f"a checkpoint in {self.folder} must be whole; all {len(skipped)} are damaged",
@@ -259,23 +282,87 @@ class CheckpointStore:
     def _load(self, step: int, path: Path, skipped: tuple[str, ...]) -> Checkpoint:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise CheckpointError("a checkpoint must be a folder")
-        manifest = read_manifest(self._files, path)
+        files, place = self._opened(path)
+        if place is not None:
+            self._check_age(path, place.index)
+        manifest = read_manifest(files, path)
         if manifest.step != step:
             raise CheckpointError(f"the manifest must be of step {step}", got=manifest.step)
-        check_sizes(self._files, path, manifest)
-        check_contents(self._files, path, manifest)
-        document = read_document(self._files, path, manifest)
-        load = self._tensor_files.load_tensors
-        tensors = {g: load(path / (g + TENSOR_SUFFIX)) for g in manifest.groups}
+        check_sizes(files, path, manifest)
+        document = read_document(files, path, manifest)
+        tensors: dict[str, dict[str, torch.Tensor]] = {}
+        if place is None:
+            check_contents(files, path, manifest)
+            load = self._tensor_files.load_tensors
+            tensors = {g: load(path / (g + TENSOR_SUFFIX)) for g in manifest.groups}
+            return Checkpoint(step, path, tensors, document, skipped)
+        from .tensor_file import read_tensors
+
+        # Each segment is verified when it is read, and all are read: no sha256 is needed.
+        for group in manifest.groups:
+            with (place / (group + TENSOR_SUFFIX)).open() as file:
+                tensors[group] = read_tensors(file)
+        self._accept(place.index)
         return Checkpoint(step, path, tensors, document, skipped)
+
+    def _opened(self, path: Path) -> tuple[Files, Sealed | None]:
+        """The system calls that read a checkpoint, and the folder where it is sealed."""
+        if self._sealed is None:
+            if (path / (INDEX + SUFFIX)).exists():
+                raise CheckpointError("it is sealed", next_step="pass its key")
+            return self._files, None
+        # One object, which reads its index once: all files must be of the same checkpoint.
+        place = Sealed(path, self._sealed.key)
+        return SealedFiles(self._files, place.key, place.index), place
+
+    def _check_age(self, path: Path, index: FolderIndex) -> None:
+        """Whether it is as new as the counter says; see ``sealed.counter``."""
+        assert self._sealed is not None
+        counter = self._sealed.counter
+        if counter is None:
+            return
+        wanted, number = counter.read(), index.number
+        if number is None or number < wanted:
+            raise RolledBackError(
+                f"{path} must be at least as new as the counter {counter} says, {wanted}",
+                got=f"number {number}",
+                next_step="restore the newest checkpoint; an older one was put in its place, "
+                "or it is another run's",
+            )
+
+    def _check_none(self) -> None:
+        counter = None if self._sealed is None else self._sealed.counter
+        if counter is not None and counter.begins_at_zero and counter.read() > 0:
+            raise RolledBackError(
+                f"{self.folder} must have the checkpoints that the counter {counter} has counted, "
+                f"{counter.read()}",
+                got="none",
+                next_step="restore them, or make a new counter for a new run",
+            )
+
+    def _accept(self, index: FolderIndex) -> None:
+        """What was read is the newest from now on, for the counter too."""
+        self._number = index.number or 0
+        self._advance(self._number)
+
+    def _next_number(self) -> int:
+        counter = None if self._sealed is None else self._sealed.counter
+        return 1 + max(self._number, 0 if counter is None else counter.read())
+
+    def _advance(self, number: int) -> None:
+        """After the checkpoint is durable: before, a crash would leave none that is new enough."""
+        self._number = number
+        if self._sealed is not None and self._sealed.counter is not None:
+            self._sealed.counter.advance(number)
 
     def _looks_whole(self, path: Path) -> bool:
         """Manifest and sizes only: reading every byte of every checkpoint at a save would cost."""
         if path in self._damaged:
             return False
         try:
-            check_sizes(self._files, path, read_manifest(self._files, path))
-        except (CheckpointError, OSError):
+            files, _ = self._opened(path)
+            check_sizes(files, path, read_manifest(files, path))
+        except (CheckpointError, SealedError, OSError):
             return False
         return True
 
@@ -303,28 +390,28 @@ class CheckpointStore:
         step: int,
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
         text: bytes,
+        number: int,
     ) -> Path:
         """Write all files into the folder aside, make them durable, and give it its name."""
         records = {}
+        files = self._files
+        if self._sealed is not None:
+            files = SealedFiles(self._files, self._sealed.key)
         for group, named in tensors.items():
             name = group + TENSOR_SUFFIX
-            records[name] = FileRecord(
-                *self._tensor_files.write_tensors(self._files, aside / name, named)
-            )
-        self._write_file(aside / DOCUMENT, text)
+            written = self._tensor_files.write_tensors(files, aside / name, named)
+            records[name] = FileRecord(*written)
+        _write_file(files, aside / DOCUMENT, text)
         records[DOCUMENT] = FileRecord(len(text), hashlib.sha256(text).hexdigest())
-        self._write_file(aside / MANIFEST, Manifest(step, records).to_bytes())
+        _write_file(files, aside / MANIFEST, Manifest(step, records).to_bytes())
+        if isinstance(files, SealedFiles):
+            files.write_index(aside, number)
         sync_folder(self._files, aside)
         attempts = [a for s, a, _ in self._newest_first() if s == step]
         path = self.folder / _name_of(step, max(attempts, default=-1) + 1)
         self._files.rename(aside, path)
         self._damaged.discard(path)
         return path
-
-    def _write_file(self, path: Path, data: bytes) -> None:
-        with closing(self._files, self._files.create(path)) as fd:
-            write_all(self._files, fd, data)
-            self._files.fsync(fd)
 
     def _remove_old(self, saved: Path) -> None:
         """Keep the last ``keep_last`` steps that look whole, of each step the last attempt.
@@ -386,6 +473,12 @@ class CheckpointStore:
 
 def _name_of(step: int, attempt: int) -> str:
     return f"step-{step:09d}" + (f".{attempt}" if attempt else "")
+
+
+def _write_file(files: Files, path: Path, data: bytes) -> None:
+    with closing(files, files.create(path)) as fd:
+        write_all(files, fd, data)
+        files.fsync(fd)
 
 
 def _is_alive(pid: int) -> bool:

@@ -11,6 +11,7 @@ from ..data.batch import ToBatch
 from ..machine import Ceilings, Machine
 from ..monitor import PerformanceMonitor
 from ..plan import Plan
+from ..sealed import Sealed
 from .arguments import check_arguments
 from .parts import TrainingParts
 from .progress import Progress
@@ -37,7 +38,7 @@ class FitRequest:
     to_batch: ToBatch | None
     target_accuracy: float | None
     max_steps: int | None
-    checkpoint_dir: Path | None
+    checkpoint_dir: Path | Sealed | None
     resume: bool
     fit_memory: bool
     on_progress: Callable[[Progress], None] | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..data.batches import DEFAULT_BATCH_SIZE
@@ -62,7 +61,7 @@ def _open_store(
         if request.resume:
             raise InputError("resume needs checkpoint_dir", next_step="pass checkpoint_dir=...")
         return None, None
-    store = CheckpointStore(Path(folder), keep_last=request.asked.checkpoint.keep_last)
+    store = CheckpointStore(folder, keep_last=request.asked.checkpoint.keep_last)
 
     def latest() -> Checkpoint | None:
         found = store.latest()

@@ -10,6 +10,7 @@ by the safetensors library.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SealedError
 from .system_calls import Files, closing, write_all
 
 CHUNK_BYTES = 4 * 1024**2
@@ -30,6 +31,8 @@ DTYPE_NAMES = {
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
     torch.bool: "BOOL",
 }  # fmt: skip
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+_MAX_HEADER_BYTES = 100 * 1000**2  # As the safetensors library has it.
 
 
 def check_tensors(group: str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -211,6 +214,41 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
                     tensors[name] = tensor
     except SafetensorError as error:
         raise CheckpointError("a tensor file must be safetensors", got=error) from None
+    return _tied(tensors, metadata)
+
+
+def read_tensors(file: io.BufferedReader) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors stream, read to where they stay, tied names tied again.
+
+    Raises:
+        CheckpointError: not safetensors as ``write_tensors`` writes it. OSError: from the system.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        at = 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+            start, end = entry["data_offsets"]
+            if start != at or end - start != tensor.nbytes:
+                raise ValueError(f"offsets of {name}")
+            if tensor.nbytes and file.readinto(_raw(tensor)) != tensor.nbytes:
+                raise ValueError(f"{name} ends early")
+            tensors[name], at = tensor, end
+        if file.read(1):
+            raise ValueError("bytes after the last tensor")
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, SealedError):
+            raise
+        raise CheckpointError("a tensor file must be safetensors", got=error) from None
+    return _tied(tensors, metadata)
+
+
+def _tied(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
     aliases = {name: kept for name, kept in metadata.items() if (name, kept) != ("format", "pt")}
     for name, kept in aliases.items():
         if name in tensors or kept not in tensors:

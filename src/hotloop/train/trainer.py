@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..machine import Ceilings, Machine
 from ..monitor import PerformanceMonitor
 from ..plan import Plan
+from ..sealed import Sealed
 from ..step.check import LossFn, check_parts
 from .parts import TrainingParts
 from .progress import Progress, Stopwatch
@@ -98,7 +99,7 @@ class Trainer:
         to_batch: Callable[[Any], Any] | None = None,
         target_accuracy: float | None = None,
         max_steps: int | None = None,
-        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | Sealed | None = None,
         resume: bool = False,
         fit_memory: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
@@ -126,7 +127,8 @@ class Trainer:
             seed: of shuffling, augmentation and the model's own randomness (dropout).
             target_accuracy: stop after the epoch in which validation reaches it, 0 to 1.
             max_steps: stop after so many optimizer steps of the whole run.
-            checkpoint_dir: where checkpoints go; none are written when ``None``.
+            checkpoint_dir: where checkpoints go; none are written when ``None``. ``Sealed``: sealed
+                ones (``docs/sealed-files.md``), which go with sealed or in-memory data.
             resume: go on from the newest whole checkpoint there; start anew if there is none.
             fit_memory: where the batch cannot fit, take the largest micro-batch that does.
             on_progress: called about ten times a second.
@@ -157,7 +159,7 @@ class Trainer:
             to_batch=to_batch,
             target_accuracy=target_accuracy,
             max_steps=max_steps,
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            checkpoint_dir=_place(checkpoint_dir),
             resume=resume,
             fit_memory=fit_memory,
             on_progress=on_progress,
@@ -166,3 +168,7 @@ class Trainer:
         )
         request.check()
         return run_fit(request, watch)
+
+
+def _place(folder: str | os.PathLike[str] | Sealed | None) -> Path | Sealed | None:
+    return folder if folder is None or isinstance(folder, Sealed) else Path(folder)

@@ -20,6 +20,7 @@ from ...data.idx import IdxSource, find_idx_pair
 from ...data.npz import NpzSource
 from ...errors import DataError
 from ...kernels import binding
+from ...sealed import Sealed
 from .document import Spec
 
 Normalize = tuple[tuple[float, ...], tuple[float, ...]]
@@ -183,7 +184,7 @@ def open_samples(data: str | Path, split: str, normalize: Normalize | None) -> S
     return Samples(*_read(source), normalize, source.description)
 
 
-def _mnist(split: str) -> tuple[Path, Path]:
+def _mnist(split: str) -> tuple[Path | Sealed, Path | Sealed]:
     shipped = Path(__file__).parents[2] / "data" / "digits"
     named = os.environ.get(_DATA_VARIABLE)
     for folder in (*([Path(named), Path(named) / "mnist"] if named else []), shipped):

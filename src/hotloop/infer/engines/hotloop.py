@@ -13,6 +13,7 @@ from ... import kernels
 from ...errors import RunError
 from ...kernels import binding
 from ...kernels.loader import failure
+from ...sealed import Sealed
 from ..engine import TensorSpec, check_arrays, not_on_cpu
 from ..network import ACTIVATIONS, KINDS, Layer, Network
 
@@ -66,7 +67,7 @@ class HotloopEngine:
 
     def __init__(
         self,
-        network: Network | str | Path,
+        network: Network | str | Path | Sealed,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         *,
@@ -79,7 +80,7 @@ class HotloopEngine:
         self._library = library(spinning=spinning)
         self._run: Callable[..., int] = self._library.hotloop_network_run
         if not isinstance(network, Network):
-            network = Network.load(Path(network))
+            network = Network.load(network if isinstance(network, Sealed) else Path(network))
         self.num_threads = num_threads
         self.num_instances = num_instances
         self.inputs = tuple(inputs)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ModelError, RunError
+from ...errors import ModelError, RunError, SealedError
+from ...sealed import Sealed
 from ..engine import TensorSpec, check_arrays, first_line, import_library, utf8_path
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class OnnxRuntimeEngine:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Sealed,
         *,
         num_threads: int = 1,
         num_instances: int = 1,
@@ -65,8 +66,12 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         try:
             self._session = ort.InferenceSession(
-                utf8_path(path), options, providers=["CPUExecutionProvider"]
+                path.read_bytes() if isinstance(path, Sealed) else utf8_path(path),
+                options,
+                providers=["CPUExecutionProvider"],
             )
+        except SealedError:
+            raise
         except Exception as error:  # The library's own types, not one of which is public.
             raise ModelError(f"{path} must be an ONNX model", got=first_line(error)) from None
         self.precision = precision

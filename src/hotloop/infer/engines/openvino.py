@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ModelError, RunError
+from ...errors import ModelError, RunError, SealedError
+from ...sealed import Sealed
 from ..engine import TensorSpec, check_arrays, import_library, utf8_path
 from .signal_stack import signal_stack_kept
 
@@ -45,7 +46,7 @@ class OpenVinoEngine:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Sealed,
         *,
         num_threads: int = 1,
         num_instances: int = 1,
@@ -59,10 +60,12 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY" if num_instances == 1 else "THROUGHPUT",
         }
         try:
-            model = ov.Core().read_model(utf8_path(path))
+            model = ov.Core().read_model(*_model_at(path))
             with signal_stack_kept():
                 compiled = ov.Core().compile_model(model, "CPU", settings)
             requests = [compiled.create_infer_request() for _ in range(num_instances)]
+        except SealedError:
+            raise
         except Exception as error:  # The library raises RuntimeError for all that is wrong.
             raise ModelError(f"{path} must be an OpenVINO model", got=_line(error)) from None
         self.precision = precision
@@ -125,3 +128,17 @@ def _spec(port: Any, position: int, what: str) -> TensorSpec:
 def _line(error: Exception) -> str:
     lines = [line for line in str(error).strip().splitlines() if line]
     return lines[-1] if lines else type(error).__name__
+
+
+def _model_at(path: str | Path | Sealed) -> tuple[Any, ...]:
+    """What ``read_model`` takes: a name, or the bytes of the model and of its weights."""
+    if not isinstance(path, Sealed):
+        return (utf8_path(path),)
+    if path.suffix != ".xml":
+        return (path.read_bytes(), b"")
+    weights = path.parent / f"{path.stem}.bin"
+    if not isinstance(weights, Sealed):
+        raise ModelError(
+            "a sealed OpenVINO model lies in a sealed folder, with its weights", got=path
+        )
+    return path.read_bytes(), weights.read_bytes()
