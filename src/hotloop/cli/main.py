@@ -19,6 +19,7 @@ from .compiler_on_demand import import_compiler_on_demand
 # Modules of this folder. What ten commands import takes 0.1 s more than what one does.
 COMMANDS = (
     "machine", "plan", "train", "tune", "prove", "report", "run", "export", "serve", "bench",
+    "enclave",
 )  # fmt: skip
 INTERRUPTED = 130
 _TRAINING = ("train", "tune", "prove")
