@@ -107,6 +107,10 @@ def pooling(threads: int) -> Cases:
     shared = {"kernel": (2, 2), "num_threads": threads}
     yield "pooling forward", calls.max_pool(x, out, argmax, relu=True, **shared)
     yield "pooling gradient", calls.max_pool_gradient(out, argmax, torch.empty_like(x), **shared)
+    x, out = x.contiguous(), torch.empty(out.shape)
+    indices = torch.empty(out.shape, dtype=torch.int64)
+    steps = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0), "num_threads": threads}
+    yield "pooling of planes", calls.pool_planes(x, out, indices, **steps)
 
 
 def cases(threads: int) -> Cases:

@@ -8,6 +8,18 @@ from pathlib import Path
 from .errors import StorageError
 
 
+def unicode_name(name: str | Path) -> str:
+    """A name from the command line or a folder as text that can be written in UTF-8.
+
+    In another locale than UTF-8 Python keeps the bytes that it cannot read as halves of surrogate
+    pairs, which no encoder takes.
+    """
+    try:
+        return os.fsencode(name).decode("utf-8", "replace")
+    except UnicodeEncodeError:  # Not from the system: it is text already.
+        return str(name)
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write beside ``path`` and rename over it, so that no reader sees half a file.
 

@@ -1,6 +1,8 @@
 """NPZ, Parquet and torch Datasets."""
 
 import io
+import os
+import subprocess
 import sys
 import zipfile
 
@@ -257,3 +259,22 @@ def test_torch_dataset_mistakes():
 
     assert "map-style" in refused(Stream())
     assert "map-style" in refused(NoLength())
+
+
+def test_names_beyond_ascii_in_another_locale(tmp_path):
+    csv, feather = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.feather")
+    table = pa.table({"\u00e4": [1.5, 2.0], "label": [0, 1]})
+    pq.write_table(table, tmp_path / "d\u00e4ta.parquet")
+    csv.write_csv(table, tmp_path / "d\u00e4ta.csv")
+    feather.write_feather(table, tmp_path / "d\u00e4ta.arrow")
+    code = (
+        "import sys; from pathlib import Path; from hotloop.data.tables import TableSource\n"
+        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    x, y = next(iter(TableSource(path).chunks())); print(path.suffix, x.sum(), y.sum())"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"{s} 3.5 1" for s in (".arrow", ".csv", ".parquet")]

@@ -122,3 +122,15 @@ def test_fresh_inputs_are_new_and_in_range():
     assert 90 < float(x.mean()) < 110
     assert set(ids.flatten().tolist()) == {1, 3, 7}
     assert not torch.equal(x, fresh_inputs(example, specs, 500, seed=2)[0])
+
+
+def test_fresh_masks_have_the_forms_of_the_examples():
+    mask = (torch.arange(12) < torch.tensor([[3], [7], [12]])).long()
+    example = [torch.arange(36).reshape(3, 12), mask, mask.bool()]
+    specs = [TensorSpec(name, "int64", (None, 12)) for name in "abc"]
+    ids, *masks = fresh_inputs(example, specs, 50, seed=1)
+    assert ids.shape == (50, 12)
+    assert not (ids.diff(dim=1) == 1).all()
+    for drawn, given in zip(masks, example[1:], strict=True):
+        assert drawn.dtype == given.dtype
+        assert {tuple(row) for row in drawn.tolist()} == {tuple(row) for row in given.tolist()}

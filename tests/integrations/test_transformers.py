@@ -5,6 +5,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="the extra transformers")
 pytest.importorskip("accelerate", reason="the extra transformers")
+import hotloop  # noqa: E402
 from hotloop.integrations.transformers import HotloopTrainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Transformers' own.
@@ -129,3 +130,61 @@ def test_a_loss_function_given_by_the_user(tmp_path):
     fast = trained(with_loss(HotloopTrainer), bert, tmp_path)
     assert fast.hotloop_path == "compiled", fast.hotloop_reason
     assert_alike(fast, trained(with_loss(transformers.Trainer), bert, tmp_path))
+
+
+# ---- Without their Trainer ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [bert, gpt])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_loop_of_ones_own(make, whole):
+    data = Sentences(80, language=make is gpt)
+    batches = [
+        torch.utils.data.default_collate([data[k] for k in range(n, n + 8)])
+        for n in range(0, 80, 8)
+    ]
+    torch.manual_seed(0)
+    models = [make().train() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3, eps=1e-4) for m in models]
+
+    def train(model, optimizer, batch):
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    mine, theirs = zip(models, optimizers, strict=True)
+    if whole:
+        step = hotloop.compile_step(lambda batch: train(*mine, batch))
+    else:
+        step = hotloop.compile_step(
+            mine[0], lambda answer: answer.loss, mine[1], example=(batches[0],)
+        )
+    losses = []
+    for way in (step, lambda batch: train(*theirs, batch)):
+        torch.manual_seed(1)
+        losses.append([way(batch).item() for batch in batches])
+    assert step.path == "compiled", step.reason
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=1e-5, atol=0)
+    for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_setting_that_changes_counts():
+    data = Sentences(8, language=False)
+    batch = torch.utils.data.default_collate([data[k] for k in range(8)])
+    torch.manual_seed(0)
+    model = bert().eval()
+    step = hotloop.compile_step(
+        model, lambda answer: answer.loss, torch.optim.SGD(model.parameters(), 0.0), (batch,)
+    )
+    before = [step(batch).item() for _ in range(4)]
+    assert step.path == "compiled", step.reason
+    model.config.problem_type = "multi_label_classification"
+    labels = torch.nn.functional.one_hot(batch["labels"], 3).float()
+    found = [step(batch | {"labels": labels}).item() for _ in range(4)]
+    expected = model(**batch | {"labels": labels}).loss.item()
+    assert found == pytest.approx([expected] * 4)
+    assert before[0] == pytest.approx(before[-1])

@@ -75,3 +75,25 @@ def test_the_kernel_counts_waiting():
         finally:
             os.sched_setaffinity(0, before)
             other.kill()
+
+
+def test_a_clear_lead_ends_a_race_and_a_narrow_one_or_one_beside_a_neighbour_does_not():
+    for fast, slow, rounds in (
+        (((1.0, 0.0),), ((2.0, 0.0),), 1),
+        (((1.0, 0.0),), ((1.25, 0.0),), 5),
+        # The first round waited: only the second one counts.
+        (((1.0, 0.0), (1.0, 4.0), (1.0, 0.0)), ((2.0, 0.0),), 2),
+    ):
+        machine, begun = Processor(), []
+        parts = machine.work(*fast)
+
+        def first(parts=parts, begun=begun):
+            begun.append(1)
+            parts()
+
+        timing = least_seconds(
+            {"fast": first, "slow": machine.work(*slow)}, rounds=5, until_clear=True,
+            limit_s=1000.0, clock=lambda m=machine: m.now, waited=lambda m=machine: m.waited,
+        )  # fmt: skip
+        assert timing.fastest == "fast"
+        assert len(begun) - 1 == rounds  # One to warm up.

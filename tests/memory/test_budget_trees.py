@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import logging
 
 import numpy
 import pytest
@@ -253,9 +254,16 @@ def test_a_compiled_model_is_traced_as_it_was_written():
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_told_in_one_line(model, example, loss, expected):
+    told_by_torch = []
+    handler = logging.Handler()
+    handler.emit = told_by_torch.append
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addHandler(handler)
     with pytest.raises(hotloop.ModelError, match=expected) as told:
         hotloop.Budget.predict(model, example, 8, loss_fn=loss)
     assert "\n" not in str(told.value)
+    log.removeHandler(handler)
+    assert not told_by_torch
     assert model.training
 
 

@@ -413,6 +413,25 @@ def test_an_optimizer_with_a_closure_or_a_step_of_its_own_is_plain():
     trained.same_weights()
 
 
+def test_a_closure_that_is_none_is_no_closure():
+    def make():
+        model = mlp(12, 8, 2)
+        opt = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+        def train(x, y, _t):
+            opt.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            opt.step(None)
+            return loss
+
+        return (model, opt), train
+
+    trained = Trained(make).calls(6)
+    assert trained.step.path == "compiled", trained.step.reason
+    trained.same_weights()
+
+
 def test_an_optimizer_that_writes_into_gradients_is_plain():
     def make():
         model = mlp(12, 8, 2)

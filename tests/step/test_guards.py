@@ -58,7 +58,10 @@ class Slotted:
 
 
 def helper(x, power=2, *, shift=0.0):
-    return x**power * RATE + shift + settings_module.FACTOR
+    return x**power * RATE + shift + settings_module.FACTOR + helper.offset
+
+
+helper.offset = 0.0
 
 
 def made_with(factor):
@@ -161,6 +164,7 @@ def restored():
         globals().update(kept)
         helper.__defaults__, helper.__kwdefaults__, helper.__code__ = defaults, {"shift": 0.0}, code
         assert by_keyword is not None
+        helper.offset = 0.0
         settings_module.FACTOR, TABLE["scale"][:], Block.width, Options.limit = 2, [1, 2], 3, 3
         Block.forward = forward
         if hasattr(Block, "extra"):
@@ -277,6 +281,8 @@ CHANGES = {
         "default values of function helper of test_guards.py changed from (2,) to (3,)"),
     "defaults by keyword": (lambda c: helper.__kwdefaults__.update(shift=1.0),
         "default values by keyword"),
+    "attribute of a function": (lambda c: setattr(helper, "offset", 1.0),
+        "attribute offset of function helper of test_guards.py changed from 0.0 to 1.0"),
     "code": (lambda c: setattr(helper, "__code__", (lambda x, power=2, *, shift=0.0: x).__code__),
         "code of function helper"),
     # Optimizer.

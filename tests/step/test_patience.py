@@ -49,6 +49,18 @@ def test_a_verdict_stays():
     assert patience.steps == 8
 
 
+def test_runs_of_another_shape_say_nothing():
+    patience = Patience()
+    patience.note_build(1.0, 0.25, 0.5, "long")
+    for _ in range(2):
+        patience.note_run(0.75, "long")
+        patience.note_run(0.01, "short")
+    patience.note_build(0.1, 0.25, 0.5, "short")  # Nor does its program.
+    assert patience.steps is None
+    patience.note_run(0.75, "long")
+    assert patience.steps == 8
+
+
 class Words(nn.Module):
     def __init__(self):
         super().__init__()

@@ -398,8 +398,11 @@ def test_a_batch_that_is_its_own_target(micro):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+KEPT = [1.0] * 20_000
+
+
 def scaled(x):
-    return x * scaled.factor
+    return x * KEPT[-1]
 
 
 def test_the_audit_finds_what_no_guard_sees():
@@ -412,7 +415,7 @@ def test_the_audit_finds_what_no_guard_sees():
             return scaled(self.linear(x))
 
     torch.manual_seed(0)
-    scaled.factor = 1.0
+    KEPT[-1] = 1.0
     model = Scaling()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     x, y = torch.randn(16, 12), torch.randint(0, 5, (16,))
@@ -420,7 +423,7 @@ def test_the_audit_finds_what_no_guard_sees():
     for _ in range(4):
         step(x, y)
     assert step.path == "compiled", step.reason
-    scaled.factor = 3.0  # An attribute of a function: guards do not look there.
+    KEPT[-1] = 3.0  # In so long a list guards look at the length alone.
     for _ in range(14):
         step(x, y)
     assert step.path == "compiled", step.reason

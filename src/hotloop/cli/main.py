@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from ..errors import HotloopError
 from ..version import VERSION
 from .compiler_on_demand import import_compiler_on_demand
+from .streams import write_any_character
 
 # Modules of this folder. What ten commands import takes 0.1 s more than what one does.
 COMMANDS = (
@@ -46,11 +47,13 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if argv is None:  # A process of the command's own.
+        write_any_character()
     words = sys.argv[1:] if argv is None else list(argv)
     command = words[0] if words and words[0] in COMMANDS else None
     args = build_parser(command).parse_args(words)
     try:
-        if argv is None and args.command in _TRAINING:  # A process of the command's own.
+        if argv is None and args.command in _TRAINING:
             import_compiler_on_demand()
         code: int = args.run(args)
         sys.stdout.flush()

@@ -35,8 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--off", action="append", default=[], metavar="NAME",
-        help="leave one out: threads, affinity, numa, allocator, huge-pages, matmul, optimizer; "
-        "can be given again",
+        help="leave one out: threads, affinity, numa, allocator, huge-pages, matmul, optimizer, "
+        "operators, data; can be given again",
     )  # fmt: skip
     parser.add_argument("--num-threads", type=int, metavar="N", help="threads of each process")
     parser.add_argument(
@@ -66,8 +66,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-m", dest="module", nargs=argparse.REMAINDER, metavar="module",
         help="run a module, as python -m does",
     )  # fmt: skip
-    parser.add_argument("script", nargs="?", help="the script")
-    parser.add_argument("args", nargs=argparse.REMAINDER, help="its arguments")
+    # One place for both: of two, the first would take a "--" that is the script's own argument.
+    script = parser.add_argument(
+        "script", nargs=argparse.PARSER, help="the script and its arguments"
+    )
+    script.required = False
     parser.set_defaults(run=run)
 
 
@@ -114,10 +117,13 @@ def _target(args: argparse.Namespace) -> Target:
 
     if args.module:
         name, *rest = args.module
-        return Target(name, tuple(rest), is_module=True)
-    if args.script is None:
+        return Target(name, (*rest, *(args.script or ())), is_module=True)
+    words: list[str] = list(args.script or ())
+    if words[:1] == ["--"]:
+        del words[0]
+    if not words:
         raise InputError("a script or -m module must be given", next_step="hotloop run script.py")
-    return Target(args.script, tuple(args.args))
+    return Target(words[0], tuple(words[1:]))
 
 
 def _options(args: argparse.Namespace) -> Options:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingExtraError
+from ..files import unicode_name
 
 if TYPE_CHECKING:
     from ..infer import Engine
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     )
     path = Path(args.model)
     model = Model(
-        args.name or path.resolve().stem,
+        unicode_name(args.name or path.resolve().stem),
         lambda: load_engine(
             args.model, num_threads=args.num_threads, num_instances=args.num_instances,
             # A thread that spins takes its CPU from the event loop: a fifth of the server's time.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DataError
+from ..files import unicode_name
 
 _PARQUET = (".parquet", ".pq")
 _ARROW = (".arrow", ".feather", ".ipc")
@@ -75,7 +76,7 @@ class _Parquet:
         import pyarrow.parquet
 
         # Without pre_buffer only the pages of the current batch are held.
-        return pyarrow.parquet.ParquetFile(self._path, pre_buffer=False)
+        return pyarrow.parquet.ParquetFile(unicode_name(self._path), pre_buffer=False)
 
 
 class _Arrow:
@@ -100,9 +101,9 @@ class _Arrow:
         """The schema, then the batches."""
         import pyarrow as pa
 
-        with pa.OSFile(str(self._path)) as file:
+        with pa.OSFile(unicode_name(self._path)) as file:
             has_index = file.read(6) == b"ARROW1"
-        with pa.OSFile(str(self._path)) as file:
+        with pa.OSFile(unicode_name(self._path)) as file:
             if has_index:
                 with pa.ipc.open_file(file) as reader:
                     yield reader.schema
@@ -158,7 +159,7 @@ class _Text:
         import pyarrow.csv as csv
 
         return csv.open_csv(
-            self._path,
+            unicode_name(self._path),
             read_options=csv.ReadOptions(use_threads=False),
             parse_options=csv.ParseOptions(delimiter=self._delimiter),
             convert_options=csv.ConvertOptions(column_types=self._types),

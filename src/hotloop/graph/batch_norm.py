@@ -14,7 +14,7 @@ from torch import fx
 from . import native
 from .epilogues import Epilogue, epilogue_of
 from .images import adjacent
-from .nodes import parts, take_parts
+from .nodes import parts, remove_dead, take_parts
 
 _aten: Any = torch.ops.aten
 _FORWARD = (_aten.native_batch_norm.default, _aten._native_batch_norm_legit.default)
@@ -29,7 +29,7 @@ def replace(graph: fx.GraphModule) -> None:
             _forward(graph.graph, node)
         elif node.target is _aten.native_batch_norm_backward.default:
             _backward(graph.graph, node, order)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

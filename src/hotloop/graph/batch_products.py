@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from ..machine.threads import num_threads as threads_set
 from ..measure import least_seconds
 from ..memory import TensorArena
 from . import native
-from .choices import LIMIT_S, ROUNDS, Route, choose
+from .choices import LIMIT_S, ROUNDS, Route, choose, operand
 
 _aten: Any = torch.ops.aten
 
@@ -65,9 +64,8 @@ def fastest(product: BatchProduct) -> Route:
 
 def _race(product: BatchProduct) -> tuple[str, dict[str, float], bool]:
     batch, m, k, n, layout, num_threads = product
-    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    a = draw(batch, k, m).mT if layout[0] == "t" else draw(batch, m, k)
-    b = draw(batch, n, k).mT if layout[1] == "t" else draw(batch, k, n)
+    a = operand(batch, k, m).mT if layout[0] == "t" else operand(batch, m, k)
+    b = operand(batch, n, k).mT if layout[1] == "t" else operand(batch, k, n)
     out = torch.empty(batch, m, n)
     candidates = {
         "mkl": calls.torch_product(a, b, out),
@@ -75,5 +73,7 @@ def _race(product: BatchProduct) -> tuple[str, dict[str, float], bool]:
     }
     with torch.no_grad(), threads_set(num_threads), TensorArena():
         repeats = max(1, int(2e-4 / (2 * batch * m * k * n / 20e9 + 2e-6)))
-        seconds, quiet = least_seconds(candidates, repeats, rounds=ROUNDS, limit_s=LIMIT_S)
+        seconds, quiet = least_seconds(
+            candidates, repeats, rounds=ROUNDS, limit_s=LIMIT_S, until_clear=True
+        )
     return min(seconds, key=lambda name: seconds[name]), seconds, quiet

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from .nodes import remove_dead
+
 _aten: Any = torch.ops.aten
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
 
@@ -21,7 +23,7 @@ def fuse(graph: fx.GraphModule) -> None:
     for node in nodes:
         if node.target is _aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
             _fuse(graph.graph, node)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

@@ -14,7 +14,7 @@ from torch import fx
 
 from . import operators
 from .aten import EMPTY, writes
-from .nodes import arguments
+from .nodes import arguments, remove_dead
 
 _aten: Any = torch.ops.aten
 _COPIES = (_aten.copy_.default, _aten.copy.default)
@@ -35,7 +35,7 @@ def remove(graph: fx.GraphModule) -> None:
     for node in nodes:
         if node.target in _COPIES and node.args[0].target in EMPTY:
             _remove(node)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

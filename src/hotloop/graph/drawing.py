@@ -16,6 +16,7 @@ from torch import fx
 from . import native, operators
 from .aten import writes
 from .from_recording import RecordedGraph
+from .nodes import remove_dead
 
 _aten: Any = torch.ops.aten
 # Kind of draw and its two numbers (``kernels.calls.random``), or the tensor that draws are held
@@ -41,7 +42,7 @@ def replace(recorded: RecordedGraph) -> str | None:
         key = recorded.add_input("key", 0, torch.empty(1, dtype=torch.int64, device="meta"))
     for number, node in enumerate(drawing, 1):
         _replace(graph, node, key, number)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     recorded.graph.recompile()
     return None
 

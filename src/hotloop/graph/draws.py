@@ -16,7 +16,7 @@ from torch import fx
 from ..kernels import calls
 from . import native
 from .aten import EMPTY
-from .nodes import only_reader
+from .nodes import only_reader, remove_dead
 from .recording import extent_bytes
 
 _aten: Any = torch.ops.aten
@@ -29,7 +29,7 @@ def fuse(graph: fx.GraphModule) -> None:
     for node in nodes:
         if node.target is _aten.bernoulli_.float and _is_fresh(node) and draws_as_torch():
             _fuse(graph.graph, node)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

@@ -17,6 +17,7 @@ from torch import fx
 
 from ..kernels.elementwise import Operation
 from . import native
+from .nodes import remove_dead
 from .ordering import readers_before_writes
 
 _aten: Any = torch.ops.aten
@@ -43,7 +44,7 @@ def fuse(graph: fx.GraphModule) -> None:
             continue
         taken.update(chain)
         _put(graph.graph, chain, *made)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

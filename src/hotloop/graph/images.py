@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from . import native
+from .nodes import remove_dead
 
 _aten: Any = torch.ops.aten
 _DIVISIONS = (_aten.div.Scalar, _aten.div.Tensor)
@@ -24,7 +25,7 @@ def replace(graph: fx.GraphModule) -> None:
     for node in nodes:
         if node.target in _DIVISIONS and adjacent(node):
             _put(graph.graph, node, None)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

@@ -13,6 +13,7 @@ from torch import fx
 from . import native
 from .aten import EMPTY
 from .elementwise import is_element_wise
+from .nodes import remove_dead
 from .operators import memory_of
 from .product_sums import is_inner_sum, is_sum, summands
 
@@ -40,7 +41,7 @@ def replace(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
     for node in list(graph.graph.nodes):
         _stack_of_placed(graph.graph, node)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

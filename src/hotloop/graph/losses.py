@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from . import native
-from .nodes import parts, take_parts
+from .nodes import parts, remove_dead, take_parts
 
 _aten: Any = torch.ops.aten
 _MEAN, _SUM = 1, 2
@@ -22,7 +22,7 @@ def fuse(graph: fx.GraphModule) -> None:
             _cross_entropy(graph.graph, node)
         elif node.target is _aten.mse_loss.default:
             _squared_error(graph.graph, node)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
+
+from torch import fx
+from torch._library.utils import is_impure
 
 
 def arguments(node: Any) -> dict[str, Any]:
@@ -38,3 +42,20 @@ def only_reader(node: Any) -> Any:
     """The one node that reads a value; ``None``: there are more, or the graph gives it."""
     readers = list(node.users)
     return readers[0] if len(readers) == 1 and readers[0].op != "output" else None
+
+
+def remove_dead(graph: fx.Graph) -> None:
+    """Remove operations whose results nobody reads and that do nothing else.
+
+    As ``eliminate_dead_code`` of a graph, which takes as long as some passes: it checks the whole
+    graph first, and asks of each node anew what depends on the operation alone.
+    """
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and not _does_more(node.target):
+            graph.erase_node(node)
+
+
+@functools.cache
+def _does_more(target: Any) -> bool:
+    """Whether an operation writes, draws random numbers or acts outside of the graph."""
+    return bool(is_impure(target))

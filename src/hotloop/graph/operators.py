@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from .nodes import remove_dead
+
 _LIBRARY = torch.library.Library("hotloop", "FRAGMENT")
 _STATES = ("", "Tensor(b!) s1, ", "Tensor(b!) s1, Tensor(c!) s2, ")
 _TAGS = (torch.Tag.needs_exact_strides,)
@@ -180,7 +182,7 @@ def fuse(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
         for dead in chain:
             graph.graph.erase_node(dead)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

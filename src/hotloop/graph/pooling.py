@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from .epilogues import pool_window
-from .nodes import add_parts, parts
+from .nodes import add_parts, parts, remove_dead
 
 _aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ def fuse(graph: fx.GraphModule) -> None:
     for node in nodes:
         if node.target is _aten.max_pool2d_with_indices.default:
             _fuse(graph, node)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from .from_recording import RecordedGraph
-from .nodes import only_reader
+from .nodes import only_reader, remove_dead
 
 _aten: Any = torch.ops.aten
 _ADD = (_aten.add.Tensor,)
@@ -27,7 +27,7 @@ def merge(recorded: RecordedGraph) -> None:
     (output,) = (n for n in recorded.graph.graph.nodes if n.op == "output")
     given = iter(output.args[0][1:])
     recorded.gradients = [None if g is None else next(given) for g in recorded.gradients]
-    recorded.graph.graph.eliminate_dead_code()
+    remove_dead(recorded.graph.graph)
     recorded.graph.recompile()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ..measure.clock import now
+from . import tracing
 from .user_code import user_line
 
 # What a tensor is made of: storage, offset, sizes, strides, dtype.
@@ -197,6 +199,7 @@ class Recorder(TorchDispatchMode):
         recording: what was recorded.
         refusal: why the step cannot become a program; ``None`` so far.
         watch: asked at each call what happened outside of torch, in words for the report.
+        profile: what ``sys.setprofile`` was given; off while a call is written down.
     """
 
     def __init__(self, inputs: dict[str, Sequence[torch.Tensor]]) -> None:
@@ -204,6 +207,7 @@ class Recorder(TorchDispatchMode):
         self.recording = Recording()
         self.refusal: str | None = None
         self.watch: Callable[[], str | None] | None = None
+        self.profile: Callable[..., Any] | None = None
         # Seconds that recording itself took.
         self.overhead_s = 0.0
         # Given what reads a value, and the tensor: the value, where reading it is no matter.
@@ -224,10 +228,12 @@ class Recorder(TorchDispatchMode):
             for number, tensor in enumerate(tensors):
                 self.recording.inputs.setdefault(self.ref(tensor), (kind, number))
         self._function_mode = _Reads(self)
+        self._traced = tracing.traced()
 
     def __enter__(self) -> Recorder:
         super().__enter__()  # type: ignore[no-untyped-call]
         self._function_mode.__enter__()  # type: ignore[no-untyped-call]
+        self._traced.__enter__()
         return self
 
     def knows(self, value: Any) -> bool:
@@ -299,6 +305,7 @@ class Recorder(TorchDispatchMode):
             self._checks -= 1
 
     def __exit__(self, *raised: Any) -> None:
+        self._traced.__exit__(*raised)
         self._function_mode.__exit__(*raised)  # type: ignore[no-untyped-call]
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
         if raised[0] is None:
@@ -306,11 +313,16 @@ class Recorder(TorchDispatchMode):
 
     def ref(self, tensor: torch.Tensor) -> TensorRef:
         """What a tensor is called in the recording."""
-        number, begin = self._place(tensor)
+        storage, offset = tensor.untyped_storage(), int(tensor.storage_offset())
+        key = storage._cdata
+        number = None if key in self._parts else self._numbers.get(key)
+        if number is None:
+            number, begin = self._place(tensor)
+            offset += -begin // tensor.element_size()
         return TensorRef(
             number,
-            (_first_byte(tensor) - begin) // tensor.element_size(),
-            tuple(tensor.shape),
+            offset,
+            tensor.shape,
             tensor.stride(),
             tensor.dtype,
             tensor.is_conj(),
@@ -373,8 +385,18 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self.profile is None or sys.getprofile() is not self.profile:
+            return self._dispatched(func, args, kwargs or {})
+        # Else each of the many calls below would cost as much again.
+        sys.setprofile(None)
+        try:
+            return self._dispatched(func, args, kwargs or {})
+        finally:
+            sys.setprofile(self.profile)
+
+    def _dispatched(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Make a call, and write it down."""
         began_s = now()
-        kwargs = kwargs or {}
         facts = _facts(func)
         if self._unwritten:
             self._refuse_writes(facts, args, kwargs)
@@ -474,7 +496,7 @@ def _mapped(tree: Any, change: Callable[[torch.Tensor], TensorRef]) -> Any:
     kind = type(tree)
     if kind in _SCALARS:
         return tree
-    if isinstance(tree, torch.Tensor):
+    if kind is torch.Tensor or isinstance(tree, torch.Tensor):
         return change(tree)
     if kind is list or kind is tuple:
         return tuple([_mapped(part, change) for part in tree])

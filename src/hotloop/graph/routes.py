@@ -19,12 +19,18 @@ from ..machine.threads import num_threads as threads_set
 from ..measure import Timing, least_seconds
 from ..memory import TensorArena
 from . import epilogues
-from .choices import LIMIT_S, ROUNDS, Route, choose
+from .choices import LIMIT_S, ROUNDS, Route, choose, operand
 from .epilogues import Epilogue, epilogue_of
+from .nodes import remove_dead
 from .operators import PRODUCTS, ROUNDED_UPDATES
 
 _aten = torch.ops.aten
 _own: Any = torch.ops.hotloop
+# Multiplications of a product. Of 1,000 smaller ones hotloop's kernel was the fastest of 85 %, and
+# within a fifth for most others: a microsecond at stake.
+_UNTIMED = 10_000
+# oneDNN's set-up of 30 to 100 us alone takes longer than what smaller ones take elsewhere.
+_ONEDNN_FROM = 1_000_000
 
 
 class Product(NamedTuple):
@@ -67,13 +73,15 @@ def route(
         chosen.append((found, choice))
         if choice.kernel != "mkl":
             _replace(graph, node, choice.kernel)
-    graph.graph.eliminate_dead_code()
+    remove_dead(graph.graph)
     graph.recompile()
     return chosen
 
 
 def fastest(product: Product) -> Route:
     """The fastest kernel for a product (``choices``)."""
+    if product.m * product.k * product.n < _UNTIMED and not product.rounds:
+        return Route("hotloop", {})  # A race would take longer than a thousand steps can win.
     kind, sizes = product._replace(m=0, k=0, n=0), (product.m, product.k, product.n)
     return choose(_key(product), lambda: race(product), ("product", *kind), sizes)
 
@@ -120,25 +128,29 @@ def race(product: Product) -> tuple[str, dict[str, float], bool]:
     """The fastest candidate, seconds of each, and whether the processors were ours."""
     seconds, quiet = _timed(product)
     # The interpreter's part of a call, which a program does not have.
-    tiny = _timed(Product(1, 1, 1, "nn", product.bias, 1, product.rounds)).seconds
-    # oneDNN's own set-up is there in both: what torch.mm costs is taken for its interpreter's part.
-    tiny["onednn"] = tiny["mkl"]
+    tiny = _tiny(product.bias, product.rounds)
     seconds = {name: max(s - tiny[name], 0.1 * s) for name, s in seconds.items()}
     return min(seconds, key=lambda name: seconds[name]), seconds, quiet
 
 
+@functools.cache
+def _tiny(bias: bool, rounds: bool) -> dict[str, float]:
+    """Seconds of a product of one number: what the interpreter costs."""
+    tiny = _timed(Product(1, 1, 1, "nn", bias, 1, rounds)).seconds
+    # oneDNN's own set-up is there in both: what torch.mm costs is taken for its interpreter's part.
+    return {**tiny, "onednn": tiny["mkl"]}
+
+
 def _timed(product: Product) -> Timing:
     m, k, n, layout, has_bias, num_threads, rounds = product
-    # Its own generator: a run must draw the same numbers whether kernels are timed or known.
-    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    a = draw(k, m).t() if layout[0] == "t" else draw(m, k)
-    b = draw(n, k).t() if layout[1] == "t" else draw(k, n)
-    bias = draw(n) if has_bias else None
+    a = operand(k, m).t() if layout[0] == "t" else operand(m, k)
+    b = operand(n, k).t() if layout[1] == "t" else operand(k, n)
+    bias = operand(n) if has_bias else None
     out = torch.empty(m, n)
     calls: dict[str, Callable[[], Any]] = {
         "mkl": lambda: torch.mm(a, b, out=out) if bias is None else torch.addmm(bias, a, b, out=out)
     }
-    if torch.backends.mkldnn.is_available():
+    if torch.backends.mkldnn.is_available() and m * k * n >= _ONEDNN_FROM:
         turned = b.t()
         calls["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(
             a, turned, bias, "none", [], ""
@@ -149,4 +161,4 @@ def _timed(product: Product) -> Timing:
         calls["bfloat16"] = own(bfloat16=True)
     with torch.no_grad(), threads_set(num_threads), TensorArena():
         repeats = max(1, int(2e-4 / (2 * m * k * n / 50e9 + 2e-6)))
-        return least_seconds(calls, repeats, rounds=ROUNDS, limit_s=LIMIT_S)
+        return least_seconds(calls, repeats, rounds=ROUNDS, limit_s=LIMIT_S, until_clear=True)

@@ -38,7 +38,9 @@ def fresh_inputs(
     """Inputs like the example that no engine has seen.
 
     Floating values are drawn with the example's mean and spread (1 where it has none), all others
-    from the example's own values, so that indices stay in their range.
+    from the example's own values, so that indices stay in their range. Masks (of 0 and 1 alone) are
+    made of rows of the example's: in a causal model one that masks the first token leaves places
+    that see nothing, and what stands there means nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = []
@@ -53,12 +55,22 @@ def fresh_inputs(
             spread = spread if math.isfinite(spread) and spread > 0 else 1.0
             noise = torch.randn(shape, generator=generator, dtype=torch.float32)
             drawn.append((noise * spread + mean).to(tensor.device, tensor.dtype))
+        elif spec.is_batched and _is_mask(tensor):
+            drawn.append(
+                tensor[torch.randint(len(tensor), (batch,), generator=generator).to(tensor.device)]
+            )
         else:
             flat = tensor.reshape(-1)
             indices = torch.randint(max(1, flat.numel()), shape, generator=generator)
             indices = indices.to(tensor.device)
             drawn.append(flat[indices] if flat.numel() else tensor.new_zeros(shape))
     return drawn
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    whole = not tensor.is_floating_point() and not tensor.is_complex()
+    rows = tensor.dim() > 1 and tensor.numel() > 0
+    return whole and rows and bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def difference(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor]) -> tuple[float, str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import DataError, InputError
+from ..errors import DataError, InputError, MissingExtraError, ModelError, RunError
+from ..files import unicode_name
 
 if TYPE_CHECKING:
     import numpy
@@ -119,3 +123,35 @@ def not_on_cpu(device: Any) -> InputError:
     return InputError(
         "the model is on the CPU, so must its input be", got=device, next_step="pass x.cpu()"
     )
+
+
+def import_library(name: str, purpose: str, extra: str) -> Any:
+    """The module of an engine's library.
+
+    Raises:
+        MissingExtraError: it is not installed. RunError: it is, and cannot be loaded here.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(purpose, name, extra) from error
+    except Exception as error:  # OpenVINO asks for a home folder, which some containers lack.
+        raise RunError(
+            f"{name} is installed and cannot be loaded", got=first_line(error),
+            next_step="set HOME to a folder, or leave this engine out",
+        ) from error  # fmt: skip
+
+
+def utf8_path(path: str | Path) -> str:
+    """A path for libraries that take names in UTF-8, whatever the locale of the process is.
+
+    Raises:
+        ModelError: the bytes of the name are no UTF-8.
+    """
+    name = unicode_name(path)
+    if "\ufffd" in name:
+        raise ModelError(
+            "the path of a model must be UTF-8 for this engine", got=repr(os.fsencode(path)),
+            next_step="rename the file or its folder",
+        )  # fmt: skip
+    return name

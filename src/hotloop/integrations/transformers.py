@@ -6,11 +6,6 @@ Transformers' own.
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,53 +14,15 @@ from torch import nn
 from ..errors import MissingExtraError
 from ..memory.tree import Arguments
 from ..step.gradients import GradientStep
-from ..step.guards_code import take_for_constant
 
 try:
-    import accelerate
-    import huggingface_hub
-    import transformers
     from transformers import Trainer
-    from transformers.utils import import_utils
 except ModuleNotFoundError as _error:
     if (_error.name or "").partition(".")[0] not in ("transformers", "accelerate"):
         raise
     raise MissingExtraError(
         "hotloop.integrations.transformers", "transformers", "transformers"
     ) from None
-
-# What the trainer's own code reads of the trainer is looked after here; models are followed.
-for _path in Path(transformers.__file__).parent.iterdir():
-    if _path.name != "models":
-        take_for_constant(str(_path))
-for _library in (accelerate, huggingface_hub):
-    take_for_constant(str(Path(_library.__file__).parent))
-
-
-# Transformers looks at a mask's values to leave out what masks nothing, but not while a graph is
-# traced: then the whole mask is used, which comes to the same.
-_is_tracing = import_utils.is_tracing
-_recording = threading.local()
-
-
-def _is_tracing_or_recorded(tensor: Any = None) -> bool:
-    if getattr(_recording, "now", False):
-        return True
-    found: bool = _is_tracing(tensor)
-    return found
-
-
-@contextmanager
-def _masks_as_traced() -> Iterator[None]:
-    for name, module in list(sys.modules.items()):
-        known = vars(module) if name.startswith("transformers.") else {}
-        if known.get("is_tracing") is _is_tracing:
-            known["is_tracing"] = _is_tracing_or_recorded
-    _recording.now = True
-    try:
-        yield
-    finally:
-        _recording.now = False
 
 
 class _Loss(nn.Module):
@@ -110,10 +67,9 @@ class HotloopTrainer(Trainer):  # type: ignore[misc]
         """Loss of a batch, its gradients added; as ``Trainer.training_step``."""
 
         def plain() -> torch.Tensor:
-            with _masks_as_traced():
-                loss: torch.Tensor = super(HotloopTrainer, self).training_step(
-                    model, inputs, num_items_in_batch
-                )
+            loss: torch.Tensor = super(HotloopTrainer, self).training_step(
+                model, inputs, num_items_in_batch
+            )
             return loss
 
         self._hotloop_refusal = self._refusal(model)

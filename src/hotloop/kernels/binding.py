@@ -423,6 +423,19 @@ PoolBackwardCall = structure(
     num_threads=int64,
 )
 function("hotloop_pool_backward", pool=pointer("const PoolBackwardCall"))
+PoolPlanesCall = structure(
+    "PoolPlanesCall",
+    """The maximum of each window of dense planes, and its index in its plane: as torch's operator.
+
+    Input and output are dense, [n, c, h, w]; each window has a pixel inside. The first of equal
+    values stays, and the last NaN wins.""",
+    windows=value(Windows),
+    input=pointer("const float"),
+    output=pointer("float"),
+    indices=pointer("int64_t"),
+    num_threads=int64,
+)
+function("hotloop_pool_planes", pool=pointer("const PoolPlanesCall"))
 
 ConvolutionShape = structure(
     "ConvolutionShape",

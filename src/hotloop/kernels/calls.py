@@ -283,6 +283,24 @@ def max_pool_gradient(
     return Call("hotloop_pool_backward", arguments, gradient, argmax, out)
 
 
+def pool_planes(
+    x: Tensor,
+    out: Tensor,
+    indices: Tensor,
+    *,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    num_threads: int = 1,
+) -> Call:
+    """``out``, int64 ``indices`` of ``max_pool2d_with_indices``, all dense: ``PoolPlanesCall``."""
+    windows = binding.Windows(*x.shape, *out.shape[2:], *kernel, *stride, *padding)
+    arguments = binding.PoolPlanesCall(
+        windows, address(x), address(out), address(indices), num_threads
+    )
+    return Call("hotloop_pool_planes", arguments, x, out, indices)
+
+
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,

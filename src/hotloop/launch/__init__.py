@@ -10,6 +10,10 @@ Inside the script's process:
     matmul    products by the fastest kernel
     optimizer Adam by the fused kernel
     updates   other rules by hotloop's kernel, where a choice says that it is faster
+    operators convolutions and poolings, where a choice says that hotloop's are faster
+              (operator_kernel: how one is taken over)
+    loaders   batches at once of recognised data sets (datasets) and straight ones (straight)
+              (row_index: what can be looked up)
     waits     time spent in DataLoaders
     session   counters; report and suggest at the end
 

@@ -21,7 +21,10 @@ from ..machine.numa import ALLOCATION_POLICIES
 from ..units import GIB, MIB, format_bytes
 from .settings import Settings
 
-NAMES = ("threads", "affinity", "numa", "allocator", "huge-pages", "matmul", "optimizer")
+NAMES = (
+    "threads", "affinity", "numa", "allocator", "huge-pages", "matmul", "optimizer", "operators",
+    "data",
+)  # fmt: skip
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # mallopt(3): parameter numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = "-1", "-2", "-3"
@@ -110,8 +113,12 @@ def decide(
                                   "oneDNN and hotloop, each shape timed", values),
         "optimizer": lambda: _switch("optimizer", "Adam by torch's fused kernel, other rules by "
                                      "hotloop's, where the script does not choose", values),
+        "operators": lambda: _switch("operators", "convolutions and max pooling by the faster of "
+                                     "torch and hotloop, each shape timed", values),
+        "data": lambda: _switch("data", "batches of recognised data sets by one look-up instead of "
+                                "sample by sample, where a DataLoader has no workers", values),
     }  # fmt: skip
-    values |= {"matmul": False, "optimizer": False}
+    values |= {"matmul": False, "optimizer": False, "operators": False, "data": False}
     changes = [
         Change(name, "left out", made=False) if name in options.off else way()
         for name, way in ways.items()

@@ -46,12 +46,13 @@ class Target:
 
 def argv(target: Target, num_ranks: int | None = None) -> list[str]:
     """The arguments of the interpreter, itself first; under torchrun with ``num_ranks``."""
-    own = ["-m", target.name] if target.is_module else [target.name]
+    module = ["-m"] if target.is_module else []
     if num_ranks is None:
-        return [sys.executable, *own, *target.args]
+        return [sys.executable, *module, target.name, *target.args]
+    # Behind "--" torchrun takes nothing for an abbreviation of an option of its own.
     return [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={num_ranks}", *own, *target.args,
+        f"--nproc-per-node={num_ranks}", *module, "--", target.name, *target.args,
     ]  # fmt: skip
 
 

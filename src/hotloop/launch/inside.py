@@ -133,6 +133,12 @@ def _after_torch(torch: Any, settings: Settings, session: Session | None) -> Non
             optimizer.install(fuse=settings.optimizer)
             if settings.optimizer:
                 _install_updates()
+        if settings.operators:
+            _install_operators()
+        if settings.data:
+            from . import loaders
+
+            loaders.install()
         router = _route(settings, loud=session is not None) if settings.matmul else None
         if session is not None:
             session.after_torch(router)
@@ -147,6 +153,15 @@ def _install_updates() -> None:
         from . import updates
 
         updates.install()
+
+
+def _install_operators() -> None:
+    from .. import kernels
+
+    if kernels.is_available():
+        from . import operators
+
+        operators.install()
 
 
 def _route(settings: Settings, *, loud: bool) -> ProductRouter | None:

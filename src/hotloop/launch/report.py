@@ -9,7 +9,7 @@ from ..monitor.optimization import Optimization
 from ..monitor.record import Record
 from ..units import format_bytes, format_rate, format_seconds, format_share
 
-FORMAT = 2
+FORMAT = 3
 # Shapes of products listed in the text; the JSON has all.
 _LISTED = 5
 
@@ -31,11 +31,13 @@ class RunReport(Record):
         minor_faults, major_faults: page faults without and with reading storage.
         voluntary_switches, involuntary_switches: context switches.
         data_wait_s: in getting batches from DataLoaders; ``None``: none was used.
-        batches: batches they gave. loader_workers: the most workers one had.
+        batches: batches they gave. batches_at_once: of them, those read by one look-up.
+        loader_workers: the most workers one had.
         update_s: in Adam's update, and in others that hotloop's kernel made; ``None``: not seen.
         updates: how many. fused_updates: how many of them by a kernel.
         product_s: in the routed matrix products. routed: whether products were routed at all.
         products: each shape, see ``ProductUse``, with ``flop_per_s``; the longest first.
+        operators: others that hotloop's kernels may make, see ``OperatorUse``.
         bfloat16: whether the processor multiplies in bfloat16; ``None``: not known.
         optimizations: what to try next.
     """
@@ -58,6 +60,7 @@ class RunReport(Record):
     involuntary_switches: int = 0
     data_wait_s: float | None = None
     batches: int = 0
+    batches_at_once: int = 0
     loader_workers: int | None = None
     update_s: float | None = None
     updates: int = 0
@@ -65,6 +68,7 @@ class RunReport(Record):
     product_s: float = 0.0
     routed: bool = False
     products: tuple[dict[str, Any], ...] = ()
+    operators: tuple[dict[str, Any], ...] = ()
     bfloat16: bool | None = None
     optimizations: tuple[Optimization, ...] = ()
     format: int = FORMAT
@@ -83,6 +87,8 @@ def report_text(report: RunReport) -> str:
         ("CPU", _cpu(report)),
         ("memory", _memory(report)),
         *_labelled("products", _products(report)),
+        *_labelled("operators", _operators(report)),
+        *_labelled("data", _data(report)),
         *_labelled("next", [_suggestion(o) for o in report.optimizations]),
     ]
     return "\n".join([title, *(f"  {label:<9} {text}" for label, text in rows)])
@@ -139,6 +145,20 @@ def _products(report: RunReport) -> list[str]:
         seconds = sum(use["seconds"] for use in more)
         lines.append(f"{len(more)} more shapes, {format_seconds(seconds)}")
     return lines
+
+
+def _operators(report: RunReport) -> list[str]:
+    return [
+        f"{use['name']}: {use['taken']:,} of {use['calls']:,} by hotloop's kernel"
+        + (f", {format_seconds(use['saved_s'])} saved" if use["saved_s"] else "")
+        for use in report.operators
+    ]
+
+
+def _data(report: RunReport) -> list[str]:
+    if not report.batches_at_once:
+        return []
+    return [f"{report.batches_at_once:,} of {report.batches:,} batches by one look-up"]
 
 
 def _suggestion(optimization: Optimization) -> str:

@@ -112,8 +112,11 @@ class Session:
         return dataclasses.replace(found, optimizations=suggest(found))
 
     def _of_torch(self) -> dict[str, Any]:
+        import dataclasses
+
         import torch
 
+        from . import loaders, operators
         from .optimizer import updates
         from .waits import waits
 
@@ -124,6 +127,7 @@ class Session:
             "num_threads": torch.get_num_threads(),
             "data_wait_s": waits.seconds if seen else None,
             "batches": waits.batches,
+            "batches_at_once": loaders.reads.at_once,
             "loader_workers": waits.num_workers,
             "update_s": updates.seconds if updates.calls else None,
             "updates": updates.calls,
@@ -131,6 +135,7 @@ class Session:
             "product_s": sum(p.seconds for p in used),
             "routed": self._router is not None,
             "products": tuple(_row(p) for p in used),
+            "operators": tuple(dataclasses.asdict(u) for u in operators.uses() if u.calls),
         }
 
 

@@ -29,7 +29,8 @@ class Settings:
         cpu_ids: CPUs of each rank (one entry without ranks); empty: left to the kernel.
         numa_policy: ``"default"``: left. numa_nodes: nodes of each rank.
         mallopt: glibc's ``mallopt`` parameters by number.
-        matmul: route products. optimizer: fused Adam.
+        matmul: route products. optimizer: fused Adam. operators: take convolutions and poolings
+            over. data: read batches at once.
         fingerprint: of the machine. usable_cpus: threads that run at once on it.
         bfloat16: whether it multiplies bfloat16; ``None``: not known.
         report: print the report. report_path: write it there as JSON.
@@ -48,6 +49,8 @@ class Settings:
     mallopt: dict[str, int] = field(default_factory=dict)
     matmul: bool = False
     optimizer: bool = False
+    operators: bool = False
+    data: bool = False
     fingerprint: str | None = None
     usable_cpus: int | None = None
     bfloat16: bool | None = None

@@ -20,7 +20,7 @@ import torch
 
 from ..kernels import calls
 from ..kernels.binding import UpdateRule
-from ..step.updates import KINDS
+from ..kernels.update_kinds import UPDATE_KINDS as KINDS
 from .choice import Choice
 from .optimizer import are_plain, updates
 

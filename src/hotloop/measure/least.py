@@ -15,6 +15,8 @@ from .turns import Turns
 
 ROUNDS = 9
 LIMIT_S = 0.5
+# So many times the fastest's seconds, and more rounds would not change the order.
+_CLEAR = 1.5
 
 
 class Timing(NamedTuple):
@@ -37,6 +39,7 @@ def least_seconds(
     limit_s: float = LIMIT_S,
     clock: Callable[[], float] = now,
     waited: Callable[[], float] = waited_s,
+    until_clear: bool = False,
 ) -> Timing:
     """The least seconds of one call of each, in turn, after one call each to warm up.
 
@@ -48,6 +51,8 @@ def least_seconds(
         calls: what to time, by name. repeats: calls within one reading of the clock.
         rounds: ends after so many quiet ones. limit_s: ends it in any case, after one round.
         clock, waited: see ``Turns``.
+        until_clear: whether a quiet round in which one is far ahead is enough: the times of the
+            others are not asked for.
     """
     quiet: dict[str, list[float]] = {name: [] for name in calls}
     disturbed: dict[str, list[float]] = {name: [] for name in calls}
@@ -57,5 +62,13 @@ def least_seconds(
             (quiet if turn.quiet else disturbed)[name] += turn.seconds
         if all(len(times) >= rounds for times in quiet.values()):
             break
+        if until_clear and _is_clear([min(times, default=0.0) for times in quiet.values()]):
+            break
     least = {name: min(quiet[name] or disturbed[name], default=math.inf) for name in calls}
     return Timing(least, all(quiet.values()))
+
+
+def _is_clear(least_s: list[float]) -> bool:
+    """Whether one is far ahead of all others; 0: it had no quiet turn yet."""
+    first, *others = sorted(least_s)
+    return 0.0 < _CLEAR * first < min(others, default=0.0)

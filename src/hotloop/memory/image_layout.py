@@ -47,7 +47,7 @@ def preferred(model: nn.Module, x: Any, *, copies: bool = False) -> Callable[[An
     if not isinstance(x, torch.Tensor):
         return _as_it_is
     layout = adjacent if may_be_adjacent(model, x) else turned
-    if not _convolves(model, x) or (layout is turned and not copies):
+    if not _convolves(model, x) or (layout is turned and not (copies and _gains(model))):
         return _as_it_is
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     tensors |= dict(model.named_buffers())
@@ -85,6 +85,12 @@ class _Strides(TorchDispatchMode):
 def _convolves(model: nn.Module, x: torch.Tensor) -> bool:
     dense_images = x.dim() == 4 and len(x) > 0 and x[0].is_contiguous()
     return dense_images and any(isinstance(m, nn.Conv2d) for m in model.modules())
+
+
+def _gains(model: nn.Module) -> bool:
+    """Whether a convolution does more than cut an image into patches, as those of a ViT do."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return any(m.stride != m.kernel_size or m.kernel_size == (1, 1) for m in layers)
 
 
 def _as_it_is(x: Any) -> Any:

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import logging
 import random
 import sys
 import types
@@ -44,9 +45,13 @@ def preserved(*roots: Any) -> Iterator[None]:
         kept.add(root)
     kept.follow()
     kept.random_numbers()
+    # torch logs a traceback of each operation that shapes do not fit; who asks tells it in a line.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, log.disabled = log.disabled, True
     try:
         yield
     finally:
+        log.disabled = was_disabled
         for restore in reversed(kept.restores):
             with contextlib.suppress(Exception):  # What refuses must not keep the others.
                 restore()

@@ -92,7 +92,7 @@ class App:
     def gate(self, request: Request) -> None:
         """Refuse as early as can be; see ``ConnectionManager``."""
         method, path, headers = request.method, request.path, request.headers
-        if b"host" not in headers and request.keep_alive:
+        if b"host" not in headers and not request.is_old:
             raise Refusal(400, "a request must name its host", close=True)
         check_host(headers, self.options.allowed_hosts)
         tokens = self.options.tokens

@@ -17,7 +17,7 @@ import httptools
 
 from .connection_manager import ConnectionManager
 from .limits import Limits
-from .message import Refusal, Request, busy, head
+from .message import Refusal, Request, busy, head, split_target
 
 _NEVER = float("inf")
 _MAX_PIECES = 64
@@ -45,6 +45,8 @@ class Connection(asyncio.BufferedProtocol):
         "_held_bytes",
         "_in_headers",
         "_manager",
+        "_offers_upgrade",
+        "_owes_continue",
         "_parser",
         "_paused",
         "_pieces",
@@ -68,6 +70,8 @@ class Connection(asyncio.BufferedProtocol):
         self._active: Request | None = None  # The request that is being answered.
         self._queue: deque[Request] | None = None  # Whole requests behind it.
         self._request: Request | None = None  # The request whose body is being read.
+        self._offers_upgrade = False  # The headers that were read last do.
+        self._owes_continue = False  # The client asks before it sends its body.
         self._receiving = False  # From the first byte of a request to its last.
         self._in_headers = False
         self._fed_bytes = 0  # Since the last whole request.
@@ -160,10 +164,7 @@ class Connection(asyncio.BufferedProtocol):
             self._in_headers = True
         self._fed_bytes += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail(Refusal(400, "upgrades are not served", close=True))
-            return
+            self._parse(data)
         except httptools.HttpParserError as error:
             if isinstance(error, httptools.HttpParserCallbackError):
                 if not isinstance(error.__context__, _Stop):
@@ -182,6 +183,28 @@ class Connection(asyncio.BufferedProtocol):
             64 * limits.max_chunks
         ):
             self._fail(Refusal(413, "the request is too large", close=True))
+
+    def _parse(self, data: memoryview) -> None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                self._decline_upgrade()
+                data = data[offer.args[0] :]
+
+    def _decline_upgrade(self) -> None:
+        """Go on as if no other protocol had been offered (RFC 9110, 7.8): Java's client offers
+        HTTP/2. The parser took the end of the headers for the end of HTTP, so another one reads
+        them again, without the offer.
+        """
+        fields = [(k, v) for k, v in self._headers.items() if k != b"upgrade"]
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+        first = b"%b %b HTTP/%b\r\n" % (method, self._target, version)
+        top = first + b"".join([b"%b: %b\r\n" % field for field in fields]) + b"\r\n"
+        self._offers_upgrade = False
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(top)
 
     # --- the parser's side
 
@@ -231,14 +254,25 @@ class Connection(asyncio.BufferedProtocol):
         limits, headers = self._manager.limits, self._headers
         self._in_headers = False
         self._size = 0
-        path, _, query = self._target.partition(b"?")
-        request = Request(self, self._parser.get_method(), path, query, headers, self._started_s)
+        method, version = self._parser.get_method(), self._parser.get_http_version()
+        self._offers_upgrade = self._parser.should_upgrade() and method != b"CONNECT"
+        if self._offers_upgrade:
+            return
+        try:
+            host, path, query = split_target(self._target)
+        except Refusal as refusal:
+            self._raise(refusal)
+        if host is not None and b"host" in headers:
+            headers[b"host"] = host
+        request = Request(self, method, path, query, headers, self._started_s)
         request.keep_alive = self._parser.should_keep_alive() and not self._manager.draining
+        request.is_old = version == "1.0"
         self._request = request
         if self._active is None:
             self.due_at = time.monotonic() + limits.body_timeout_s
-        if self._parser.get_http_version() not in ("1.0", "1.1"):
+        if version not in ("1.0", "1.1"):
             self._raise(Refusal(505, "HTTP/1.1 is served", close=True))
+        self._check_framing(request)
         try:
             length = int(headers.get(b"content-length", b"0"))
         except ValueError:
@@ -254,9 +288,26 @@ class Connection(asyncio.BufferedProtocol):
                 self._raise(refusal)
             self._refusal = refusal
         else:
-            if headers.get(b"expect", b"").lower() == b"100-continue" and self._active is None:
-                assert self._transport is not None
-                self._transport.write(_CONTINUE)
+            if headers.get(b"expect", b"").lower() == b"100-continue" and not request.is_old:
+                self._owes_continue = True
+                self._continue()
+
+    def _check_framing(self, request: Request) -> None:
+        """Refuse a body of which nobody can say where it ends, or that comes encoded."""
+        coding = request.headers.get(b"transfer-encoding")
+        if request.method == b"CONNECT":
+            self._raise(Refusal(405, "this is no proxy", close=True))
+        if coding is not None and request.is_old:
+            self._raise(Refusal(400, "HTTP/1.0 has no Transfer-Encoding", close=True))
+        if coding is not None and coding.lower() != b"chunked":
+            self._raise(Refusal(501, "the only Transfer-Encoding is chunked", close=True))
+
+    def _continue(self) -> None:
+        """Ask for the body, once it is its turn: not in the middle of an earlier answer."""
+        if self._owes_continue and self._active is None and not self._queue:
+            self._owes_continue = False
+            assert self._transport is not None
+            self._transport.write(_CONTINUE)
 
     def on_chunk_header(self) -> None:
         """A part of a chunked body begins."""
@@ -287,11 +338,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self._offers_upgrade:
+            return
         request = self._request
         assert request is not None
         self._request = None
         self._fed_bytes = 0
-        self._receiving = False
+        self._receiving = self._owes_continue = False
         if self._pieces:
             self._body = b"".join([self._body, *self._pieces])
             self._pieces = None
@@ -323,7 +376,8 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         assert transport is not None
         keep = request.keep_alive and not self._manager.draining
-        first = head(status, len(body), content_type, headers, keep_alive=keep)
+        is_old = request.is_old
+        first = head(status, len(body), content_type, headers, keep_alive=keep, is_old=is_old)
         if request.method == b"HEAD":
             body = b""
         if transport.is_closing():
@@ -343,6 +397,7 @@ class Connection(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_soon(self._next)
             return
         self._set_due()
+        self._continue()
 
     def _enqueue(self, request: Request) -> None:
         self._manager.unanswered += 1

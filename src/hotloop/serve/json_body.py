@@ -8,6 +8,7 @@ import orjson
 
 from .message import Refusal
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 lets a reader skip it; PowerShell writes it.
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
@@ -21,7 +22,7 @@ def parse_json(body: bytes | bytearray | memoryview, *, max_depth: int, max_valu
     Raises:
         Refusal: 400, with the place where it stops being JSON; 413 for too many values.
     """
-    body = bytes(body)
+    body = bytes(body).removeprefix(_BYTE_ORDER_MARK)
     values = body.count(b",") + body.count(b"[") + body.count(b"{") + 1
     if values > max_values:
         raise Refusal(413, f"the JSON has more than {max_values} values", reason="json values")

@@ -75,6 +75,7 @@ class Request:
     Attributes:
         method, path, query: of the request line; the path is not decoded.
         headers: names in lower case.
+        is_old: the client speaks HTTP/1.0: a connection is kept only where it asked for that.
         body: all of it.
         arrived_s: monotonic seconds at which its first byte came, see ``ConnectionManager``.
         on_whole: called with it once its body is whole, or will not be.
@@ -89,6 +90,7 @@ class Request:
         "error",
         "handler",
         "headers",
+        "is_old",
         "keep_alive",
         "method",
         "on_gone",
@@ -108,6 +110,7 @@ class Request:
         self.arrived_s = arrived_s
         self.body: bytes | bytearray = b""
         self.keep_alive = True
+        self.is_old = False
         self.error: Refusal | None = None
         self.answered = False
         self.on_whole: Callable[[Request], None] | None = None
@@ -153,10 +156,39 @@ def head(
     headers: Sequence[tuple[bytes, bytes]],
     *,
     keep_alive: bool,
+    is_old: bool = False,
 ) -> bytes:
-    """Status line and headers of an answer."""
+    """Status line and headers of an answer; ``is_old``: to an HTTP/1.0 client.
+
+    HTTP/1.1 keeps a connection unless told otherwise, HTTP/1.0 closes it (RFC 9112, 9.3).
+    """
     more = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    if keep_alive:
+        last = b"connection: keep-alive\r\n\r\n" if is_old else b"\r\n"
+    else:
+        last = b"connection: close\r\n\r\n"
     return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b" % (
-        _STATUS_LINES[status], _FIXED, content_type, length, more,
-        b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
+        _STATUS_LINES[status], _FIXED, content_type, length, more, last,
     )  # fmt: skip
+
+
+def split_target(target: bytes) -> tuple[bytes | None, bytes, bytes]:
+    """Host, path and query of a request's target.
+
+    Clients of a proxy send the whole address; its host then stands before that of the ``Host``
+    field (RFC 9112, 3.2.2). ``None``: the target is a path alone.
+
+    Raises:
+        Refusal: the address is of no server.
+    """
+    host: bytes | None = None
+    if not target.startswith(b"/") and b"://" in target:
+        scheme, _, rest = target.partition(b"://")
+        at = min(at for at in (rest.find(b"/"), rest.find(b"?"), len(rest)) if at >= 0)
+        host, target = rest[:at], rest[at:]
+        if scheme.lower() not in (b"http", b"https") or not host or b"@" in host:
+            raise Refusal(400, "the target of the request is no address of a server", close=True)
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    path, _, query = target.partition(b"?")
+    return host, path, query

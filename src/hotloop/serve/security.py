@@ -112,13 +112,14 @@ def check_host(headers: dict[bytes, bytes], allowed: frozenset[bytes] | None) ->
     """Keep pages of other sites away from a server that trusts this machine.
 
     A page can send requests to the loopback interface from a visitor's browser. Its own name is
-    then in ``Origin``, or, where it has made its name point here, in ``Host``.
+    then in ``Origin``, or, where it has made its name point here, in ``Host``. Probes of load
+    balancers in HTTP/1.0 name no host; a browser always does.
 
     Raises:
         Refusal: the host is not one of ``allowed``, or the request comes from another site's page.
     """
     host = headers.get(b"host", b"")
-    if allowed is not None and host_name(host) not in allowed:
+    if allowed is not None and b"host" in headers and host_name(host) not in allowed:
         raise Refusal(421, "the server is not known by this name", reason="host")
     origin = headers.get(b"origin")
     if origin is not None and origin.partition(b"://")[2].lower() != host.strip().lower():

@@ -281,7 +281,7 @@ def _outputs(
     default = parameters.get("binary_data_output", False)
     if type(default) is not bool:
         raise Refusal(400, "binary_data_output must be true or false")
-    if "outputs" not in document:
+    if document.get("outputs") in (None, []):  # Clients say "all of them" in three ways.
         return None, default
     asked: list[tuple[str, bool]] = []
     for tensor in _tensors(document, "outputs"):
@@ -303,10 +303,10 @@ def _outputs(
 
 def _timeout_s(parameters: dict[str, Any]) -> float | None:
     micros = parameters.get("timeout")
-    if micros is None:
+    if micros is None or (type(micros) is int and micros == 0):
         return None
     if type(micros) is not int or not 0 < micros < 2**53:
-        raise Refusal(400, "timeout must be a number of microseconds above 0")
+        raise Refusal(400, "timeout must be a number of microseconds, 0 for none")
     return micros / 1e6
 
 

@@ -42,11 +42,12 @@ class Batch:
         tensors: all of them, in order; a ``share`` that is a tensor comes last.
     """
 
-    __slots__ = ("_count", "_structure", "share", "tensors", "x", "y")
+    __slots__ = ("_count", "_key", "_structure", "share", "tensors", "x", "y")
 
     def __init__(self, x: Any, y: Any = NO_TARGET, share: float | torch.Tensor = 1.0) -> None:
         self.x, self.y, self.share = x, y, share
         self._structure: Structure | None = None
+        self._key: Any = None
         self._count: int | None = _UNKNOWN
         if type(x) is torch.Tensor and type(y) is torch.Tensor:
             self.tensors: list[torch.Tensor] = [x, y]
@@ -135,7 +136,12 @@ class Batch:
         return loss_fn(answer) if self.y is NO_TARGET else loss_fn(answer, self.y)
 
     def key(self) -> Any:
-        """What batches of one program have alike."""
+        """What batches of one program have alike, as it was when it was first asked for."""
+        if self._key is None:
+            self._key = self._made_key()
+        return self._key
+
+    def _made_key(self) -> Any:
         if self._structure is None and len(self.tensors) == 2:
             x, y = self.tensors
             if _is_usual(x) and _is_usual(y):

@@ -18,6 +18,7 @@ from torch import fx
 from ..graph import drawing, operators
 from ..graph.aten import writes
 from ..graph.from_recording import RecordedGraph
+from ..graph.nodes import remove_dead
 from ..graph.recording import NotRecordable
 from .update_nodes import alike, weight_nodes
 
@@ -141,7 +142,7 @@ def _written(node: Any) -> list[Any]:
 def _hand_over(recorded: RecordedGraph) -> list[Part]:
     """Let the graph give the loss and what it hands over, factors where they are smaller."""
     graph: Any = recorded.graph.graph
-    graph.eliminate_dead_code()  # Else views that nobody reads count as users of a product.
+    remove_dead(graph)  # Else views that nobody reads count as users of a product.
     weights = weight_nodes(graph)
     (end,) = (n for n in graph.nodes if n.op == "output")
     results: list[Any] = [recorded.loss]
@@ -160,7 +161,7 @@ def _hand_over(recorded: RecordedGraph) -> list[Part]:
                 results += factors
                 parts.append(Part(tuple(tuple(f.meta["val"].shape) for f in factors)))
     end.args = (tuple(results),)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     recorded.graph.recompile()
     return parts
 

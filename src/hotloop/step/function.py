@@ -69,7 +69,7 @@ class FunctionStep:
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recorded = self._recorded
-        if recorded is None:
+        if recorded is None or recorded.given_up is not None:
             return _detached(self.function(*args, **kwargs))
         tensors, structure = flatten((args, kwargs))
         key = structure, key_of(tensors)

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..graph.recording import NotRecordable
 from .check import refuse_hidden
-from .guards import Guards
+from .guards import Guards, optimizer_parts
 from .guards_reach import Reach
 from .guards_tensors import global_watches, optimizer_watches, tensor_watch
 from .guards_watch import MISSING, PLAIN, Label, NamedWatch, difference
@@ -145,7 +145,7 @@ class FunctionGuards(Guards):
         self.tensors = [tensor for tensor, _, _ in reach.tensors.values()]
         self.optimizers, self.schedulers = reach.optimizers, reach.schedulers
         self._arrays = [(what, a, _digest(a)) for what, a in reach.arrays if not a.dtype.hasobject]
-        self._groups = [(o, o.param_groups) for o in reach.optimizers]
+        self._groups = [optimizer_parts(o) for o in reach.optimizers]
         self.refusal = reach.refusal or _refusal(reach)
         super()._adopt(reach)
 

@@ -63,7 +63,7 @@ class Markers:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         reason = _reason_plain(optimizer)
-        if len(args) > 1 or any(value is not None for value in kwargs.values()):
+        if any(value is not None for value in (*args[1:], *kwargs.values())):
             reason = f"{type(optimizer).__name__} makes a step with a closure"
         if reason is not None:
             self._refuse(reason)

@@ -9,6 +9,7 @@ import torch
 
 from ..graph import native, operators
 from ..graph.from_recording import RecordedGraph
+from ..graph.nodes import remove_dead
 from ..graph.recording import Marker, NotRecordable, Recording
 from .update_nodes import alike
 from .updates import Update
@@ -71,7 +72,7 @@ def add_function_updates(recorded: RecordedGraph, updates: dict[int, Update]) ->
         number = mark.args[0]
         _expand(recorded, mark, updates[number], states[number], control, base)
         base += len(updates[number].optimizer.param_groups)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     if recorded.movable:
         operators.fuse(recorded.graph)
     recorded.graph.recompile()

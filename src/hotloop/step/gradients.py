@@ -74,7 +74,7 @@ class GradientStep:
         """
         recorded = self._recorded
         with self._arena:
-            if recorded is None:
+            if recorded is None or recorded.given_up is not None:
                 return plain()
             batch = Batch(x)
             key = batch.key()

@@ -10,10 +10,17 @@ from torch import nn
 
 from .. import kernels
 from .guards_memory import Block, Word, tensor_block
+from .guards_ran import Ran
 from .guards_reach import Reach
 from .guards_settings import PythonState, difference_of_settings, torch_settings
 from .guards_tables import BlockTable, WordTable
-from .guards_tensors import TensorWatch, global_watches, optimizer_watches, tensor_watch
+from .guards_tensors import (
+    TensorWatch,
+    global_watches,
+    optimizer_watches,
+    own_step,
+    tensor_watch,
+)
 from .guards_watch import Label, NamedWatch, Watch
 
 __all__ = ["Guards", "PythonState"]
@@ -31,6 +38,7 @@ class Guards:
 
     Attributes:
         generators: generators of random numbers that model and loss reach, with their places.
+        iterators: places of iterators that their code names: a step may take the next value.
     """
 
     def __init__(
@@ -39,20 +47,25 @@ class Guards:
         loss_fn: Callable[..., Any],
         optimizer: torch.optim.Optimizer,
         extra: Sequence[torch.Tensor] = (),
+        ran: Ran | None = None,
     ) -> None:
         """Take the snapshot.
 
         Args:
+            ran: code that ran in the step; what other code names does not count. ``None``: what
+                all code names counts that the step may reach.
             extra: tensors that the recording took for constant, beside those that are found in
                 attributes, closures and globals: a change of their values counts.
         """
         self._parts = model, loss_fn, optimizer, tuple(extra)
-        self._groups = [(optimizer, optimizer.param_groups)]
+        self.ran = ran
+        self._groups = [optimizer_parts(optimizer)]
         self._take()
 
     def _take(self) -> None:
         self._settings = torch_settings()
         self.generators: list[tuple[str, Any]] = []
+        self.iterators: list[str] = []
         self._watches: list[Watch] = []
         self._adopt(self._reach())
 
@@ -60,8 +73,9 @@ class Guards:
         """What has changed since the snapshot, in one line; ``None``: nothing that counts."""
         if torch_settings() != self._settings:
             return difference_of_settings(self._settings, torch_settings())
-        if self._groups_changed():
-            return "optimizer parameter groups changed"
+        message = self._optimizers_changed()
+        if message is not None:
+            return message
         described = self._blocks.first_changed()
         if described is not None:
             message = self._check([described, *self._watches])
@@ -109,16 +123,22 @@ class Guards:
         """The same answer, by comparing each value; slow."""
         if torch_settings() != self._settings:
             return difference_of_settings(self._settings, torch_settings())
-        if self._groups_changed():
-            return "optimizer parameter groups changed"
+        message = self._optimizers_changed()
+        if message is not None:
+            return message
         return self._check(self._watches)
 
-    def _groups_changed(self) -> bool:
-        return any(optimizer.param_groups is not groups for optimizer, groups in self._groups)
+    def _optimizers_changed(self) -> str | None:
+        for optimizer, groups, step in self._groups:
+            if optimizer.param_groups is not groups:
+                return "optimizer parameter groups changed"
+            if own_step(optimizer) is not step:
+                return "the optimizer's step was replaced"
+        return None
 
     def _reach(self) -> Reach:
         model, loss_fn, optimizer, extra = self._parts
-        reach = Reach()
+        reach = Reach(self.ran)
         reach.module(model, "")
         if isinstance(loss_fn, nn.Module):
             reach.module(loss_fn, "loss_fn")
@@ -154,7 +174,7 @@ class Guards:
 
     def _adopt(self, reach: Reach) -> None:
         self._watches = reach.watches
-        self.generators = reach.generators
+        self.generators, self.iterators = reach.generators, reach.iterators
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -180,3 +200,8 @@ class Guards:
             else:
                 words.append((watch, found))
         self._words, self._blocks = WordTable(words), BlockTable(blocks)
+
+
+def optimizer_parts(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, Any, Any]:
+    """An optimizer, its groups, and the step that it has in place of its class's, if it has."""
+    return optimizer, optimizer.param_groups, own_step(optimizer)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections import deque
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -94,7 +94,7 @@ def dict_watch(values: dict[Any, Any], key: str, say: Say) -> Watch:
     """All that is in a dict, and its order."""
     return Watch(
         key,
-        lambda: dict(values),
+        lambda: held_in(values),
         say,
         lambda: memory.dict_words(values),
         ordered=True,
@@ -105,10 +105,18 @@ def dict_watch(values: dict[Any, Any], key: str, say: Say) -> Watch:
 # ---- Containers ----------------------------------------------------------------------------------
 
 
+def held_in(value: dict[Any, Any]) -> dict[Any, Any]:
+    """What a dict holds, whatever its class makes of it: some import modules when they are read."""
+    if type(value) is dict:
+        return value.copy()
+    kind = OrderedDict if isinstance(value, OrderedDict) else dict
+    return dict(kind.items(value))
+
+
 def pieces_of(value: Any) -> dict[Any, Any]:
     """The items of a container by key or index; of a set and of bytes: all in one."""
     if isinstance(value, dict):
-        return dict(value)
+        return held_in(value)
     if isinstance(value, list | deque):
         return dict(enumerate(list(value)))
     if isinstance(value, set):
@@ -127,10 +135,11 @@ def container_watch(value: Any, label: Label) -> Watch | None:
         return _array_watch(value, key, say)
     if not isinstance(value, list | dict | set | deque | bytearray):
         return None
-    if len(value) > _MOST_ITEMS:
+    length: Callable[[Any], int] = dict.__len__ if isinstance(value, dict) else len
+    if length(value) > _MOST_ITEMS:
         return Watch(
             key,
-            lambda: {"": len(value)},
+            lambda: {"": length(value)},
             lambda _, old, new: difference(f"length of {label}", old, new),
             lambda: None,
             alive=(value,),

@@ -8,7 +8,7 @@ import functools
 import random
 import sys
 import types
-from collections import deque
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,11 +20,13 @@ from .guards_code import (
     DYNAMIC,
     file_of,
     is_users_class,
+    is_users_file,
     is_users_function,
     is_users_module,
     names_of,
 )
 from .guards_code_places import Named, cell_watch, class_watch, function_watch
+from .guards_outside import ENVIRONMENT, environment_watch, is_taken_from, outside_watch
 from .guards_places import (
     container_watch,
     module_watches,
@@ -32,6 +34,7 @@ from .guards_places import (
     slots_of,
     slots_watch,
 )
+from .guards_ran import Ran
 from .guards_watch import MISSING, PLAIN, PROXIES, Label, Watch
 
 # Objects in objects that are followed so far, and items of one container.
@@ -39,7 +42,9 @@ _DEEPEST = 8
 GENERATORS = (
     random.Random, numpy.random.Generator, numpy.random.RandomState, torch.Generator,
 )  # fmt: skip
-_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+_NAMESPACES = (
+    types.SimpleNamespace, argparse.Namespace, UserDict, UserList, ChainMap,
+)  # fmt: skip
 _METHODS = (types.FunctionType, property, classmethod, staticmethod, functools.cached_property)
 # Of a class whose instances are there already: not run in a step.
 _NOT_RUN = frozenset(
@@ -56,16 +61,25 @@ _FORWARD = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
 class Reach:
     """What model, loss and functions reach, as watches.
 
+    Args:
+        ran: code that ran in the step (``guards_ran``): only this is followed. As long as all that
+            it names is as it was, the same code runs again. ``None``: whatever may run is followed.
+
     Attributes:
         watches: in an order that is the same for the same model.
         tensors: with a label, and whether it is a parameter or buffer.
         generators: of random numbers, by the place where they were found.
+        iterators: places that code names.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ran: Ran | None = None) -> None:
+        self._ran = ran
+        self._followed: set[int] = set()
         self.watches: list[Watch] = []
         self.tensors: dict[int, tuple[torch.Tensor, str, bool]] = {}
         self.generators: list[tuple[str, Any]] = []
+        self.iterators: list[str] = []
+        self._taken: list[Label] = []
         self._keys: set[str] = set()
         self._seen: dict[int, Any] = {}
         self._functions: deque[types.FunctionType] = deque()
@@ -89,8 +103,17 @@ class Reach:
         """Follow the code until it names nothing new."""
         while self._follow_functions() + self._follow_methods() + self._follow_names():
             pass
+        if self._follow_code():
+            while self._follow_functions() + self._follow_methods() + self._follow_names():
+                pass
         for named in self._named.values():
             self.add(named.watch(whole=self._counts_whole(named)))
+        if not ENVIRONMENT.isdisjoint(self._attributes):
+            self.add(environment_watch())
+        for label in self._taken:  # All attributes of a module are followed.
+            name = label.path.rpartition(".")[2].partition("[")[0]
+            if label.kind != "attribute" or name in self._attributes:
+                self.iterators.append(str(label))
 
     # ---- Values ------------------------------------------------------------------------------
 
@@ -117,6 +140,8 @@ class Reach:
             if is_users_class(value):
                 self._called.add(value)
                 self._class(value)
+        elif is_taken_from(value) and not is_users_class(type(value)):
+            self._taken.append(label)
         elif depth <= _DEEPEST:
             return self._contents(value, label, depth)
         return False
@@ -125,7 +150,7 @@ class Reach:
         if isinstance(value, tuple):
             return self._pieces(dict(enumerate(value)), label.item, depth)
         known = id(value) in self._seen
-        watch = container_watch(value, label)
+        watch = container_watch(value, label) or outside_watch(value, label)
         if watch is not None and self._is_new(value):
             self.add(watch)
             for name, item in list(watch.kept.items()):
@@ -230,7 +255,8 @@ class Reach:
 
     def function(self, function: types.FunctionType) -> None:
         """Follow what a function's code names, where it is the user's."""
-        if self._is_new(function):
+        runs = self._ran is None or id(function.__code__) in self._ran
+        if runs and self._is_new(function):
             self._functions.append(function)
 
     def _follow_functions(self) -> int:
@@ -248,23 +274,37 @@ class Reach:
         values = function.__globals__
         file, called = file_of(values), function.__qualname__.replace("<locals>.", "")
         what = f"function {called} of {file}"
-
         watch = self.add(function_watch(function, what))
+        own = Named(function, vars(function), Label("attribute", "", f"of {what}"), 1, True)
+        self._named.setdefault(id(function), own)
         defaults = Label("default value", "", f"of {what}")
         for name in ("default values", "default values by keyword"):
             if watch.kept[name] and self.value(watch.kept[name], defaults):
                 watch.expanded.add(name)
-        names = names_of(function.__code__)
-        self._attributes |= names.attributes | (names.read & DYNAMIC)
-        named = self._names_in(values, values, file, by_attribute=False)
-        named.wanted.update(dict.fromkeys(sorted(names.read)))
-        for imported in sorted(names.imported):
-            if imported in sys.modules:
-                self.value(sys.modules[imported], Label("module", imported, ""))
+        self._code(function.__code__, values)
         for name, cell in zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=True
         ):
             self._cell(cell, name, called)
+
+    def _code(self, code: types.CodeType, values: dict[str, Any]) -> None:
+        """Follow what code names, run with these globals."""
+        self._followed.add(id(code))
+        names = names_of(code)
+        self._attributes |= names.attributes | (names.read & DYNAMIC)
+        named = self._names_in(values, values, file_of(values), by_attribute=False)
+        named.wanted.update(dict.fromkeys(sorted(names.read)))
+        for imported in sorted(names.imported):
+            if imported in sys.modules:
+                self.value(sys.modules[imported], Label("module", imported, ""))
+
+    def _follow_code(self) -> int:
+        """Follow code that ran and that no function which is reached has."""
+        found = [both for key, both in (self._ran or {}).items() if key not in self._followed]
+        for code, values in found:
+            if is_users_file(code.co_filename):
+                self._code(code, values)
+        return len(found)
 
     def _cell(self, cell: types.CellType, name: str, called: str) -> None:
         if name == "__class__" or not self._is_new(cell):
@@ -339,7 +379,8 @@ class Reach:
     def _follow_methods(self) -> int:
         followed = 0
         for (kind, name), value in list(self._methods.items()):
-            if name in self._attributes or kind in self._called or _is_run_unnamed(kind, name):
+            named = name in self._attributes or kind in self._called
+            if self._ran is not None or named or _is_run_unnamed(kind, name):
                 del self._methods[kind, name]
                 followed += 1
                 for part in ("fget", "fset", "__func__", "func"):

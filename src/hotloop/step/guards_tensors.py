@@ -12,7 +12,7 @@ from torch import nn
 
 from . import guards_memory as memory
 from .guards_places import hook_watch
-from .guards_watch import MISSING, NamedWatch, Say, Watch, difference
+from .guards_watch import MISSING, PLAIN, NamedWatch, Say, Watch, difference
 
 _WITH_GLOBAL_HOOKS = {
     "torch.nn.modules.module": "all modules",
@@ -40,6 +40,7 @@ def tensor_watch(tensor: torch.Tensor, what: str, *, is_constant: bool) -> Tenso
             "stride": stride_of(tensor),
             "gradient hook": _hooks(tensor, "_backward_hooks"),
             "hook after its gradient": _hooks(tensor, "_post_accumulate_grad_hooks"),
+            "attributes": tuple((k, v) for k, v in vars(tensor).items() if isinstance(v, PLAIN)),
         }
         return {**now, "version": version_of(tensor)} if is_constant else now
 
@@ -66,7 +67,8 @@ def tensor_watch(tensor: torch.Tensor, what: str, *, is_constant: bool) -> Tenso
                 if version is None:
                     return None
                 found = found + version
-        return found
+        attributes = memory.dict_words(vars(tensor))
+        return None if attributes is None else found + attributes
 
     return TensorWatch(f"tensor {what}", read, say, words, alive=(tensor,), tensor=tensor)
 
@@ -126,6 +128,14 @@ def optimizer_watches(optimizer: torch.optim.Optimizer) -> Iterator[Watch]:
         if isinstance(attributes.get(name), dict):
             kind = "step pre-hook" if "pre" in name else "step hook"
             yield hook_watch(attributes[name], kind, "the optimizer")
+
+
+def own_step(optimizer: torch.optim.Optimizer) -> Any:
+    """The step that an optimizer has in place of its class's; ``None``: it has that."""
+    step: Any = vars(optimizer).get("step")
+    while getattr(step, "_wrapped_by_lr_sched", False):  # A scheduler's, which only counts.
+        step = step.__wrapped__
+    return None if step is type(optimizer).step else step
 
 
 def _group_watches(group: dict[str, Any], what: str, say_group: Say) -> Iterator[Watch]:

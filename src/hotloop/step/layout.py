@@ -18,10 +18,14 @@ class Layout:
 
     Args:
         copies: see ``preferred``.
+
+    Attributes:
+        has_images: whether any batch had one.
     """
 
     def __init__(self, model: nn.Module, *, copies: bool) -> None:
         self._model, self._copies = model, copies
+        self.has_images = False
         self._of: Any = None
         self._laid_out: Callable[[torch.Tensor], torch.Tensor] | None = None
 
@@ -39,6 +43,7 @@ class Layout:
         return tree.map_tensors(lambda t: laid_out if t is image else t, x)
 
     def _image(self, image: torch.Tensor, x: Any) -> torch.Tensor:
+        self.has_images = True
         key = (image.shape[1:], image.stride()[1:])
         if key != self._of or self._laid_out is None:
             model = self._model if x is image else _OfImage(self._model, x, image)

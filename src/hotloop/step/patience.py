@@ -10,6 +10,7 @@ run goes on (the ski-rental rule). With sequences of sixty lengths most stay pla
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 # Shapes that are recorded when they first come: the batch, and the smaller one that ends an epoch.
@@ -30,6 +31,7 @@ class Patience:
     """
 
     steps: int | None = None
+    _of: Hashable = None
     _plain_s: float = 0.0
     _cost_s: float = 0.0
     _program_s: float = math.inf
@@ -43,19 +45,22 @@ class Patience:
         """
         return begun < _AT_ONCE or (self.steps is not None and seen >= self.steps)
 
-    def note_build(self, plain_s: float, overhead_s: float, build_s: float) -> None:
+    def note_build(
+        self, plain_s: float, overhead_s: float, build_s: float, of: Hashable = None
+    ) -> None:
         """A program was made.
 
         Args:
+            of: the shape; until the program's time is believed, no other one is looked at.
             plain_s: a plain step of this shape. overhead_s: recording one took more.
         """
-        if self.steps is None:
-            self._plain_s, self._cost_s = plain_s, 2 * overhead_s + build_s
+        if self.steps is None and (self._runs == 0 or of == self._of):
+            self._of, self._plain_s, self._cost_s = of, plain_s, 2 * overhead_s + build_s
             self._program_s, self._runs = math.inf, 0
 
-    def note_run(self, program_s: float) -> None:
-        """A step ran as the program that was made last."""
-        if self.steps is not None:
+    def note_run(self, program_s: float, of: Hashable = None) -> None:
+        """A step ran as the program of a shape."""
+        if self.steps is not None or of != self._of:
             return
         self._program_s, self._runs = min(self._program_s, program_s), self._runs + 1
         if self._runs == _RUNS:

@@ -27,9 +27,13 @@ from ..graph.program import Program
 from ..graph.recording import NotRecordable, Recorder, Recording
 from ..graph.rounding import covers, rounds_products
 from ..measure.clock import now
+from ..memory import TensorArena
+from . import libraries
 from .batch import Batch, refusal_of
+from .bound_state import BoundState
 from .check import refuse_hidden
 from .guards import Guards
+from .guards_ran import CodeRun, Ran, users
 from .guards_settings import PythonState
 from .operations import Operation, operations
 from .patience import Patience
@@ -50,6 +54,9 @@ _MOST_RECORDINGS = 4
 # Guards that failed, before a shape stays plain: something changes all the time.
 _MOST_CHANGES = 8
 _AUDIT_FACTOR = 8
+# Steps in a row that were looked at and stayed plain.
+_MOST_IN_VAIN = 16
+_OTHER_CODE = "other code runs in the step than when it was recorded"
 # Programs kept; the least recently used one goes.
 _MOST_PROGRAMS = 128
 _FEW_PROGRAMS = 8
@@ -81,6 +88,7 @@ class RecordedStep:
     Attributes:
         whole: whether a program makes the update too.
         reason: why the last step ran as it did.
+        given_up: why every step from now on is PyTorch's own, whatever its batch; ``None``: none.
         judge: says of a recording why it must not become a program; ``None``: nobody is asked.
     """
 
@@ -98,8 +106,8 @@ class RecordedStep:
     ) -> None:
         self.model, self.loss_fn, self.optimizer = model, loss_fn, optimizer
         self.num_threads = num_threads
-        self._outside = reason_outside(optimizer) or reason_of_weights(optimizer)
-        self.whole = whole and self._outside is None
+        self._may_be_whole = whole
+        self._judge_optimizer()
         self._autocast = autocast
         self._rounds = autocast and rounds_products()
         self.limits = clip_norm, clip_value
@@ -112,7 +120,17 @@ class RecordedStep:
         unbind = weakref.WeakMethod(self._unbind)
         self._block = Block(lambda: (unbind() or _nothing)())
         self._patience = Patience()
+        self.given_up: str | None = None
+        self._in_vain = 0
+        # Code of the user's that ran in any recording; ``None``: there was none yet.
+        self._ran: Ran | None = None
+        self._follows_all = False
+        self._last_guards: Guards | None = None
         self._find_tensors()
+
+    def _judge_optimizer(self) -> None:
+        self._outside = reason_outside(self.optimizer) or reason_of_weights(self.optimizer)
+        self.whole = self._may_be_whole and self._outside is None
 
     def _find_tensors(self) -> None:
         modules = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
@@ -245,7 +263,7 @@ class RecordedStep:
         tables = shape.update.rows(shape.steps_done, steps, rates)
         parts, began_s = [batch[n] for n in shape.batch_parts], now()
         losses = shape.program.run(parts, tables, steps)
-        self._patience.note_run((now() - began_s) / steps)
+        self._patience.note_run((now() - began_s) / steps, key)
         shape.update.advance(shape.steps_done, steps)
         shape.steps_done += steps
         shape.programs_run += steps
@@ -274,7 +292,7 @@ class RecordedStep:
                 total.copy_(weight.grad)
         parts, began_s = [batch[n] for n in shape.batch_parts], now()
         loss = shape.program.run(parts, sums_table().unsqueeze(0))[0]
-        self._patience.note_run(now() - began_s)
+        self._patience.note_run(now() - began_s, key)
         for weight, total, used in zip(
             self.weights, self._sums, shape.graph.gradients, strict=True
         ):
@@ -299,25 +317,35 @@ class RecordedStep:
         if not self._is_recorded_now(key):
             return plain(self._autocast)
         began_s = now()
-        self._make_room()
+        libraries.learn()
+        lends = not self._sums and self._block.size_bytes > 0
+        if lends:  # Programs stay as they are.
+            self._block.lend_pages()
+        else:
+            self._make_room()
         self._find_tensors()
         refusal = self._refusal_before(batch)
         if refusal is not None:
             self._refuse(shape, refusal)
             return plain(self._autocast)
+        guards = self._guards(shape)
+        if guards is not None and guards.iterators:
+            self._refuse(shape, f"a step may take the next value of {guards.iterators[0]}")
+            return plain(self._autocast)
         held = [(w, w.grad) for w in self.weights]
         for weight in self.weights:
             weight.grad = None
-        guards = Guards(self.model, self.loss_fn, self.optimizer)
-        state = PythonState(guards.generators)
+        state = PythonState(None if guards is None else guards.generators)
         recorder = Recorder({**self._tensors, "batch": batch.tensors})
         recorder.watch = state.changed if shape.draws else None
         # So many new objects would make the collector look through all old ones, again and again.
         collects = gc.isenabled()
         gc.disable()
+        code = CodeRun()
         called_s = now()
         try:
-            with recorder:
+            with recorder, code:
+                recorder.profile = code.look
                 loss = plain(self._autocast and not shape.rounds)
             returned_s = now()
             recording = recorder.recording
@@ -331,9 +359,10 @@ class RecordedStep:
                     None if w.grad is None else recorder.ref(w.grad) for w in self.weights
                 ]
             drawn = state.changed()
+            looks_closer = drawn is not None and not shape.draws
             shape.draws = drawn is not None
             refusal = refusal or drawn
-            change = guards.changed()
+            change = None if guards is None else guards.changed()
             if refusal is None and change is not None:
                 refusal = f"the step itself changes something: {change}"
         finally:
@@ -342,10 +371,42 @@ class RecordedStep:
             for weight, before in held:
                 if before is not None:
                     weight.grad = before if weight.grad is None else before.add_(weight.grad)
-        self._take(shape, recording, guards, refusal)
+        is_new = self._note_code(guards, code.ran)
+        if is_new and shape.is_fast and refusal is None:
+            self._forget(shape, _OTHER_CODE)
+        elif (is_new or looks_closer) and shape.recordings + 1 < _MOST_RECORDINGS:
+            # Another recording tells: whether what this code names stays, where numbers are drawn.
+            shape.recording, shape.recordings = recording, shape.recordings + 1
+            self.reason = RECORDING
+        else:
+            self._take(shape, recording, guards, refusal)
         shape.plain_s = returned_s - called_s - recorder.overhead_s
         shape.overhead_s = now() - began_s - shape.plain_s
+        if lends:
+            TensorArena().trim()
         return loss
+
+    def _guards(self, shape: Shape) -> Guards | None:
+        """A snapshot before a step that is recorded; ``None``: it shows which code runs first."""
+        if shape.guards is not None:
+            return shape.guards  # An audit: they were asked before it.
+        if self._ran is None and not self._follows_all:
+            return None
+        follows_all = self._follows_all or shape.recordings == _MOST_RECORDINGS - 1
+        ran, last = None if follows_all else self._ran, self._last_guards
+        if last is None or last.ran is not ran or last.changed() is not None:
+            self._last_guards = last = Guards(self.model, self.loss_fn, self.optimizer, ran=ran)
+        return last
+
+    def _note_code(self, guards: Guards | None, ran: Ran | None) -> bool:
+        """Note what ran in a step; whether code of the user's did that its guards do not follow."""
+        self._follows_all = self._follows_all or ran is None
+        known, found = self._ran or {}, users(ran or {})
+        if self._ran is None or not found.keys() <= known.keys():
+            self._ran = {**known, **found}
+        if guards is None or guards.ran is None:
+            return False
+        return ran is None or not found.keys() <= guards.ran.keys()
 
     def leave_out(self, plain: Callable[[bool], torch.Tensor], reason: str) -> torch.Tensor:
         """Run forward and backward as PyTorch makes them; nothing is recorded."""
@@ -360,14 +421,26 @@ class RecordedStep:
             self._shapes.popitem(last=False)
         if shape.refusal is not None:
             self.reason = shape.refusal
+            self._note_in_vain()
             return False
         begun = sum(other.begun for other in self._shapes.values())
         if not shape.begun and not self._patience.allows(shape.seen, begun):
             shape.seen += 1
             self.reason = WAITING
+            self._note_in_vain()
             return False
         shape.begun = True
+        self._in_vain = 0
         return True
+
+    def _note_in_vain(self) -> None:
+        """A step was looked at and runs plain: after so many, and no program, none is looked at."""
+        self._in_vain += 1
+        if self._in_vain < _MOST_IN_VAIN or self._patience.steps is not None:
+            return
+        begun = [shape for shape in self._shapes.values() if shape.begun]
+        if begun and all(shape.refusal is not None for shape in begun):
+            self.given_up = self.reason = str(begun[0].refusal)
 
     def _make_room(self) -> None:
         """Let a plain step have the memory of programs and sums; they are made again after it.
@@ -412,7 +485,7 @@ class RecordedStep:
         return "a parameter"
 
     def _take(
-        self, shape: Shape, recording: Recording, guards: Guards, refusal: str | None
+        self, shape: Shape, recording: Recording, guards: Guards | None, refusal: str | None
     ) -> None:
         """A recording: the first of a shape, one that confirms it, or one that differs."""
         before, shape.recording = shape.recording, recording
@@ -444,11 +517,22 @@ class RecordedStep:
     def _forget(self, shape: Shape, change: str) -> None:
         """A guard failed: this step runs plain and the shape is recorded again."""
         self._drop(shape)
+        self._last_guards = None
         shape.recordings = 0
         shape.changes += 1
         self.reason = change
         if shape.changes >= _MOST_CHANGES:
             shape.refusal = f"{change}; so many things changed that the step stays plain"
+        if self._optimizer_changed():
+            for each in self._shapes.values():  # Programs of the other kind.
+                self._drop(each)
+                each.recordings = 0
+
+    def _optimizer_changed(self) -> bool:
+        """Whether another part of a step is to be a program: the optimizer's rule is another."""
+        before = self.whole
+        self._judge_optimizer()
+        return before != self.whole
 
     @staticmethod
     def _drop(shape: Shape) -> None:
@@ -464,15 +548,16 @@ class RecordedStep:
         Args:
             update_s: what the optimizer's own step took, which a program may make too.
         """
-        for shape in self._shapes.values():
+        for key, shape in self._shapes.items():
             guards, recording = shape.agreed, shape.recording
             if guards is not None and recording is not None:
                 shape.agreed = None
-                self._try_to_build(shape, recording, guards, update_s)
+                self._try_to_build(key, recording, guards, update_s)
 
     def _try_to_build(
-        self, shape: Shape, recording: Recording, guards: Guards, update_s: float
+        self, key: Any, recording: Recording, guards: Guards, update_s: float
     ) -> None:
+        shape = self._shapes[key]
         if self.whole:  # Programs leave no gradients either.
             for weight in self.weights:
                 weight.grad = None
@@ -480,7 +565,7 @@ class RecordedStep:
         try:
             self._build(shape, recording, guards)
             plain_s = shape.plain_s + (update_s if self.whole else 0.0)
-            self._patience.note_build(plain_s, shape.overhead_s, now() - began_s)
+            self._patience.note_build(plain_s, shape.overhead_s, now() - began_s, key)
         except (NotRecordable, RunError) as verdict:
             self._refuse(shape, str(verdict))
         except _NeedsAutocast:
@@ -530,18 +615,16 @@ class RecordedStep:
         Returns:
             Why that cannot be, or ``None``.
         """
-        known = self.optimizer.state
         addresses = [t.data_ptr() for tensors in self._tensors.values() for t in tensors]
         if shape.bound is not None:
-            identity, owned, then = shape.bound
-            same = identity == id(known) and then == addresses
-            if same and all(owner.get(name) is t for owner, name, t in owned):
-                return None
+            state, then = shape.bound
+            if then == addresses and (state is None or state.is_current()):
+                return None if state is None else state.uneven()
         if shape.update is None:
             if [kind_of(t) for t in self._sums] != [kind_of(w) for w in self.weights]:
                 self._sums = [sum_of(w) for w in self.weights]
             change = self._lower(shape, self._tensors, self._sums, written=[])
-            shape.bound = id(known), [], addresses
+            shape.bound = None, addresses
             return change
         try:
             with torch.no_grad():
@@ -550,17 +633,7 @@ class RecordedStep:
             return str(error)
         written = [*self.weights, *states]
         change = self._lower(shape, self._tensors, states, written, shape.counters)
-        held = {id(t) for t in (*states, *shape.counters)}
-        shape.bound = (
-            id(known),
-            [
-                (owner, name, value)
-                for owner in (known[w] for w in self.weights if w in known)
-                for name, value in owner.items()
-                if id(value) in held
-            ],
-            addresses,
-        )
+        shape.bound = BoundState([shape.update], [*states, *shape.counters]), addresses
         return change
 
     def _lower(

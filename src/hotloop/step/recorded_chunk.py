@@ -58,7 +58,8 @@ class RecordedChunk(RecordedStep):
         if shape.bound != self._addresses():
             shape.bound = self._addresses()
             # Nothing else changed since ``ready``: no code of the model ran.
-            shape.guards = Guards(self.model, self.loss_fn, self.optimizer)
+            ran = None if shape.guards is None else shape.guards.ran
+            shape.guards = Guards(self.model, self.loss_fn, self.optimizer, ran=ran)
 
     def is_refused(self, key: Any) -> bool:
         """Whether batches of a shape stay plain."""

@@ -24,6 +24,8 @@ from ..graph.ordering import inputs_written
 from ..graph.recording import Marker, NotRecordable, Recorder, Recording
 from ..measure.clock import now
 from ..memory.tree import Structure
+from . import libraries
+from .bound_state import BoundState
 from .effects import Effects
 from .function_guards import FunctionGuards
 from .function_markers import Markers
@@ -99,11 +101,16 @@ class RecordedFunction(RecordedStep):
         unbind = weakref.WeakMethod(self._unbind)
         self._block = Block(lambda: (unbind() or _nothing)())
         self._patience = Patience()
+        self.given_up: str | None = None
+        self._in_vain = 0
         self._optimizers: list[torch.optim.Optimizer] = []
         self._schedulers: list[LRScheduler] = []
         # Tensors that were there before a call and that it read; kept, so that ids stay theirs.
         self._live: list[torch.Tensor] = []
         self._numbers: dict[int, int] = {}
+
+    def _judge_optimizer(self) -> None:
+        """A function's optimizers are judged where they make their steps."""
 
     def _number(self, tensor: torch.Tensor) -> int:
         """The name of a tensor in all recordings."""
@@ -170,7 +177,7 @@ class RecordedFunction(RecordedStep):
         for marker in shape.markers[last + 1 :]:
             self._schedulers[marker.number].step()
         shape.programs_run += 1
-        self._patience.note_run(now() - began_s)
+        self._patience.note_run(now() - began_s, key)
         self.reason = _WHOLE
         facts: Facts = shape.recording.facts
         sources = {"result": results, "batch": batch, "live": self._live}
@@ -197,6 +204,7 @@ class RecordedFunction(RecordedStep):
         if not self._is_recorded_now(key):
             return plain()
         began_s = now()
+        libraries.learn()
         self._make_room()
         guards = FunctionGuards(self.function, values, self._optimizers)
         refusal = guards.refusal or _refusal_of_arguments(batch, guards.tensors)
@@ -355,15 +363,11 @@ class RecordedFunction(RecordedStep):
     def _rebind(self, shape: Shape) -> str | None:
         """Lower again where the state of an optimizer was replaced."""
         assert isinstance(shape, FunctionShape)
-        optimizers = [self._optimizers[number] for number in shape.updates]
-        if shape.bound is not None:
-            identities, owned = shape.bound
-            same = identities == [id(o.state) for o in optimizers]
-            if same and all(owner.get(name) is t for owner, name, t in owned):
-                return None
+        if shape.bound is not None and shape.bound.is_current():
+            uneven: str | None = shape.bound.uneven()
+            return uneven
         states: list[torch.Tensor] = []
         counters: list[torch.Tensor] = []
-        owned = []
         for number, update in shape.updates.items():
             try:
                 with torch.no_grad():
@@ -374,10 +378,6 @@ class RecordedFunction(RecordedStep):
             states += mine
             counters += counts * times
             shape.done[number] = done, counts[0] if counts else None
-            held = {id(t) for t in (*mine, *counts)}
-            known = update.optimizer.state
-            for owner in (known[w] for w in update.weights if w in known):
-                owned += [(owner, name, t) for name, t in owner.items() if id(t) in held]
         assert shape.graph is not None
         tensors = {"live": self._live, "state": states}
         outside = [
@@ -385,7 +385,7 @@ class RecordedFunction(RecordedStep):
         ]
         shape.written = {t.untyped_storage()._cdata for t in outside}
         change = self._lower(shape, tensors, states, [*outside, *states], counters)
-        shape.bound = [id(o.state) for o in optimizers], owned
+        shape.bound = BoundState(shape.updates.values(), [*states, *counters])
         return change
 
 

@@ -181,7 +181,27 @@ class TrainStep:
                 larger than the micro-batch and cannot be cut, or its loss is not one of parts.
         """
         with self.arena:
+            if self._is_as_written:
+                return self._as_written(x, y)
             return self._one(Batch(x, y))
+
+    @property
+    def _is_as_written(self) -> bool:
+        """Whether it is settled that steps are PyTorch's own, with nothing around them."""
+        recorded = self._recorded
+        if recorded is None or recorded.given_up is None or self.micro_batch_size is not None:
+            return False
+        clips = self.clip_norm is not None or self.clip_value is not None
+        return not clips and self.between is None and not self._needs_closure
+
+    def _as_written(self, x: Any, y: Any) -> torch.Tensor:
+        """One step as a loop of the user's own would make it, next to nothing beside it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._layout is not None and self._layout.has_images:
+            x = self._layout(x)
+        loss = self._forward_backward(x, y, self.precision == "bfloat16")
+        self.optimizer.step()
+        return loss
 
     def _one(self, batch: Batch) -> torch.Tensor:
         losses = self._fast_steps(batch, 1, None)
@@ -322,6 +342,8 @@ class TrainStep:
         if self._cuda is not None:
             return 0 if self._cuda.first_is_plain else steps
         assert self._recorded is not None
+        if self._recorded.given_up is not None:
+            return 0
         return self._recorded.ready(batch.part(0, rows).key(), steps)
 
     def _first_of(self, batch: Batch, rates: list[list[float]] | None) -> torch.Tensor:
@@ -351,7 +373,7 @@ class TrainStep:
             self._rehearse(key, batch)
             if recorded.ready(key):
                 return recorded.add_gradients(key, batch.tensors, first=first)
-        placed = self._placed(batch)
+        placed = self._laid_out(batch)
         if self._is_plain:
             return recorded.leave_out(lambda low: self._backward(placed, low), LEFT_OUT)
         return recorded.record(key, placed, lambda low: self._backward(placed, low))
@@ -384,21 +406,37 @@ class TrainStep:
 
     def _placed(self, batch: Batch) -> Batch:
         """The batch where the model is, images laid out as its layers like them."""
-        batch = self._moved(batch)
+        return self._laid_out(self._moved(batch))
+
+    def _laid_out(self, batch: Batch) -> Batch:
         if self._layout is None:
             self._layout = Layout(self.model, copies=self._recorded is not None)
-        x = self._layout(batch.x)
+        x = self._layout(batch.x) if any(t.dim() == 4 for t in batch.tensors) else batch.x
         return batch if x is batch.x else Batch(x, batch.y, batch.share)
 
     def _backward(self, batch: Batch, autocast: bool) -> torch.Tensor:
-        """Forward and backward as PyTorch makes them."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-            answer = tree.call(self.model, batch.x)
+        """Forward and backward of a batch as PyTorch makes them."""
+        return self._forward_backward(batch.x, batch.y, autocast, batch.share, batch)
+
+    def _forward_backward(
+        self,
+        x: Any,
+        y: Any,
+        autocast: bool,
+        share: float | torch.Tensor = 1.0,
+        batch: Batch | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward; the loss, ``share`` times. ``batch``: for whom answers are kept."""
+        if autocast or _is_autocast():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+                answer = tree.call(self.model, x)
+        else:
+            answer = tree.call(self.model, x)
         if autocast:
             answer = tree.map_tensors(_as_float32, answer)
-        if self._answers is not None:
+        if self._answers is not None and batch is not None:
             self._answers.append((answer, batch))
-        loss = batch.loss(self.loss_fn, answer)
+        loss = self.loss_fn(answer) if y is NO_TARGET else self.loss_fn(answer, y)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise ModelError(
                 "the loss must be one number that depends on the model's parameters",
@@ -407,7 +445,7 @@ class TrainStep:
                 else type(loss).__name__,
                 next_step="use reduction='mean' and leave some parameters trainable",
             )
-        loss = weighted(loss if loss.dim() == 0 else loss.reshape(()), batch.share)
+        loss = weighted(loss if loss.dim() == 0 else loss.reshape(()), share)
         loss.backward()
         return loss.detach()
 
@@ -424,6 +462,9 @@ class TrainStep:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+
+
+_is_autocast: Any = torch._C._is_any_autocast_enabled
 
 
 def _as_float32(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch import fx
 
 from ..graph import operators
 from ..graph.from_recording import RecordedGraph
+from ..graph.nodes import remove_dead
 from .updates import Update, sums_table
 
 _aten = torch.ops.aten
@@ -40,7 +41,7 @@ def add_updates(recorded: RecordedGraph, update: Update) -> None:
             laid_out = alike(graph, gradient, weight)
             graph.call_function(target, (weight, laid_out, *mine, control, scale, group))
     output.args = ((recorded.loss,),)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     if recorded.movable:
         operators.fuse(recorded.graph)
     recorded.graph.recompile()
@@ -82,7 +83,7 @@ def _limited(graph: fx.Graph, gradients: list[Any], update: Update) -> tuple[lis
         low, high = -update.clip_value, update.clip_value
         gradients = [call(_aten.clamp.default, g, low, high) for g in gradients]
     scale = None
-    if update.clip_norm is not None:
+    if update.clip_norm is not None and gradients:
         norms = [call(_aten.linalg_vector_norm.default, g) for g in gradients]
         total = call(_aten.linalg_vector_norm.default, call(_aten.stack.default, norms))
         inverse = call(_aten.reciprocal.default, call(_aten.add.Scalar, total, 1e-6))
@@ -141,7 +142,7 @@ def add_sums(recorded: RecordedGraph) -> None:
             laid_out = alike(graph, gradient, total)
             graph.call_function(target, (total, laid_out, control, None, 0))
     output.args = ((recorded.loss,),)
-    graph.eliminate_dead_code()
+    remove_dead(graph)
     if recorded.movable:
         operators.fuse(recorded.graph)
     recorded.graph.recompile()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +18,14 @@ import torch
 from torch import optim
 
 from ..kernels.binding import ControlRow
+from ..kernels.update_kinds import UPDATE_KINDS as KINDS
+from .guards_tensors import own_step
 
 # Columns of a row of the table.
 COLUMNS = tuple(name for name, *_ in ControlRow._fields_ if name != "unused")
 _ROW_DOUBLES = ctypes.sizeof(ControlRow) // ctypes.sizeof(ctypes.c_double)
-KINDS = {
-    "sgd": 0, "momentum": 1, "nesterov": 2, "adam": 3, "adamw": 4, "rmsprop": 5, "adagrad": 6,
-    "nadam": 7, "nadamw": 8, "adamax": 9, "adadelta": 10,
-}  # fmt: skip
 _AT = {name: number for number, name in enumerate(COLUMNS)}
+UNEVEN = "the parameters have made different numbers of steps"
 _ADAM = ("exp_avg", "exp_avg_sq")
 # State tensors of each rule; SGD's depend on its group.
 _STATES: dict[type[optim.Optimizer], tuple[str, ...]] = {
@@ -60,7 +59,6 @@ class Update:
     used: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._fresh = False
         self._group_of: dict[int, int] = {}
         for number, group in enumerate(self.optimizer.param_groups):
             for parameter in group["params"]:
@@ -115,6 +113,9 @@ class Update:
         counters: list[torch.Tensor] = []
         known = self.optimizer.state
         sgd = isinstance(self.optimizer, optim.SGD)
+        fresh = self._fresh(known)
+        if sgd and len(set(fresh)) > 1:
+            raise ValueError(UNEVEN)
         for number, weight in enumerate(self.weights):
             names = self._names[number]
             if number not in self.used:
@@ -133,7 +134,6 @@ class Update:
                     if name == "sum":
                         initial = self._group(weight).get("initial_accumulator_value", 0.0)
                     state[name] = torch.full_like(weight, initial, requires_grad=False)
-                    self._fresh = True
                 elif state[name].stride() != weight.stride():
                     state[name] = torch.empty_like(weight).copy_(state[name])
                 states.append(state[name])
@@ -141,11 +141,19 @@ class Update:
                 counters.append(state["step"])
         done = {float(c) for c in counters}
         if len(done) > 1:
-            raise ValueError("the parameters have made different numbers of steps")
+            raise ValueError(UNEVEN)
         if sgd:
             # The first step differs only with dampening: the buffer begins as the gradient.
-            return states, counters, 0.0 if self._fresh else 1.0
+            return states, counters, 0.0 if any(fresh) else 1.0
         return states, counters, done.pop() if done else 0.0
+
+    def _fresh(self, known: Mapping[torch.Tensor, Mapping[str, Any]]) -> list[bool]:
+        """Whether a weight that has state by its rule has none yet, for each such weight."""
+        return [
+            any(known.get(self.weights[n], {}).get(name) is None for name in self._names[n])
+            for n in self.used
+            if self._names[n]
+        ]
 
     def _group(self, weight: torch.Tensor) -> dict[str, Any]:
         group: dict[str, Any] = self.optimizer.param_groups[self._group_of[id(weight)]]
@@ -295,6 +303,8 @@ def reason_outside(optimizer: optim.Optimizer) -> str | None:
         return f"{kind.__name__} keeps its own step"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return f"{kind.__name__} has hooks"
+    if own_step(optimizer) is not None:
+        return f"the step of this {kind.__name__} is not torch's"
     for group in optimizer.param_groups:
         for option in ("amsgrad", "maximize", "centered", "capturable", "differentiable"):
             if group.get(option):

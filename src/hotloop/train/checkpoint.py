@@ -96,7 +96,8 @@ class CheckpointStore:
         if keep_last < 1:
             raise PlanError("keep_last must be at least 1", got=keep_last)
         # Absolute now: a later change of the working folder must not move the store.
-        self.folder = Path(folder).expanduser().absolute()
+        # Where nobody knows a home (a container's user without an entry), "~" is a plain name.
+        self.folder = Path(os.path.expanduser(folder)).absolute()
         self.keep_last = keep_last
         self.not_removed: tuple[str, ...] = ()
         self._files = Files() if files is None else files

@@ -103,6 +103,37 @@ void check_pool(Draw& draw) {
   }
 }
 
+void check_pool_planes(Draw& draw) {
+  const Images in{from_to(draw, 1, 3), from_to(draw, 1, 20), from_to(draw, 4, 33),
+                  from_to(draw, 4, 33), false};
+  Windows s{in.n, in.c, in.h, in.w, 0, 0, 2, 2, 2, 2, 0, 0};
+  if (draw.below(2) != 0) {
+    s.kernel_h = from_to(draw, 1, 4), s.kernel_w = from_to(draw, 1, 4);
+    s.stride_h = from_to(draw, 1, 3), s.stride_w = from_to(draw, 1, 3);
+    s.pad_h = from_to(draw, 0, s.kernel_h / 2), s.pad_w = from_to(draw, 0, s.kernel_w / 2);
+  }
+  s.output_height = (in.h + 2 * s.pad_h - s.kernel_h) / s.stride_h + 1;
+  s.output_width = (in.w + 2 * s.pad_w - s.kernel_w) / s.stride_w + 1;
+  const Images out{in.n, in.c, s.output_height, s.output_width, false};
+  Floats x = drawn(draw, in.count());
+  for (float& value : x) value = std::round(value * 4);
+  const Pooled want = plain_pool(in, {x.begin(), x.end()}, out, out, s, false);
+  std::vector<int64_t> wanted(at(out.count()));
+  for_each(out, [&](int64_t n, int64_t c, int64_t h, int64_t w) {
+    const size_t i = out.index(n, c, h, w);
+    const int64_t row = h * s.stride_h - s.pad_h + want.argmax[i] / s.kernel_w;
+    wanted[i] = row * in.w + w * s.stride_w - s.pad_w + want.argmax[i] % s.kernel_w;
+  });
+  for (int64_t threads = 1; threads <= 3; ++threads) {
+    Floats y(at(out.count()), -7.0f);
+    std::vector<int64_t> indices(at(out.count()), -7);
+    const PoolPlanesCall call{s, x.data(), y.data(), indices.data(), threads};
+    check_status(hotloop_pool_planes(&call));
+    check_close("a maximum of a plane", y, want.values, 0);
+    check_equal("an index of a maximum", indices, wanted);
+  }
+}
+
 struct ConvolutionCase {
   ConvolutionShape shape;
   Images in, made, out;  // `made`: before pooling.
@@ -221,6 +252,7 @@ void check_gradients(Draw& draw, const ConvolutionCase& c, const std::vector<uin
 int main() {
   Draw draw(2);
   for (int i = 0; i < 60; ++i) check_pool(draw);
+  for (int i = 0; i < 60; ++i) check_pool_planes(draw);
   for (int i = 0; i < 60; ++i) {
     const ConvolutionCase c(draw);
     if (std::min(c.out.h, c.out.w) < 1) continue;

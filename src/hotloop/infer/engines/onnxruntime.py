@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingExtraError, ModelError, RunError
-from ..engine import TensorSpec, check_arrays, first_line
+from ...errors import ModelError, RunError
+from ..engine import TensorSpec, check_arrays, first_line, import_library, utf8_path
 
 if TYPE_CHECKING:
     import numpy
@@ -24,13 +24,9 @@ def library() -> Any:
     """The module ``onnxruntime``.
 
     Raises:
-        MissingExtraError: not installed.
+        MissingExtraError: not installed. RunError: it cannot be loaded here.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("an ONNX model", "onnxruntime", "onnx") from error
-    return onnxruntime
+    return import_library("onnxruntime", "an ONNX model", "onnx")
 
 
 class OnnxRuntimeEngine:
@@ -69,7 +65,7 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         try:
             self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                utf8_path(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # The library's own types, not one of which is public.
             raise ModelError(f"{path} must be an ONNX model", got=first_line(error)) from None

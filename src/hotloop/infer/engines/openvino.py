@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingExtraError, ModelError, RunError
-from ..engine import TensorSpec, check_arrays
+from ...errors import ModelError, RunError
+from ..engine import TensorSpec, check_arrays, import_library, utf8_path
 from .signal_stack import signal_stack_kept
 
 if TYPE_CHECKING:
@@ -21,13 +21,9 @@ def library() -> Any:
     """The module ``openvino``.
 
     Raises:
-        MissingExtraError: not installed.
+        MissingExtraError: not installed. RunError: it cannot be loaded here.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtraError("an OpenVINO model", "openvino", "openvino") from error
-    return openvino
+    return import_library("openvino", "an OpenVINO model", "openvino")
 
 
 class OpenVinoEngine:
@@ -63,7 +59,7 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY" if num_instances == 1 else "THROUGHPUT",
         }
         try:
-            model = ov.Core().read_model(str(path))
+            model = ov.Core().read_model(utf8_path(path))
             with signal_stack_kept():
                 compiled = ov.Core().compile_model(model, "CPU", settings)
             requests = [compiled.create_infer_request() for _ in range(num_instances)]
@@ -113,7 +109,8 @@ class OpenVinoEngine:
 def write_model(source: Path, target: Path) -> None:
     """A model file of another kind as ``.xml`` with its ``.bin`` beside, weights as they are."""
     ov = library()
-    ov.save_model(ov.Core().read_model(str(source)), str(target), compress_to_fp16=False)
+    model = ov.Core().read_model(utf8_path(source))
+    ov.save_model(model, utf8_path(target), compress_to_fp16=False)
 
 
 def _spec(port: Any, position: int, what: str) -> TensorSpec:
