@@ -153,8 +153,7 @@ def _tell(args: argparse.Namespace, done: SandboxRun) -> None:
     if args.json:
         print(json.dumps(dataclasses.asdict(done), indent=2))
         return
-    taken = (done.resident_bytes or 0) + (done.kernel_bytes or 0)
-    used = f", {format_bytes(taken)} taken" if done.resident_bytes else ""
+    used = f", {format_bytes(done.taken_bytes)} taken" if done.taken_bytes else ""
     limit = format_bytes(done.limit_bytes)
     _say(f"{format_seconds(done.wall_s)}{used}, limit {limit} ({done.limit_kind})")
 

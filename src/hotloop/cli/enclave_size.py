@@ -28,9 +28,9 @@ def add_parser(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.set_defaults(run=run)
 
 
-def add_size_flags(parser: argparse.ArgumentParser) -> None:
+def add_size_flags(parser: argparse.ArgumentParser, kinds: tuple[str, ...] = KINDS) -> None:
     """Add the flags that say in what it runs."""
-    parser.add_argument("--kind", choices=KINDS, default="sandbox", help="default: sandbox")
+    parser.add_argument("--kind", choices=kinds, default=kinds[0], help=f"default: {kinds[0]}")
     parser.add_argument(
         "--tmp", default="0", metavar="SIZE", help="files that it keeps in memory (default: 0)"
     )

@@ -23,7 +23,8 @@ COMMANDS = (
     "enclave",
 )  # fmt: skip
 INTERRUPTED = 130
-_TRAINING = ("train", "tune", "prove")
+# They train, or size what trains: without the compiler until it is asked for.
+_TRAINING = ("plan", "train", "tune", "prove", "enclave")
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

@@ -32,8 +32,9 @@ class SandboxRun:
         out_of_memory: whether the kernel killed it at the limit; ``None`` where that is not told.
         limit_kind, limit_bytes, limit_reason: of the limit, see ``MemoryLimit``.
         wall_s: seconds from start to end.
-        resident_bytes: highest resident memory of the largest process, file pages included; of
-            gVisor its kernel's. ``None`` without a control group.
+        taken_bytes: memory at its highest. Of bubblewrap: resident memory of each process, file
+            pages included, and ``kernel_bytes``. Of gVisor, whose processes map the same pages:
+            ``charged_bytes``. ``None`` without a control group.
         kernel_bytes: highest use of the kernel for the group: page tables, stacks.
         charged_bytes: highest use that counted against the limit, file cache included.
         threads: most threads of the largest process.
@@ -45,7 +46,7 @@ class SandboxRun:
     limit_bytes: int
     limit_reason: str | None
     wall_s: float
-    resident_bytes: int | None
+    taken_bytes: int | None
     kernel_bytes: int | None
     charged_bytes: int | None
     threads: int | None
@@ -68,6 +69,7 @@ def run_in_sandbox(sandbox: Sandbox, words: list[str], limit_bytes: int) -> Sand
             raise RunError("the sandbox must start", got=error.strerror) from None
         with _Watch(limit) as watch, _forwarded(process):
             code = process.wait()
+        charged, taken = limit.peak_bytes(), watch.resident_bytes + watch.kernel_bytes
         return SandboxRun(
             exit_code=code if code >= 0 else 128 - code,
             out_of_memory=limit.was_hit(),
@@ -75,9 +77,9 @@ def run_in_sandbox(sandbox: Sandbox, words: list[str], limit_bytes: int) -> Sand
             limit_bytes=limit.limit_bytes,
             limit_reason=limit.reason,
             wall_s=time.monotonic() - start,
-            resident_bytes=watch.resident_bytes or None,
+            taken_bytes=charged if sandbox.kind == "gvisor" else taken or None,
             kernel_bytes=watch.kernel_bytes or None,
-            charged_bytes=limit.peak_bytes(),
+            charged_bytes=charged,
             threads=watch.threads or None,
         )
 
@@ -129,7 +131,8 @@ class _Watch:
     """Reads what the processes of a control group hold, until it is closed."""
 
     def __init__(self, limit: MemoryLimit) -> None:
-        self.resident_bytes = self.kernel_bytes = self.threads = 0
+        self.kernel_bytes = self.threads = 0
+        self._highest: dict[int, int] = {}
         self._limit = limit
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look_on, daemon=True)
@@ -154,7 +157,11 @@ class _Watch:
         except OSError:  # It has ended.
             return
         fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        self.threads = max(self.threads, int(fields.get("Threads", "0")))
         highest = int(fields.get("VmHWM", "0 kB").split()[0]) * 1024
-        if highest >= self.resident_bytes:
-            self.resident_bytes = highest
-            self.threads = max(self.threads, int(fields.get("Threads", "0")))
+        self._highest[process] = max(highest, self._highest.get(process, 0))
+
+    @property
+    def resident_bytes(self) -> int:
+        """Sum of the highest resident memory of each process."""
+        return sum(self._highest.values())
