@@ -84,7 +84,8 @@ def test_dangerous_calls_are_not_in_the_table():
     assert not SYSTEM_CALLS.keys() & {
         "ptrace", "mount", "umount2", "pivot_root", "unshare", "setns", "clone3", "bpf", "keyctl",
         "add_key", "perf_event_open", "init_module", "finit_module", "kexec_load", "reboot",
-        "io_uring_setup", "process_vm_readv", "process_vm_writev", "chroot", "setuid", "userfaultfd",
+        "io_uring_setup", "process_vm_readv", "process_vm_writev", "chroot", "setuid",
+        "userfaultfd",
     }  # fmt: skip
 
 

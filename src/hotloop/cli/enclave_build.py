@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..enclave.gramine import INSECURE, GramineManifest
 from ..enclave.guests import Guest
-from ..enclave.image import image_files
+from ..enclave.image import environment, image_files
 from ..enclave.sizing import EnclaveSize
 from ..errors import InputError
 from ..files import write_text_atomically
@@ -103,7 +103,7 @@ def _gramine(
         allowed_folders=tuple(path.absolute() for path in args.allowed),
         encrypted_folders=tuple(path.absolute() for path in args.encrypted),
         passed=tuple(args.passed),
-        environment={"HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"},
+        environment=environment(),
         edmm=args.edmm,
         insecure=tuple(args.insecure),
     )
@@ -132,6 +132,7 @@ def _guest(
         kernel=args.kernel,
         initrd=args.initrd,
         firmware=args.firmware,
+        environment=environment(),
         base_image=args.base_image,
         debug="debug" in args.insecure,
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .compiler_on_demand import import_compiler_on_demand
 from .recipe import ZOO, Recipe, recipe_from_flags
 
 if TYPE_CHECKING:
@@ -117,6 +119,8 @@ def _export(folder: Path, batch_size: int, modules: tuple[str, ...] = ()) -> Tar
 
 
 def _model(recipe: Recipe, plan: Plan, phase: str, *, with_data: bool) -> Target:
+    if "torch" not in sys.modules:  # As hotloop train does, whose memory this is.
+        import_compiler_on_demand()
     from ..enclave.needs import model_needs
     from ..machine import Machine
 

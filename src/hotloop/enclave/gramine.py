@@ -75,7 +75,6 @@ class GramineManifest:
                 "argv": list(self.arguments),
                 "env": {
                     "LD_LIBRARY_PATH": "/lib:/lib/x86_64-linux-gnu:/usr/lib/x86_64-linux-gnu",
-                    "MALLOC_ARENA_MAX": "1",
                     **self.environment,
                     **{name: {"passthrough": True} for name in self.passed},
                 },

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
@@ -36,6 +37,7 @@ class Guest:
         num_cpus: virtual CPUs.
         kernel, initrd, firmware: files that start it (SEV-SNP, TDX).
         base_image: that Nitro's image is made from, with its digest.
+        environment: variables inside.
         vsock_cid: its address for the host, 3 or more.
         debug: whether the host may read its memory.
     """
@@ -48,6 +50,7 @@ class Guest:
     initrd: Path = Path("initramfs.img")
     firmware: Path = Path("/usr/share/ovmf/OVMF.fd")
     base_image: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
     vsock_cid: int = 16
     debug: bool = False
 
@@ -74,7 +77,7 @@ class Guest:
         }
         dockerfile = [
             f"FROM {self.base_image}",
-            "ENV MALLOC_ARENA_MAX=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp",
+            *(f"ENV {name}={json.dumps(value)}" for name, value in self.environment.items()),
             "COPY image/ /",
             f"CMD {json.dumps(list(self.command))}",
         ]
@@ -110,12 +113,14 @@ class Guest:
             attributes = ",attributes=1" if self.debug else ""  # Bit 0: DEBUG of the TD attributes.
             protection = ["-object", f"tdx-guest,id=cgs0{attributes}"]
             cpu = "host"
+        # The kernel gives init the variables that it does not know itself, and what follows --.
+        variables = " ".join(f"{name}={value}" for name, value in self.environment.items())
         arguments = " ".join(shlex.quote(word) for word in self.command)
         return [
             "qemu-system-x86_64", "-accel", "kvm", "-cpu", cpu, "-machine", machine, *protection,
             "-smp", str(self.num_cpus), "-m", memory, "-bios", str(self.firmware),
             "-kernel", str(self.kernel), "-initrd", str(self.initrd),
-            "-append", f"console=ttyS0 panic=-1 -- {arguments}",
+            "-append", f"console=ttyS0 panic=-1 {variables} -- {arguments}",
             "-device", f"vhost-vsock-pci,guest-cid={self.vsock_cid}",
             "-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio", "-net", "none",
         ]  # fmt: skip

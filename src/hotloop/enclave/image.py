@@ -32,6 +32,18 @@ def image_files(needs_torch: bool) -> list[Path]:
     return sorted(path for path in files if path.is_file() and not path.is_symlink())
 
 
+def environment() -> dict[str, str]:
+    """Variables of a program in the image: where hotloop and its packages are among them."""
+    folders = (SOURCE, sysconfig.get_paths()["purelib"])
+    return {
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "MALLOC_ARENA_MAX": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)),
+    }
+
+
 @functools.cache
 def image_bytes(needs_torch: bool) -> int:
     """Bytes of the files of ``image_files``, whole pages each."""
@@ -86,5 +98,6 @@ def _system_libraries() -> Iterator[Path]:
         return
     for line in lines:
         path = line.partition("/")[2]
-        if ".so" in path and not path.endswith("(deleted)"):
-            yield Path(os.path.realpath(f"/{path}"))
+        found = os.path.realpath(f"/{path}")
+        if ".so" in path and found.startswith(("/usr/lib", "/lib")):
+            yield Path(found)

@@ -178,8 +178,12 @@ def _answer(folder: Path, batch_size: int, modules: tuple[str, ...]) -> dict[str
 
 def largest_size(fits: Callable[[int], bool], most: int) -> int | None:
     """The largest size up to ``most`` that fits, by bisection; ``None`` where 1 does not."""
-    low, high = 0, most
+    if fits(most):
+        return most
+    if not fits(1):
+        return None
+    low, high = 1, most - 1
     while low < high:
         size = (low + high + 1) // 2
         low, high = (size, high) if fits(size) else (low, size - 1)
-    return low or None
+    return low
