@@ -17,14 +17,15 @@ KINDS = ("sandbox", "gvisor", "gramine-sgx", "nitro", "sev-snp", "tdx")
 
 # Linux, arch/x86/include/asm/page_64_types.h: THREAD_SIZE_ORDER 2.
 _KERNEL_STACK_BYTES = 16 * KIB
-# A page table entry is 8 bytes for each page of 4 KiB (Intel SDM volume 3, 4.5); upper levels and
-# the ends of mappings, measured here for a process with PyTorch: 1 MiB.
-_PAGE_TABLE_SHARE, _PAGE_TABLE_LEAST_BYTES = 8 / 4096, 1 * MIB
+# The kernel's memory of a process, most of it page tables (8 bytes for each page of 4 KiB: Intel
+# SDM volume 3, 4.5). Measured here: 0.7 MiB for an export, 2.3 MiB for a training of 400 MiB.
+_PAGE_TABLE_SHARE, _PAGE_TABLE_LEAST_BYTES = 0.0045, 512 * KIB
 # Measured here: bubblewrap 0.8 (two processes and the shell that becomes it).
-_BUBBLEWRAP_BYTES = 4 * MIB
-# Measured here: runsc 20221219, its kernel (Go heap and text), gofer and stubs; see
-# benchmarks/results/enclave.json.
-_RUNSC_BYTES = 96 * MIB
+_BUBBLEWRAP_BYTES = 3400 * KIB
+# Fitted here to two programs (training with PyTorch, an export without it) under runsc 20221219:
+# its kernel, gofer and stubs, and the share of the libraries' pages that it holds itself: those
+# that are written (relocations) and files that are read. The rest is the host's file cache.
+_RUNSC_BYTES, _RUNSC_FILE_SHARE = 11 * MIB, 0.735
 
 # Gramine 1.9, pal/src/host/linux-sgx/pal_linux_defs.h: SSA_FRAME_NUM x SSA_FRAME_SIZE,
 # ENCLAVE_STACK_SIZE, ENCLAVE_SIG_STACK_SIZE; one page each of TCS and TLS (sgx_sign.py); and
@@ -165,6 +166,7 @@ def size_enclave(
     rows.append(("Stacks of threads", threads * _KERNEL_STACK_BYTES))
     if kind == "gvisor":
         rows.insert(0, ("Library kernel", _RUNSC_BYTES))
+        rows.append(("Files that it holds", int(needs.mapped_resident_bytes * _RUNSC_FILE_SHARE)))
         # It maps libraries from the host's files, whose cache is not the sandbox's.
         rows.append(("Libraries of the host", -needs.mapped_resident_bytes))
     else:
