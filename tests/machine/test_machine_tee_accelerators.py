@@ -81,3 +81,18 @@ def test_accel_class_and_neuron(probe):
 
 def test_no_accelerators(probe):
     assert probe("graviton").accelerators == ()
+
+
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        (
+            ("usr/bin/bwrap", "usr/local/bin/runsc", "dev/tpmrm0", "dev/tpm0"),
+            ("bubblewrap", "gVisor", "TPM 2.0"),
+        ),
+        (("usr/bin/qemu-system-x86_64", "usr/sbin/swtpm"), ("QEMU", "swtpm")),
+        (("dev/tpm0", "opt/bwrap"), ()),
+    ],
+)
+def test_sandboxes_and_a_tpm_are_found(probe, paths, found):
+    assert probe(dict.fromkeys(paths, "")).enclave_tools == found

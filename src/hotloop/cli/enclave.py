@@ -7,7 +7,7 @@ import importlib
 
 NAME = "enclave"
 # Modules of this folder: each adds its command, or its group of commands, in ``add_parser``.
-PARTS: tuple[str, ...] = ("train", "sealed", "keys")
+PARTS: tuple[str, ...] = ("size", "build", "run", "train", "sealed", "keys")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -169,6 +169,7 @@ def machine_rows(machine: Machine) -> list[tuple[str, str]]:
         ("huge pages", _huge_pages(machine)),
         ("allocator", machine.allocator or "unknown"),
         ("TEE", _tee(machine)),
+        ("sandboxes", ", ".join(machine.enclave_tools) or "none found"),
     ]
     devices = Counter(
         (device.name or f"{device.vendor or 'unknown'} {device.kind}", device.memory_bytes)

@@ -23,7 +23,8 @@ COMMANDS = (
     "enclave",
 )  # fmt: skip
 INTERRUPTED = 130
-_TRAINING = ("train", "tune", "prove")
+# They train, or tell the memory of it: without the compiler until it is asked for.
+_TRAINING = ("plan", "train", "tune", "prove")
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

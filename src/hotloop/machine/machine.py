@@ -20,7 +20,7 @@ from .probe.cgroup import read_cgroup
 from .probe.isa import read_cpuinfo, read_isa
 from .probe.memory import MachineMemory, read_memory
 from .probe.system import read_architecture, read_is_virtual, read_kernel, read_platform
-from .probe.tee import read_tee, read_tee_hosted
+from .probe.tee import read_enclave_tools, read_tee, read_tee_hosted
 from .probe.topology import Core, NumaNode, count_sockets, read_cores, read_nodes, read_online
 from .probe.tree import Tree, parse_cpu_list, parse_fields
 
@@ -47,6 +47,8 @@ class Machine:
         tee: ``"sgx"``, ``"tdx"``, ``"sev-snp"``, ``"nitro"`` or ``"none"``: where this process
             runs.
         tee_hosted: the kinds that this machine offers to start.
+        enclave_tools: what can isolate a run or vouch for it without them, such as
+            ``"bubblewrap"`` or ``"TPM 2.0"``.
         accelerators: devices that a driver shows.
         kernel: release of the kernel. architecture: as ``uname -m``. cpu_model: processor name.
         is_virtual: whether a hypervisor is underneath. platform: the firmware's name for it.
@@ -68,6 +70,7 @@ class Machine:
     allocator: str | None = None
     tee: str | None = None
     tee_hosted: tuple[str, ...] = ()
+    enclave_tools: tuple[str, ...] = ()
     accelerators: tuple[Accelerator, ...] = ()
     kernel: str | None = None
     is_virtual: bool | None = None
@@ -104,6 +107,7 @@ class Machine:
             allocator=read_allocator(tree),
             tee=read_tee(tree, cpuinfo),
             tee_hosted=read_tee_hosted(tree),
+            enclave_tools=read_enclave_tools(tree),
             accelerators=read_accelerators(tree),
             kernel=read_kernel(tree),
             is_virtual=read_is_virtual(tree, cpuinfo),

@@ -44,3 +44,19 @@ def read_tee_hosted(tree: Tree) -> tuple[str, ...]:
         "sev-snp": tree.text("/sys/module/kvm_amd/parameters/sev_snp") in ("Y", "1"),
     }
     return tuple(sorted(kind for kind, seen in signs.items() if seen))
+
+
+# Programs that the enclave commands start, by the name that is told.
+_TOOLS = {"bubblewrap": "bwrap", "gVisor": "runsc", "QEMU": "qemu-system-x86_64", "swtpm": "swtpm"}
+_FOLDERS = ("/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/local/sbin")
+
+
+def read_enclave_tools(tree: Tree) -> tuple[str, ...]:
+    """What can isolate a run, or vouch for it, without a TEE: programs in the system's folders, and
+    ``"TPM 2.0"`` (``/dev/tpmrm0``, which the kernel makes for version 2 alone)."""
+    found = [
+        name
+        for name, program in _TOOLS.items()
+        if any(tree.exists(f"{folder}/{program}") for folder in _FOLDERS)
+    ]
+    return (*found, *(["TPM 2.0"] if tree.exists("/dev/tpmrm0") else []))
