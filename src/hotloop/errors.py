@@ -8,6 +8,7 @@
     │   ├── CheckpointError          no usable checkpoint, or one of another model
     │   ├── SealedError              a sealed file is damaged, or sealed with another key
     │   ├── BudgetError              the run cannot fit the memory limit
+    │   ├── AttestationError         evidence of an enclave that is not accepted
     │   └── MissingExtraError        an optional library is not installed
     └── RunError (RuntimeError)      it began and failed: exit code 1
         ├── StorageError             a file could not be written or read back
@@ -75,6 +76,10 @@ class SealedError(InputError):
 
 class BudgetError(InputError):
     """The predicted memory does not fit the limit."""
+
+
+class AttestationError(InputError):
+    """Evidence of an enclave is damaged, forged, old, or not what the policy allows."""
 
 
 class MissingExtraError(InputError):

@@ -241,7 +241,7 @@ def test_every_command_has_json_and_debug():
     choices = build_parser()._subparsers._group_actions[0].choices
     assert set(choices) == {
         "machine", "plan", "train", "tune", "prove", "report", "run", "export",
-        "serve", "bench",
+        "serve", "bench", "enclave",
     }  # fmt: skip
     for parser in choices.values():
         flags = {flag for action in parser._actions for flag in action.option_strings}

@@ -106,7 +106,7 @@ def test_a_loaded_cnn_imports_no_torch_and_stays_small(tmp_path, engine):
     assert found["imports_torch"] is False
     assert found["first_answer_s"] > 0
     if engine != "openvino":
-        assert found["resident_bytes"] < 150e6
+        assert found["resident_bytes"] < (64 * 2**20 if engine == "hotloop" else 150e6)
 
 
 def test_a_run_without_torch_installed_needs_none(exported):

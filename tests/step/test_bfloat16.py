@@ -14,7 +14,7 @@ from hotloop import kernels
 from hotloop.graph.rounding import rounds_products
 from hotloop.kernels import calls
 from hotloop.kernels.binding import UpdateRule
-from hotloop.step.updates import KINDS
+from hotloop.kernels.update_kinds import UPDATE_KINDS as KINDS
 from hotloop.train.zoo import build_model
 from support import examples
 

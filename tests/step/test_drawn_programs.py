@@ -175,3 +175,13 @@ def test_changes_in_mid_run_leave_a_program(model):
     assert len(reasons) == STEPS
     for number in (4, 8, 12, 16, 20, 28):
         assert "are one program" in reasons[number], reasons[number]
+
+
+@pytest.mark.parametrize("change", ["step", "option", "numbers", "forward"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_change_between_the_recordings_counts(change, number):
+    train({
+        "seed": 1, "model": "Norms", "form": "tensor", "loss": "with parameters",
+        "optimizer": "adam", "schedule": "one cycle", "leaves_out": False, "sizes": (8,),
+        "void": False, "clip": None, "changes": {number: change},
+    })  # fmt: skip

@@ -11,7 +11,8 @@ import hotloop
 from hotloop import kernels
 from hotloop.kernels import calls
 from hotloop.kernels.binding import UpdateRule
-from hotloop.step.updates import COLUMNS, Update, reason_outside
+from hotloop.kernels.update_scalars import COLUMNS
+from hotloop.step.updates import Update, reason_outside
 from support import examples
 
 if not kernels.is_available():

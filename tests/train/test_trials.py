@@ -22,7 +22,7 @@ from hotloop.machine import Machine
 from hotloop.measure import compare
 from hotloop.monitor.optimization import Change, Evidence, Optimization
 from hotloop.train.losses import equal_to_rounding, loss_difference
-from hotloop.train.prove import Proven, prove
+from hotloop.train.proof import Proven, prove
 from hotloop.train.trial_worker import KEPT_LOSSES, Slices
 from hotloop.train.trials import PlanTrials, Source, pickled_source
 from hotloop.train.tuner import heading, tune_source

@@ -7,7 +7,7 @@ import importlib
 
 NAME = "enclave"
 # Modules of this folder: each adds its command, or its group of commands, in ``add_parser``.
-PARTS: tuple[str, ...] = ("sealed",)
+PARTS: tuple[str, ...] = ("train", "keys", "sealed")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, InputError, ModelError
+from ..errors import InputError, ModelError
 from ..units import format_bytes, format_seconds
+from . import export_training
 from .tune import progress_line
 
 if TYPE_CHECKING:
@@ -79,12 +80,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    export_training.add_training_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Race, write and print; returns the exit code."""
     out: Path = args.out or Path(f"export-{_plain(args.model)}")
+    if args.training:
+        return export_training.run(args, out)
     engines = args.engines.split(",") if args.engines else None
     sizes = _whole_numbers(args.batch_sizes, "--batch-sizes") if args.batch_sizes else None
     model, example = _model(args)
@@ -196,20 +200,9 @@ def _images() -> Any:
 
 def _trained(folder: Path) -> tuple[nn.Module, Any]:
     """Model and example of a run's folder (or of its ``checkpoints``), newest checkpoint."""
-    from ..train import CheckpointStore
-    from .recipe import Recipe
+    from .recipe import trained_model
 
-    run = folder if (folder / "recipe.json").is_file() else folder.parent
-    recipe = Recipe.load(run / "recipe.json")
-    checkpoints = run / "checkpoints"
-    found = CheckpointStore(checkpoints).latest() if checkpoints.is_dir() else None
-    if found is None:
-        raise CheckpointError("the run must have a checkpoint", got=folder)
-    model = recipe.build_model()
-    try:
-        model.load_state_dict(dict(found.tensors["model"]))
-    except RuntimeError as error:
-        raise CheckpointError("the checkpoint must be of the recipe's model", got=error) from None
+    recipe, model = trained_model(folder)
     if recipe.dataset == "mnist":
         return model, _images()
     data = recipe.open_training_data(mmap_above_bytes=0)

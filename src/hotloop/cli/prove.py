@@ -16,7 +16,7 @@ from .tune import present_plan, progress_line, recipe_for_trials
 
 if TYPE_CHECKING:
     from ..monitor.optimization import Optimization
-    from ..train.prove import Proven
+    from ..train.proof import Proven
 
 NAME = "prove"
 
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     machine, present = present_plan(plan)
     if present.replace(change).cpu.num_threads == AUTO:
         raise PlanError("a change must name a number of threads", got=AUTO)
-    from ..train.prove import prove
+    from ..train.proof import prove
     from ..train.trials import PlanTrials
 
     with progress_line(quiet=args.quiet) as show:

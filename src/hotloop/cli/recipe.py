@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -242,6 +242,28 @@ def _place(path: str, key: SealingKey | None) -> str | Sealed:
     from ..sealed import Sealed
 
     return path if key is None else Sealed(path, key)
+
+
+def trained_model(folder: Path) -> tuple[Recipe, nn.Module]:
+    """Recipe and model of a run's folder (or of its ``checkpoints``), newest checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or one of another model.
+    """
+    from ..train import CheckpointStore
+
+    run = folder if (folder / "recipe.json").is_file() else folder.parent
+    recipe = Recipe.load(run / "recipe.json")
+    checkpoints = run / "checkpoints"
+    found = CheckpointStore(checkpoints).latest() if checkpoints.is_dir() else None
+    if found is None:
+        raise CheckpointError("the run must have a checkpoint", got=folder)
+    model = recipe.build_model()
+    try:
+        model.load_state_dict(dict(found.tensors["model"]))
+    except RuntimeError as error:
+        raise CheckpointError("the checkpoint must be of the recipe's model", got=error) from None
+    return recipe, model
 
 
 def trial_work(arguments: dict[str, Any], plan: Plan) -> Work:

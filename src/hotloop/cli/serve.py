@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingExtraError
 from ..files import unicode_name
 from ..sealed import SUFFIX, Sealed, key_file_from_flags, read_key
+from .enclave_keys import KINDS, add_source_options, source_of
 
 if TYPE_CHECKING:
     from ..infer import Engine
-    from ..serve import Server
+    from ..serve import Log, Server
+    from ..serve.message import Request
 
 NAME = "serve"
 _INTERRUPTED = 130
@@ -49,6 +51,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--insecure", action="store_true", help="another host without TLS and token is meant")
     add("--allowed-host", action="append", default=[], metavar="NAME",
         help="a name in Host that is served too; on loopback others are refused")  # fmt: skip
+
+    group = parser.add_argument_group("attestation (docs/attestation.md)")
+    add = group.add_argument
+    add("--attest", choices=KINDS,
+        help="prove to clients what runs here, and that the TLS key is its own")  # fmt: skip
+    add_source_options(add)
 
     group = parser.add_argument_group("batches and load")
     add = group.add_argument
@@ -112,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if is_loopback(args.host) and tokens is None:
         names = ["localhost", "127.0.0.1", "[::1]", args.host, *args.allowed_host]
         hosts = frozenset(name.lower().encode() for name in names)
+    log = Log()
     limits = Limits(
         max_body_bytes=int(args.max_body_mb * 1e6),
         max_connections=args.max_connections,
@@ -141,11 +150,10 @@ def run(args: argparse.Namespace) -> int:
         watch_s=1.0 if args.watch else 0.0,
         app=AppOptions(
             tokens=tokens, allowed_hosts=hosts, default_timeout_s=args.timeout_ms / 1000,
-            log_requests=args.log_requests,
+            log_requests=args.log_requests, attest=_attest(args, log) if args.attest else None,
         ),
         limits=limits,
     )  # fmt: skip
-    log = Log()
     server = Server(model, options, log)
 
     def ready(server: Server) -> None:
@@ -175,6 +183,14 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--port must be from 0 to 65535", got=args.port)
     if (args.tls_cert is None) != (args.tls_key is None):
         raise InputError("--tls-cert and --tls-key go together", next_step="give both")
+    if args.attest and args.tls_cert is None:
+        raise InputError("--attest needs --tls-cert and --tls-key: evidence is for the TLS key")
+
+
+def _attest(args: argparse.Namespace, log: Log) -> Callable[[Request], None]:
+    from ..serve.attesting import Attester
+
+    return Attester(source_of(args.attest, args), args.tls_cert, log).answer
 
 
 def _place(engine: Engine, affinity: str) -> Sequence[Sequence[int]]:

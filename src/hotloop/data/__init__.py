@@ -16,23 +16,32 @@ samples      a map-style dataset read as a DataLoader would; array_tree: trees o
 storage      packed rows in memory or in a file
 mnist        load_mnist: the full set, or the digits shipped in ``digits/``
 labels, random_state, affine, hashing, download, table_files   parts of these
+
+Importing loads no torch, nor do source, idx, npz and hashing.
 """
 
-from .batches import Batches, PackedBatches, open_batches
-from .mnist import load_mnist
-from .opening import open_dataset
-from .packed import PackedDataset
-from .prefetch import Prefetcher
-from .sampler import GlobalSampler
-from .transforms import (
-    TRANSFORMS,
-    Normalize,
-    RandomAffine,
-    RandomCrop,
-    RandomFlip,
-    Transform,
-    parse_transforms,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import names_in
+
+if TYPE_CHECKING:
+    from .batches import Batches, PackedBatches, open_batches
+    from .mnist import load_mnist
+    from .opening import open_dataset
+    from .packed import PackedDataset
+    from .prefetch import Prefetcher
+    from .sampler import GlobalSampler
+    from .transforms import (
+        TRANSFORMS,
+        Normalize,
+        RandomAffine,
+        RandomCrop,
+        RandomFlip,
+        Transform,
+        parse_transforms,
+    )
 
 __all__ = [
     "TRANSFORMS",
@@ -51,3 +60,17 @@ __all__ = [
     "open_dataset",
     "parse_transforms",
 ]
+
+_MODULE_OF = {
+    "batches": ("Batches", "PackedBatches", "open_batches"),
+    "mnist": ("load_mnist",),
+    "opening": ("open_dataset",),
+    "packed": ("PackedDataset",),
+    "prefetch": ("Prefetcher",),
+    "sampler": ("GlobalSampler",),
+    "transforms": (
+        "TRANSFORMS", "Normalize", "RandomAffine", "RandomCrop", "RandomFlip", "Transform",
+        "parse_transforms",
+    ),
+}  # fmt: skip
+__getattr__ = names_in(__name__, {n: module for module, names in _MODULE_OF.items() for n in names})

@@ -2,12 +2,16 @@
 
 A draw for sample 17 in epoch 3 is the same whichever batch, worker or host asks for it. The mixer
 is splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
-whose output function is a bijection of 64-bit words that passes the usual test batteries.
+whose output function is a bijection of 64-bit words that passes the usual test batteries. Importing
+loads no torch: ``mix`` is asked in processes without it.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -34,6 +38,8 @@ def uniform(key: int, positions: torch.Tensor, num_draws: int) -> torch.Tensor:
     Returns:
         float64 ``[n, num_draws]``; element i, j depends on ``key``, ``positions[i]`` and j alone.
     """
+    import torch
+
     streams = torch.tensor([signed(mix(key, draw)) for draw in range(num_draws)])
     words = random_words(positions[:, None], streams)
     return _shift_right(words, 11).to(torch.float64) * 2.0**-53
@@ -53,6 +59,8 @@ def scrambled(words: torch.Tensor) -> torch.Tensor:
 
 def random_floats(words: torch.Tensor) -> torch.Tensor:
     """The upper 24 bits of each word as float32 in [0, 1)."""
+    import torch
+
     return _shift_right(words, 40).to(torch.float32) * 2.0**-24
 
 

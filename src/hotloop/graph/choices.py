@@ -6,9 +6,10 @@ machine before, from an operation that differs in its sizes alone and by little,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,9 @@ ROUNDS, LIMIT_S = 3, 0.06
 # of fifty lengths would else be timed fifty times, 60 ms for each operation.
 _MOST_APART = 4.0
 
+# Inside ``own_kernels``: nothing is timed.
+_only_own = False
+
 Race = Callable[[], tuple[str, dict[str, float], bool]]
 
 
@@ -47,6 +51,8 @@ def choose(key: str, race: Race, kind: Hashable = None, sizes: tuple[int, ...] =
             What was found beside a busy neighbour holds for this run; the next one times again.
         kind: what the operation is but for its ``sizes``; ``None``: no other one stands for it.
     """
+    if _only_own:
+        return Route("hotloop", {})
     question = f"kernel/{key}"
     versions = _versions()
     known = _found_here.get(question) or winners.recall(question, versions)
@@ -78,6 +84,17 @@ def operand(*sizes: int) -> torch.Tensor:
     """What a candidate is timed on: no kernel asks for the values, and drawing them takes longer
     than many products."""
     return torch.full(sizes, 0.5)
+
+
+@contextlib.contextmanager
+def own_kernels() -> Iterator[None]:
+    """While it lasts, hotloop's own kernel makes each operation: for programs without torch."""
+    global _only_own
+    before, _only_own = _only_own, True
+    try:
+        yield
+    finally:
+        _only_own = before
 
 
 def _nearest(kind: Hashable, sizes: tuple[int, ...]) -> str | None:

@@ -48,6 +48,8 @@ class Lowered:
         arena_bytes: of the temporaries and the batch.
         draws: places of instructions that draw random numbers, from ``random_state``.
         random_state: as torch's generator gives it; ``None``: nothing is drawn.
+        of_torch: nodes whose instructions are torch's.
+        unread: results that an instruction writes and nobody reads.
     """
 
     instructions: list[Instruction] = field(default_factory=list)
@@ -59,6 +61,8 @@ class Lowered:
     arena_bytes: int = 0
     draws: set[int] = field(default_factory=set)
     random_state: torch.Tensor | None = None
+    of_torch: list[Any] = field(default_factory=list)
+    unread: list[torch.Tensor] = field(default_factory=list)
 
 
 class _Lowering:
@@ -278,6 +282,7 @@ class _Lowering:
         return True
 
     def _lower_aten(self, node: Any) -> None:
+        self.lowered.of_torch.append(node)
         if self._lower_torch_product(node):
             return
         out_op = _out_of(node)
@@ -327,7 +332,10 @@ class _Lowering:
             if number in read:
                 outs.append(self._value[read[number]])
             else:  # Nobody reads it.
-                outs.append(torch.empty_strided(val.shape, val.stride(), dtype=val.dtype))
+                self.lowered.unread.append(
+                    torch.empty_strided(val.shape, val.stride(), dtype=val.dtype)
+                )
+                outs.append(self.lowered.unread[-1])
         return outs
 
     def _new_late(self, node: Any) -> int:

@@ -100,6 +100,11 @@ class Block:
             self.size_bytes = num_bytes
         return self._memory
 
+    @property
+    def address(self) -> int:
+        """Where the memory that ``reserve`` gives begins; 0: there is none."""
+        return self._address + (-self._address % LINE_BYTES) if self._memory is not None else 0
+
     def lend_pages(self) -> None:
         """Let others have the memory until the next program runs; it stays where it is."""
         if self._memory is not None:

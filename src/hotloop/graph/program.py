@@ -60,6 +60,11 @@ class Program:
         return self._lowered.arena_bytes
 
     @property
+    def lowered(self) -> Lowered:
+        """The instructions, and what they work on."""
+        return self._lowered
+
+    @property
     def is_native(self) -> bool:
         """Whether hotloop's kernels make all of it, several steps in one call too."""
         return self._whole is not None and self._keeps_losses

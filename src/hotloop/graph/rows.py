@@ -44,10 +44,35 @@ def _sums(node: Any) -> Any:
         return native.row_sums, (x, 1)
     if val.dim() < 2 or val.dtype != torch.float32 or node.kwargs or dims is None:
         return None
-    leading = sorted(d % val.dim() for d in dims) == list(range(val.dim() - 1))
+    count = len(dims)
+    if sorted(d % val.dim() for d in dims) != list(range(count)):
+        return None
+    if 0 < count < val.dim() - 1 and _dense(x, node):  # Sums of matrices: each is one row.
+        return native.column_sums, (_matrix(node, x, math.prod(val.shape[:count])),)
+    leading = count == val.dim() - 1
     rows = val.dim() == 2 and val.stride(1) == 1
     taken = leading and (rows or val.is_contiguous()) and val.numel() > 0
     return (native.column_sums, (x,)) if taken else None
+
+
+def _matrix(node: Any, x: Any, rows: int) -> Any:
+    """A dense value as a matrix of so many rows."""
+    val = x.meta["val"]
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(_aten.view.default, (x, [rows, val.numel() // rows]))
+    new.meta["val"] = torch.empty((rows, val.numel() // rows), dtype=val.dtype, device="meta")
+    return new
+
+
+def _contiguous(node: Any, x: Any) -> Any:
+    """A value, copied before ``node`` where it is not dense row by row."""
+    val = x.meta["val"]
+    if val.is_contiguous():
+        return x
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(native.copy, (x,))
+    new.meta["val"] = torch.empty(val.shape, dtype=val.dtype, device="meta")
+    return new
 
 
 def _means(node: Any) -> Any:
@@ -108,14 +133,21 @@ def _layer_norm(node: Any) -> Any:
 
 def _layer_norm_gradient(node: Any) -> Any:
     gradient, x, shape, mean, rstd, weight, _, mask = node.args
-    if len(shape) != 1 or not _dense(gradient, x, mean, rstd, weight):
+    if len(shape) != 1 or not _dense(x, mean, rstd, weight) or not gradient.meta["val"].numel():
         return None
     # What is not wanted has no shape.
     if any(want and val is None for want, val in zip(mask, node.meta["val"], strict=True)):
         return None
     if not all(mask):
         return None
-    return native.layer_norm_gradient, (gradient, x, mean, rstd, weight, list(mask))
+    return native.layer_norm_gradient, (
+        _contiguous(node, gradient),
+        x,
+        mean,
+        rstd,
+        weight,
+        list(mask),
+    )
 
 
 def _embedding(node: Any) -> Any:

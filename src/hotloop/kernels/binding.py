@@ -64,6 +64,11 @@ def structure(name: str, doc: str, /, **fields: CType) -> Any:
     return made
 
 
+def field_text(made: Any, field: str) -> str:
+    """The type of a structure's field as C++ writes it: ``"const float*"``."""
+    return _field_types[made.__name__][field].text
+
+
 def value(made: Any) -> CType:
     """A structure as a field of another one."""
     return CType(made.__name__, made)

@@ -43,7 +43,7 @@ class Call:
         self._library = library()
         if "torch" in sys.modules:  # So that both share their threads.
             use_torch()
-        self._name, self._entry = entry, getattr(self._library, entry)
+        self.name, self._entry = entry, getattr(self._library, entry)
         self._at = ctypes.addressof(arguments)
         self.arguments: Any = arguments
         self._keep: tuple[Any, ...] = arguments, tensors
@@ -63,6 +63,12 @@ class Call:
         return self._at
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What it works on."""
+        given: tuple[Tensor | None, ...] = self._keep[1]
+        return given
+
+    @property
     def keep(self) -> tuple[Any, ...]:
         """Structure, tensors and more: they must live as long as the addresses are used."""
         return self._keep
@@ -74,7 +80,7 @@ class Call:
 
     def by(self, loaded: ctypes.CDLL) -> None:
         """Run it by the library of another level (``loader.load``)."""
-        if getattr(loaded, self._name)(self._at):
+        if getattr(loaded, self.name)(self._at):
             raise failure(loaded)
 
 

@@ -29,6 +29,7 @@ from .tensors import InferRequest, parse_infer, parse_predict
 from .work import Work
 
 EXTENSIONS = ("binary_tensor_data", "model_repository")
+_ATTESTATION = b"/attestation"
 _NO_TOKEN_NEEDED = frozenset({b"/v2/health/live", b"/v2/health/ready"})
 _CSP = (
     b"content-security-policy",
@@ -47,12 +48,14 @@ class AppOptions:
         allowed_hosts: names in ``Host``; ``None``: any.
         default_timeout_s: deadline of requests that bring none.
         log_requests: one line for each.
+        attest: answers ``POST /attestation``; ``None``: there is no such path.
     """
 
     tokens: Tokens | None = None
     allowed_hosts: frozenset[bytes] | None = None
     default_timeout_s: float = 10.0
     log_requests: bool = False
+    attest: Callable[[Request], None] | None = None
 
 
 class App:
@@ -85,6 +88,10 @@ class App:
             b"/v2/repository/models/" + name + b"/load": (b"POST", "load", self._reload),
             **dict.fromkeys(self._assets, (b"GET", "page", self._page)),
         }
+        if options.attest is not None:
+            # Before a client sends its token, it wants to know to whom.
+            self._public |= {_ATTESTATION}
+            self._fixed[_ATTESTATION] = (b"POST", "attestation", options.attest)
         self._refresh_paths()
 
     # --- before the body
@@ -117,7 +124,7 @@ class App:
                 )  # fmt: skip
             if self.draining:
                 raise busy(503, "the server is stopping", 1.0, "stopping")
-            if request.route != "load":
+            if request.route in ("infer", "predict"):
                 # Before the body is kept: under overload most of the work would be for nothing.
                 batcher = self.model.lane.batcher
                 batcher.expect(request, request.arrived_s + _header_timeout_s(request))
@@ -351,8 +358,9 @@ class App:
 
     def _openapi_document(self) -> dict[str, Any]:
         return openapi_document(
-            self.model.metadata(), tokens=self.options.tokens is not None, limits=self.limits
-        )
+            self.model.metadata(), tokens=self.options.tokens is not None, limits=self.limits,
+            attestation=self.options.attest is not None,
+        )  # fmt: skip
 
     def _page(self, request: Request) -> None:
         content_type, body = self._assets[request.path]

@@ -31,13 +31,16 @@ _INFER = ("403", "415", "429", "500", "503", "504")
 _RETRY = {"retry-after": {"description": "Seconds.", "schema": {"type": "string"}}}
 
 
-def openapi_document(metadata: dict[str, Any], *, tokens: bool, limits: Limits) -> dict[str, Any]:
+def openapi_document(
+    metadata: dict[str, Any], *, tokens: bool, limits: Limits, attestation: bool = False
+) -> dict[str, Any]:
     """The document.
 
     Args:
         metadata: of the model, as the protocol has it.
         tokens: whether requests need one.
         limits: named in the descriptions.
+        attestation: whether the server proves what it runs.
     """
     name = metadata["name"]
     base = f"/v2/models/{name}"
@@ -73,6 +76,13 @@ def openapi_document(metadata: dict[str, Any], *, tokens: bool, limits: Limits) 
     if tokens:
         paths[f"/v2/repository/models/{name}/load"] = {
             "post": get("Load the model's files again", "Any", ("403", "415", "500", "503"))
+        }
+    if attestation:
+        paths["/attestation"] = {
+            "post": _operation(False)(
+                "Evidence of what runs here", "AttestationResponse", ("415", "500", "503")
+            )
+            | {"requestBody": _body("AttestationRequest", {"challenge": "A" * 43 + "="})}
         }
     document: dict[str, Any] = {
         "openapi": "3.1.0",

@@ -10,12 +10,15 @@ from .datatypes import TO_NUMPY
 _Schema = dict[str, Any]
 _TEXT = {"type": "string"}
 _YES = {"const": True}
+_BASE64 = {"type": "string", "contentEncoding": "base64"}
 
 
 def schemas(metadata: dict[str, Any]) -> dict[str, _Schema]:
     """By name, for ``#/components/schemas``; ``metadata`` as the protocol has it."""
     return {
         "Any": {"type": "object"},
+        "AttestationRequest": _object({"challenge": _BASE64}),
+        "AttestationResponse": _object({"kind": _TEXT, "evidence": _BASE64}),
         "Error": _object({"error": _TEXT}),
         "Live": _object({"live": _YES}),
         "Ready": _object({"ready": _YES}),

@@ -152,6 +152,21 @@ class RecordedStep:
         return any(shape.is_fast for shape in self._shapes.values())
 
     @property
+    def programs(self) -> list[Shape]:
+        """Shapes that run as a program, the one used last at the end."""
+        return [shape for shape in self._shapes.values() if shape.program is not None]
+
+    @property
+    def tensors(self) -> dict[str, list[torch.Tensor]]:
+        """What programs find, by kind: ``weight``, ``frozen``, ``buffer``."""
+        return self._tensors
+
+    @property
+    def block(self) -> Block:
+        """Memory of the temporaries."""
+        return self._block
+
+    @property
     def arena_bytes(self) -> int | None:
         """Of the largest program's temporaries and batch; ``None``: there is no program."""
         return max((s.arena_bytes for s in self._shapes.values() if s.graph), default=None)
@@ -318,6 +333,7 @@ class RecordedStep:
             return plain(self._autocast)
         began_s = now()
         libraries.learn()
+        self._judge_optimizer_anew()
         lends = not self._sums and self._block.size_bytes > 0
         if lends:  # Programs stay as they are.
             self._block.lend_pages()
@@ -523,16 +539,16 @@ class RecordedStep:
         self.reason = change
         if shape.changes >= _MOST_CHANGES:
             shape.refusal = f"{change}; so many things changed that the step stays plain"
-        if self._optimizer_changed():
+        self._judge_optimizer_anew()
+
+    def _judge_optimizer_anew(self) -> None:
+        """Where its rule is another, other parts of a step become a program."""
+        before = self.whole
+        self._judge_optimizer()
+        if before != self.whole:
             for each in self._shapes.values():  # Programs of the other kind.
                 self._drop(each)
                 each.recordings = 0
-
-    def _optimizer_changed(self) -> bool:
-        """Whether another part of a step is to be a program: the optimizer's rule is another."""
-        before = self.whole
-        self._judge_optimizer()
-        return before != self.whole
 
     @staticmethod
     def _drop(shape: Shape) -> None:

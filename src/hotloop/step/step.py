@@ -128,6 +128,11 @@ class TrainStep:
         return self._recorded is not None
 
     @property
+    def recorded(self) -> RecordedStep | None:
+        """What records steps and runs programs; ``None``: nothing is recorded."""
+        return self._recorded
+
+    @property
     def working_bytes(self) -> int | None:
         """What the fast path takes beside weights, optimizer state and batch; ``None``: the plain
         path, or not known yet."""

@@ -17,9 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CheckpointError, PlanError, SealedError, StorageError
 from ..sealed import FolderIndex, Sealed
@@ -48,13 +46,36 @@ from .system_calls import (
     sync_folder,
     write_all,
 )
-from .tensor_file import check_tensors, load_tensors, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 _NAME = re.compile(r"step-(\d{9,18})(?:\.(\d{1,9}))?")
 _ASIDE = re.compile(r"\.tmp-(\d{1,10})-[0-9a-f]{16}")
 _RULE = "a checkpoint must be written whole"
 # Folders under construction or removal in this process, whose own pid says nothing about them.
 _busy: set[Path] = set()
+
+
+class TensorFiles(Protocol):
+    """How a tensor group becomes a file: ``tensor_file``, or ``array_file`` of NumPy arrays."""
+
+    def check_tensors(self, group: str, tensors: Mapping[str, Any]) -> None:
+        """Raise CheckpointError where a group cannot be written."""
+
+    def write_tensors(
+        self, files: Files, path: Path, tensors: Mapping[str, Any]
+    ) -> tuple[int, str]:
+        """Write a new file and sync it: its bytes and its sha256."""
+
+    def load_tensors(self, path: Path) -> dict[str, Any]:
+        """The tensors of a file in memory of their own."""
+
+
+def _torch_files() -> TensorFiles:
+    from . import tensor_file
+
+    return tensor_file
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,7 @@ class CheckpointStore:
             its key, and no others are accepted; with its counter, none that is older either.
         keep_last: how many checkpoints that look whole are kept; at least 1.
         files: the system calls; a test passes ones that fail.
+        tensor_files: how tensors are written and read; ``None``: torch's.
 
     Attributes:
         not_removed: one line for each old folder that the last ``save`` could not remove. The
@@ -99,7 +121,12 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, folder: str | Path | Sealed, *, keep_last: int = 3, files: Files | None = None
+        self,
+        folder: str | Path | Sealed,
+        *,
+        keep_last: int = 3,
+        files: Files | None = None,
+        tensor_files: TensorFiles | None = None,
     ) -> None:
         if keep_last < 1:
             raise PlanError("keep_last must be at least 1", got=keep_last)
@@ -112,6 +139,7 @@ class CheckpointStore:
         self.keep_last = keep_last
         self.not_removed: tuple[str, ...] = ()
         self._files = Files() if files is None else files
+        self._tensor_files = tensor_files or _torch_files()
         self._damaged: set[Path] = set()
         self._saving = threading.Lock()
         self._anchored = False
@@ -171,7 +199,7 @@ class CheckpointStore:
         """
         for group, named in tensors.items():
             check_group(group)
-            check_tensors(group, named)
+            self._tensor_files.check_tensors(group, named)
         return encode_document(document)
 
     def latest(self) -> Checkpoint | None:
@@ -258,11 +286,14 @@ class CheckpointStore:
             raise CheckpointError(f"the manifest must be of step {step}", got=manifest.step)
         check_sizes(files, path, manifest)
         document = read_document(files, path, manifest)
-        tensors: dict[str, dict[str, torch.Tensor]] = {}
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {}
         if place is None:
             check_contents(files, path, manifest)
-            tensors = {g: load_tensors(path / (g + TENSOR_SUFFIX)) for g in manifest.groups}
+            load = self._tensor_files.load_tensors
+            tensors = {g: load(path / (g + TENSOR_SUFFIX)) for g in manifest.groups}
             return Checkpoint(step, path, tensors, document, skipped)
+        from .tensor_file import read_tensors
+
         # Each segment is verified when it is read, and all are read: no sha256 is needed.
         for group in manifest.groups:
             with (place / (group + TENSOR_SUFFIX)).open() as file:
@@ -364,7 +395,9 @@ class CheckpointStore:
             files = SealedFiles(self._files, self._sealed.key)
         for group, named in tensors.items():
             name = group + TENSOR_SUFFIX
-            records[name] = FileRecord(*write_tensors(files, aside / name, named))
+            records[name] = FileRecord(
+                *self._tensor_files.write_tensors(files, aside / name, named)
+            )
         _write_file(files, aside / DOCUMENT, text)
         records[DOCUMENT] = FileRecord(len(text), hashlib.sha256(text).hexdigest())
         _write_file(files, aside / MANIFEST, Manifest(step, records).to_bytes())

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..plan import Plan
 from ..tuning import BATCH_SIZE, Tried, plan_with_comments, text_of
-from .prove import Proven
+from .proof import Proven
 
 
 @dataclass(frozen=True, kw_only=True)

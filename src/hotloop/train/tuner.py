@@ -40,7 +40,7 @@ from ..tuning import (
 from ..tuning.journal import journal_path
 from ..tuning.remembered import remember
 from ..version import VERSION
-from .prove import Proven, prove
+from .proof import Proven, prove
 from .trainer import Trainer
 from .trials import SLICE_S, PlanTrials, Source, pickled_source, refuse_inside_a_trial
 from .tune_result import Line, TuneResult
