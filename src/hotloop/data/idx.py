@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -189,6 +189,12 @@ class IdxSource:
             start += len(images)
 
 
+@overload
+def find_idx_pair(folder: Path, split: str) -> tuple[Path, Path] | None: ...
+@overload
+def find_idx_pair(
+    folder: Path | Sealed, split: str
+) -> tuple[Path | Sealed, Path | Sealed] | None: ...
 def find_idx_pair(folder: Path | Sealed, split: str) -> tuple[Path | Sealed, Path | Sealed] | None:
     """The image and label file of a split in a folder, or in its ``raw`` or ``MNIST/raw`` folder.
 

@@ -290,7 +290,7 @@ class CheckpointStore:
             raise CheckpointError(f"the manifest must be of step {step}", got=manifest.step)
         check_sizes(files, path, manifest)
         document = read_document(files, path, manifest)
-        tensors: dict[str, dict[str, torch.Tensor]] = {}
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {}
         if place is None:
             check_contents(files, path, manifest)
             load = self._tensor_files.load_tensors
