@@ -61,12 +61,12 @@ class Attester:
             raise Refusal(400, "a challenge must have 16 to 64 bytes")
         if self._waiting >= _MAX_WAITING:
             raise busy(503, "too many ask for evidence", 1.0, "attestation")
+        self._waiting += 1  # Now: of requests that come together each must count.
         task = asyncio.get_running_loop().create_task(self._answer(request, challenge))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, request: Request, challenge: bytes) -> None:
-        self._waiting += 1
         nonce = bind(protocol.SERVE, challenge, self._key)
         try:
             evidence = await asyncio.get_running_loop().run_in_executor(
