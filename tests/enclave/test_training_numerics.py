@@ -110,8 +110,8 @@ def test_the_zoo_trains_as_in_torch(name, steps, size, near, tmp_path):
     batches = [digits(n, size) for n in range(steps)]
     (expected, got), run = run_beside(model, optimizer, tmp_path / "export", batches)
     numpy.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
-    # Where two pixels of a window are as good as alike, pooling takes the one or the other: after 76
-    # steps of the cnn, losses are up to 1 % apart.
+    # Where two pixels of a window are as good as alike, pooling takes the one or the other: after
+    # 76 steps of the cnn, losses are up to 1 % apart.
     assert_same_weights(model, run, rtol=1e-3, atol=near)
 
 
