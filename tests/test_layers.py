@@ -9,8 +9,8 @@ import hotloop
 
 SOURCE = Path(hotloop.__file__).parent
 ORDER = [
-    "lazy", "version", "errors", "units", "files", "sealed", "machine", "kernels", "measure",
-    "plan", "monitor",
+    "lazy", "version", "errors", "units", "files", "listening", "sealed", "machine", "kernels",
+    "measure", "plan", "monitor",
     "memory", "data", "graph", "step", "parallel", "tuning", "train", "infer", "enclave", "serve",
     "report", "bench", "launch", "integrations", "cli",
 ]  # fmt: skip

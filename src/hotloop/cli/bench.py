@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import bench_infer, bench_load
 from .bench_options import chosen, live_line, positive, write_document
+from .kinds import add_common_options
 
 if TYPE_CHECKING:
     from ..bench import Race
@@ -35,14 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         _add_training(kinds.add_parser(what, help=text, description=text.capitalize() + "."))
     bench_infer.add_parser(kinds)
     bench_load.add_parser(kinds)
+    add_common_options(kinds)
     for kind in kinds.choices.values():
-        kind.allow_abbrev = False
-        # Given before or after WHAT, they mean the same.
-        kind.add_argument(
-            "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
-        )
-        kind.add_argument("--debug", action="store_true", default=argparse.SUPPRESS,
-                          help="show the traceback when something goes wrong")  # fmt: skip
         kind.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here too")
 
 

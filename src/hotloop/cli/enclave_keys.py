@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import os
 import ssl
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, RunError
+from ..listening import is_loopback, load_certificate
 
 if TYPE_CHECKING:
     from ..enclave.attestation import Claims, Policy
@@ -143,7 +143,7 @@ def _serve(args: argparse.Namespace) -> int:
         raise InputError("--tls-cert and --tls-key go together", next_step="give both")
     if not 0 <= args.port < 65536:
         raise InputError("--port must be from 0 to 65535", got=args.port)
-    if not (_is_loopback(args.host) or args.tls_cert or args.insecure):
+    if not (is_loopback(args.host) or args.tls_cert or args.insecure):
         raise InputError(
             "a host that is not loopback needs --tls-cert and --tls-key", got=args.host,
             next_step="add them, or --insecure: keys are sealed to the enclave either way",
@@ -152,7 +152,7 @@ def _serve(args: argparse.Namespace) -> int:
     if args.tls_cert is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.minimum_version = ssl.TLSVersion.TLSv1_2
-        _load_tls(tls, args.tls_cert, args.tls_key)
+        load_certificate(tls, args.tls_cert, args.tls_key)
     server = BrokerServer(Broker.load(args.file), args.host, args.port, sys.stderr, tls)
     names = sorted(server.broker.keys)
     if args.json:
@@ -162,23 +162,6 @@ def _serve(args: argparse.Namespace) -> int:
     with server:
         server.serve_forever(poll_interval=0.2)
     return 0
-
-
-def _load_tls(context: ssl.SSLContext, cert: Path, key: Path) -> None:
-    try:
-        context.load_cert_chain(cert, key, password=lambda: b"")
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(
-            "the certificate and its key must be PEM files that belong together",
-            got=getattr(error, "reason", None) or error.strerror,
-        ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _fetch(args: argparse.Namespace) -> int:

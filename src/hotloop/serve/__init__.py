@@ -10,11 +10,12 @@
 - ``page/``: the page to try the model. ``openapi.py``, ``stats.py``, ``log.py``: for operators.
 """
 
+from ..listening import is_loopback
 from .app import AppOptions
 from .limits import Limits
 from .log import Log
 from .model import BatchOptions, Model
-from .security import Tokens, check_exposure, is_loopback, tls_context
+from .security import Tokens, check_exposure, tls_context
 from .server import Server, ServerOptions, run_server
 
 __all__ = [

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import ssl
 from pathlib import Path
 
 from ..errors import InputError
+from ..listening import is_loopback, load_certificate
 from .message import Refusal
 
 _MIN_TOKEN = 16
@@ -57,16 +57,6 @@ class Tokens:
         return tokens
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach it."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def check_exposure(host: str, *, tls: bool, tokens: bool, insecure: bool) -> None:
     """An address that others can reach needs TLS or a token.
 
@@ -90,13 +80,7 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(cert, key, password=lambda: b"")
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(
-            "the certificate and its key must be PEM files that belong together",
-            got=getattr(error, "reason", None) or error.strerror,
-        ) from None
+    load_certificate(context, cert, key)
     return context
 
 
